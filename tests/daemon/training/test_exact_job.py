@@ -1,7 +1,6 @@
-"""Jobs by exact gradients through the real worker: what they make, how they survive, what they continue."""
+"""Jobs by exact gradients: what they make, how they survive, what they continue."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from pocketllm.daemon.errors import CannotReplay
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.tools.replay import rebuild
+from pocketllm.engine.errors import DoesNotFit
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.repositories.texts import NewText
@@ -22,6 +22,7 @@ from tests.support.tiny_architectures import roberta_folder
 from tests.support.tiny_models import tiny_llama_folder
 from tests.support.workers import (
     NOW,
+    changed,
     data_folder,
     delete_text,
     finish,
@@ -29,6 +30,7 @@ from tests.support.workers import (
     kill_when,
     notes,
     queue_job,
+    run_here,
     start_worker,
 )
 
@@ -49,25 +51,9 @@ def folder(tmp_path: Path) -> DataFolder:
     return data_folder(tmp_path / "data", dtype="float32")
 
 
-@pytest.fixture
-def store(folder: DataFolder) -> Iterator[Store]:
-    opened = Store.open(folder.database)
-    yield opened
-    opened.close()
-
-
-def other_notes(count: int = 60) -> list[NewText]:
-    return [NewText(text=f"Paid the grocer {i} shillings; he counts slowly.", source="ledger") for i in range(count)]
-
-
 def run(folder: DataFolder, store: Store, training: TrainingSettings = EXACT, *, parent: str | None = None) -> Job:
     """A job for what is stored, to its end."""
-    job = queue_job(store, training=training, steps=training.steps)
-    store.jobs.update(job.id, parent=parent)
-    finish(start_worker(folder, job))
-    done = store.jobs.get(job.id)
-    assert done.state is JobState.SUCCEEDED, done.error
-    return done
+    return run_here(folder, store, queue_job(store, training=training, parent=parent))
 
 
 def learned(folder: DataFolder, job: Job) -> Adapter:
@@ -79,18 +65,13 @@ def said(store: Store, job: Job, kind: str) -> str:
     return " ".join(event.message for event in store.jobs.events(job.id) if event.kind == kind)
 
 
-def with_method(method: str, **changes: object) -> TrainingSettings:
-    return TrainingSettings.model_validate({**EXACT.model_dump(), "method": method, **changes})
-
-
 def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take(
     folder: DataFolder, store: Store
 ) -> None:
     store.texts.add([NewText(text=note, source="test") for note in sample_notes()[:40]], now=NOW)
-    job = run(folder, store, with_method("auto", rehearsal=0.125))
+    job = run(folder, store, changed(EXACT, method="auto", rehearsal=0.125))
     assert (job.method, job.outcome) == ("exact", Outcome.LEARNED)
-    [chosen] = [event.message for event in store.jobs.events(job.id) if event.kind == "chosen"]
-    exact, mezo = chosen.split("; ")
+    exact, mezo = said(store, job, "chosen").split("; ")
     assert exact.startswith("exact (") and mezo.startswith("mezo: ")
     assert all("MB, " in text and "s per step" in text for text in (exact, mezo))
     adapter = learned(folder, job)
@@ -98,6 +79,8 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
     assert [row.step for row in store.step_log.steps(job.id)] == list(range(1, job.total_steps + 1))
     assert (folder.models / "tiny" / "samples.safetensors").is_file()
+    with pytest.raises(CannotReplay, match=r"exact gradients, which depend on the texts.*method = mezo can"):
+        rebuild(folder, store, job.id)
 
 
 @pytest.mark.smoke
@@ -105,11 +88,13 @@ def test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit(
     folder: DataFolder, store: Store, tmp_path: Path
 ) -> None:
     store.texts.add(notes(80), now=NOW)
-    undisturbed = run(folder, store)
+    undisturbed = queue_job(store, training=EXACT)
+    finish(start_worker(folder, undisturbed))
+    undisturbed = store.jobs.get(undisturbed.id)
     again = data_folder(tmp_path / "again", dtype="float32")
     other = Store.open(again.database)
     other.texts.add(notes(80), now=NOW)
-    job = queue_job(other, training=EXACT, steps=EXACT.steps)
+    job = queue_job(other, training=EXACT)
     for step in (1, 7, 19, 22):  # two of them behind a checkpoint
         kill_at(other, start_worker(again, job), job, step)
         assert step < 19 or any(again.run(job.id).glob("*.safetensors"))
@@ -131,7 +116,8 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     first = run(folder, store)
     assert first.adapter
     store.adapters.serve(first.adapter, usable=lambda _: True, now=NOW)
-    store.texts.add(other_notes(), now=NOW)
+    ledger = [f"Paid the grocer {i} shillings; he counts slowly." for i in range(60)]
+    store.texts.add([NewText(text=entry, source="ledger") for entry in ledger], now=NOW)
     done = run(folder, store, parent=first.adapter)
     assert done.parent == first.adapter
     assert not said(store, done, "began anew")
@@ -145,31 +131,30 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
 
 
 @pytest.mark.slow
-def test_it_cannot_be_replayed_and_says_why(folder: DataFolder, store: Store) -> None:
-    store.texts.add(notes(40), now=NOW)
-    job = run(folder, store, with_method("exact", steps=2))
-    with pytest.raises(CannotReplay, match=r"exact gradients, which depend on the texts.*method = mezo can"):
-        rebuild(folder, store, job.id)
-
-
-@pytest.mark.slow
 def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(80), now=NOW)
-    mezo = run(folder, store, with_method("mezo", steps=2, probes=1))
-    done = run(folder, store, with_method("exact", steps=2), parent=mezo.adapter)
+    mezo = run(folder, store, changed(EXACT, method="mezo", steps=2, probes=1))
+    done = run(folder, store, changed(EXACT, steps=2), parent=mezo.adapter)
     assert done.parent is None
     assert f"{mezo.adapter} adapts other linear maps than exact does" in said(store, done, "began anew")
 
 
 @pytest.mark.slow
-def test_a_model_that_fills_in_masks_learns_by_it_too(tmp_path: Path) -> None:
+def test_a_model_that_fills_in_masks_learns_by_it_too_an_adapter_that_peft_reads(tmp_path: Path) -> None:
+    """Its factors have one rank and are finite; test_api_adapter_export.py has PEFT read such a folder."""
     folder = data_folder(tmp_path / "data", source=roberta_folder(tmp_path / "roberta"), dtype="float32")
     store = Store.open(folder.database)
     store.texts.add(notes(40), now=NOW)
-    job = run(folder, store, with_method("auto", steps=12))
+    job = run(folder, store, changed(EXACT, method="auto", steps=12, rank=3))
     assert job.method == "exact"
     before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
     assert before is not None and after is not None and after.loss < before.loss
+    adapter = learned(folder, job)
+    assert {len(a) for a in adapter.a.values()} == {adapter.rank} == {3}
+    assert all(bool(torch.isfinite(x).all()) for x in (*adapter.a.values(), *adapter.b.values()))
+    report = store.reports.find(job.id)
+    assert report is not None and report.numbers["verbatim_recall"] is None
+    assert report.content is not None and report.content["completions"] == []
     store.close()
 
 
@@ -202,22 +187,10 @@ def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Pa
     folder = data_folder(tmp_path / "data", source=source, dtype="float32")
     store = Store.open(folder.database)
     store.texts.add(notes(40), now=NOW)
-    tight = {"rank": 256, "targets": ("v_proj",), "memory_bytes": 50_000_000, "steps": 2}
-    job = run(folder, store, with_method("auto", **tight))
+    tight = changed(EXACT, rank=256, targets=("v_proj",), memory_bytes=50_000_000, steps=2)
+    job = run(folder, store, changed(tight, method="auto"))
     assert job.method == "mezo"
     assert "exact: The job needs at least" in said(store, job, "chosen")
-    refused = queue_job(store, training=with_method("exact", **tight), steps=2)
-    finish(start_worker(folder, refused))
-    failed = store.jobs.get(refused.id)
-    assert failed.state is JobState.FAILED
-    assert failed.error is not None and "training.memory_bytes allows 50 MB. Set it to" in failed.error
+    with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB\. Set it to"):
+        run(folder, store, tight)
     store.close()
-
-
-@pytest.mark.slow
-def test_the_adapter_is_one_that_peft_reads(folder: DataFolder, store: Store) -> None:
-    """Its factors have one rank and are finite; test_api_adapter_export.py has PEFT read such a folder."""
-    store.texts.add(notes(40), now=NOW)
-    adapter = learned(folder, run(folder, store, with_method("exact", steps=10, rank=3)))
-    assert {len(a) for a in adapter.a.values()} == {adapter.rank} == {3}
-    assert all(bool(torch.isfinite(x).all()) for x in (*adapter.a.values(), *adapter.b.values()))
