@@ -1,8 +1,6 @@
 """The validation split of a text, and how often it is checked."""
 
-from collections.abc import Sequence
 
-import pytest
 
 from pocketllm.daemon.training.validation_split import (
     CHECK_SHARE,
@@ -18,37 +16,33 @@ from tests.support.numbered_blocks import numbered_blocks
 
 
 class TestSplit:
-    @pytest.mark.parametrize(
-        ("counts", "checked"),
-        [
+    def test_every_block_is_in_exactly_one_part(self) -> None:
+        validated: dict[tuple[int, ...], list[int]] = {
             # Of blocks with a target each as many as it takes to tell, but no more than one in five.
-            ((2,), [1]),
-            ((5,), [1]),
-            ((11,), [2]),
-            ((23,), [4]),
-            ((1000,), [200]),
-            ((10_000,), [250]),  # one in 40
-            ((24, 13), [4, 2]),
-            ((3, 1, 2), [1, 0, 1]),
-            ((1000, 1000), [90, 76]),
+            (2,): [1],
+            (5,): [1],
+            (11,): [2],
+            (23,): [4],
+            (1000,): [200],
+            (10_000,): [250],  # one in 40
+            (24, 13): [4, 2],
+            (3, 1, 2): [1, 0, 1],
+            (1000, 1000): [90, 76],
             # Of blocks with 60 targets one in twelve, where there are many, and MAX_BLOCKS at most.
-            ((0,) * 59 + (20,), [0] * 59 + [4]),
-            ((0,) * 59 + (40,), [0] * 59 + [4]),
-            ((0,) * 59 + (2 * ONE_IN * 4,), [0] * 59 + [8]),
-            ((0,) * 59 + (10 * MAX_BLOCKS * ONE_IN,), [0] * 59 + [MAX_BLOCKS]),
-            ((2,) * 30, [1] * MAX_BLOCKS + [0] * 6),
-        ],
-    )
-    def test_every_block_is_in_exactly_one_part(self, counts: Sequence[int], checked: list[int]) -> None:
-        buckets = numbered_blocks(*counts)
-        parts = split(buckets)
-        shapes = [[blocks.inputs.shape for blocks in part] for part in parts]
-        of_length = {blocks.inputs.shape[1]: len(blocks) for blocks in parts[1]}
-        assert [of_length.get(length, 0) for length in range(1, len(counts) + 1)] == checked
-        assert all(rows > 0 for part in shapes for rows, _ in part)
-        first_tokens = [token for part in parts for blocks in part for token in blocks.inputs[:, 0].tolist()]
-        assert sorted(first_tokens) == list(range(sum(counts)))
-        assert parts[0], "there is always something to learn from"
+            (0,) * 59 + (20,): [0] * 59 + [4],
+            (0,) * 59 + (40,): [0] * 59 + [4],
+            (0,) * 59 + (2 * ONE_IN * 4,): [0] * 59 + [8],
+            (0,) * 59 + (10 * MAX_BLOCKS * ONE_IN,): [0] * 59 + [MAX_BLOCKS],
+            (2,) * 30: [1] * MAX_BLOCKS + [0] * 6,
+        }
+        for counts, expected in validated.items():
+            parts = split(numbered_blocks(*counts))
+            of_length = {blocks.inputs.shape[1]: len(blocks) for blocks in parts[1]}
+            assert [of_length.get(length, 0) for length in range(1, len(counts) + 1)] == expected, counts
+            assert all(len(blocks) for part in parts for blocks in part), counts
+            first_tokens = [token for part in parts for blocks in part for token in blocks.inputs[:, 0].tolist()]
+            assert sorted(first_tokens) == list(range(sum(counts))), counts
+            assert parts[0], "there is always something to learn from"
 
     def test_a_single_block_is_both(self) -> None:
         ((training,), (validation,)) = split(numbered_blocks(1))
