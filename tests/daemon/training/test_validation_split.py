@@ -1,7 +1,5 @@
 """The validation split of a text, and how often it is checked."""
 
-
-
 from pocketllm.daemon.training.validation_split import (
     CHECK_SHARE,
     MAX_BLOCKS,
