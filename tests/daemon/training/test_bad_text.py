@@ -1,5 +1,5 @@
 """Text that would make the model worse is not published, and old text is not forgotten: on a base model that has
-really been taught something, through the real worker.
+really been taught something.
 """
 
 import random
@@ -22,11 +22,11 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome
+from pocketllm.storage.tables import Job, Outcome
 from tests.support.paths import ROOT
 from tests.support.taught_model import sample_notes, taught_folder
 from tests.support.tiny_models import byte_tokenizer
-from tests.support.workers import NOW, data_folder, finish, queue_job, start_worker
+from tests.support.workers import NOW, changed, data_folder, queue_job, run_here
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +57,6 @@ def one_sentence_again_and_again() -> list[str]:
     return [f"Number {number}. {pill * 3}" for number in range(400)]
 
 
-BAD: list[Callable[[], list[str]]] = [noise, another_language, one_sentence_again_and_again]
-
-
 class Chain:
     """A data folder with the taught model, and jobs on it in a row, each from what is served."""
 
@@ -70,12 +67,8 @@ class Chain:
     def job(self, texts: Sequence[str], *, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING) -> Job:
         """One more job, for this new text."""
         self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
-        job = queue_job(self.store, training=training, steps=steps)
-        self.store.jobs.update(job.id, parent=self.served)
-        finish(start_worker(self.folder, job))
-        done = self.store.jobs.get(job.id)
-        assert done.state is JobState.SUCCEEDED, done.error
-        return done
+        job = queue_job(self.store, training=training, steps=steps, parent=self.served)
+        return run_here(self.folder, self.store, job)
 
     @property
     def served(self) -> str | None:
@@ -129,11 +122,11 @@ def learned(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
     yield from opened(bases[1], tmp_path / "learned")
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", [noise, one_sentence_again_and_again])
 def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: Callable[[], list[str]]) -> None:
     good = learned.served
     # At four times the settings' rate, replay and rehearsal keep all but a hundredth of a nat of ten held-out notes.
-    job = learned.job(bad(), training=TRAINING.model_copy(update={"rate": 12 * TRAINING.rate}))
+    job = learned.job(bad(), training=changed(TRAINING, rate=12 * TRAINING.rate))
     # The job did learn what it was given, and the owner's text was the price.
     assert learned.change(bad(), good, job.adapter).reduction > 0
     assert learned.change(owners_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
@@ -141,11 +134,10 @@ def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: C
     assert learned.served == good
 
 
-@pytest.mark.parametrize("bad", BAD)
-def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Callable[[], list[str]]) -> None:
+def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain) -> None:
     """There is no old text to be forgotten yet; what is ordinary must not be spoiled, as it is without rehearsal."""
-    job = fresh.job(bad(), steps=150, training=TRAINING.model_copy(update={"rehearsal": 0.0}))
-    assert fresh.change(bad(), None, job.adapter).reduction > 0
+    job = fresh.job(another_language(), steps=150, training=changed(TRAINING, rehearsal=0.0))
+    assert fresh.change(another_language(), None, job.adapter).reduction > 0
     assert fresh.change(owners_notes(), None, job.adapter).reduction < -1
     assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
     assert fresh.served is None
