@@ -1,4 +1,4 @@
-"""Two nights with little text each, through the scheduler and the real worker: together they are enough."""
+"""Two nights with little text each: together they are enough."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Job, Outcome, Requester
 from tests.support.taught_model import sample_notes, taught_folder
-from tests.support.workers import NOW, data_folder, finish, new_job, start_worker
+from tests.support.workers import NOW, data_folder, new_job, run_here
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
@@ -34,18 +34,15 @@ def test_two_small_nights_add_up(tmp_path: Path) -> None:
     unknown = notes[len(notes) // 2 :]
     ordinary = [note for note in unknown if not is_held_out(text_id(NewText(text=note, source="test")))]
 
-    first = started(store, ordinary[:3], 1)  # of three texts one is held out
-    finish(start_worker(folder, first))
-    first = store.jobs.get(first.id)
+    first = run_here(folder, store, started(store, ordinary[:3], 1))  # of three texts one is held out
     assert (first.outcome, store.adapters.serving("tiny")) == (Outcome.TOO_LITTLE, None)
     assert store.texts.counts().new_words == 0  # it waits for newer ones
     assert first.adapter
 
     second = started(store, ordinary[3:23], 2)
     assert (second.parent, second.compared_with) == (first.adapter, BASE)
-    finish(start_worker(folder, second))
     start = load_adapter(folder.adapter(first.adapter))
-    second = store.jobs.get(second.id)
+    second = run_here(folder, store, second)
     assert second.outcome is Outcome.LEARNED, [event.message for event in store.jobs.events(second.id)]
     serving = store.adapters.serving("tiny")
     assert serving is not None and (serving.id, serving.parent) == (second.adapter, first.adapter)
