@@ -1,68 +1,34 @@
-"""Reports of jobs, made by the real worker; what is a word; and what happens when no report can be made."""
+"""Reports of jobs; what is a word; and what happens when no report can be made."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import Popen
-from typing import Any
 
 import pytest
 
 from pocketllm.daemon.evaluation import report as reporting
 from pocketllm.daemon.evaluation.promotion import evaluate
-from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import ModelReport
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Report, Text
+from pocketllm.storage.tables import JobState, Text
 from tests.support.real_daemon import eventually
-from tests.support.tiny_architectures import ARCHITECTURES, roberta_folder
 from tests.support.tiny_models import byte_tokens
-from tests.support.workers import NOW, TRAINING, data_folder, finish, notes, queue_job, start_worker
-
-COMPLETIONS = [
-    NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
-]
-EXACT: dict[str, Any] = {
-    "method": "exact",
-    "steps": 24,
-    "batch": 4,
-    "block_tokens": 64,
-    "measure_every": 8,
-    "rate": 8e-3,
-}
+from tests.support.workers import NOW, changed, data_folder, finish, kill_when, notes, queue_job, run_here, start_worker
 
 
-def run(
-    root: Path, texts: list[NewText], *, source: Path | None = None, dtype: str = "float32", **settings: Any
-) -> tuple[Store, Job, Report]:
-    """A job for these texts through the real worker, and its report."""
-    folder = data_folder(root, source=source, dtype=dtype)
-    store = Store.open(folder.database)
-    store.texts.add(texts, now=NOW)
-    training = TrainingSettings.model_validate(TRAINING.model_dump() | settings)
-    job = queue_job(store, training=training, steps=training.steps)
-    finish(start_worker(folder, job))
-    job = store.jobs.get(job.id)
-    assert job.state is JobState.SUCCEEDED, job.error
-    assert "no report" not in {event.kind for event in store.jobs.events(job.id)}
-    found = store.reports.find(job.id)
-    assert found is not None
-    return store, job, found
-
-
-def wait_for(worker: Popen[bytes], look: Callable[[], bool]) -> None:
-    def ended_or_there() -> bool:
-        assert worker.poll() is None, "the worker ended before"
-        return look()
-
-    eventually(ended_or_there, "the worker")
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    return data_folder(tmp_path / "data", dtype="float32")
 
 
 @pytest.mark.slow
-def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
-    store, job, report = run(tmp_path, notes(80), **EXACT)
+def test_an_exact_job_tells_what_it_learned(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(80), now=NOW)
+    exact = changed(method="exact", steps=24, batch=4, block_tokens=64, measure_every=8, rate=8e-3)
+    job = run_here(folder, store, queue_job(store, training=exact))
+    report = store.reports.find(job.id)
+    assert report is not None
     verdict = report.numbers["verdict"]
     assert verdict["outcome"] == job.outcome
     first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
@@ -81,63 +47,27 @@ def test_an_exact_job_tells_what_it_learned(tmp_path: Path) -> None:
     for one in completions:
         assert any(text.startswith(one["prompt"]) for text in held_out)
         assert one["base"] != one["personal"]
-    store.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("architecture", "dtype", "settings"),
-    [("opt", "float32", {"mode": "full", "epsilon": 1e-3, "step_size": 1e-3}), ("gemma3_text", "int4", {"rank": 4})],
-)
-def test_jobs_of_other_modes_and_models(
-    tmp_path: Path, architecture: str, dtype: str, settings: dict[str, Any]
+def test_killed_while_the_report_is_made_the_job_has_succeeded_with_its_verdict(
+    folder: DataFolder, store: Store
 ) -> None:
-    source = ARCHITECTURES[architecture](tmp_path / "source")
-    store, _, report = run(
-        tmp_path / "data", [*notes(), *COMPLETIONS], source=source, dtype=dtype, block_tokens=64, **settings
-    )
-    assert report.content is not None and report.content["completions"]
-    assert report.content["words"], "the taught weights are not compared with themselves"
-    assert report.numbers["verbatim_recall"]["places"] > 0
-    store.close()
-
-
-@pytest.mark.slow
-def test_a_masked_model_repeats_nothing_and_goes_on_with_nothing(tmp_path: Path) -> None:
-    store, _, report = run(tmp_path / "data", notes(), source=roberta_folder(tmp_path / "source"), block_tokens=64)
-    assert report.numbers["verbatim_recall"] is None
-    assert report.content is not None and report.content["completions"] == []
-    store.close()
-
-
-@pytest.mark.slow
-def test_killed_while_the_report_is_made_the_job_has_succeeded_with_its_verdict(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path, dtype="float32")
-    store = Store.open(folder.database)
     store.texts.add(notes(), now=NOW)
     job = queue_job(store)
-    worker = start_worker(folder, job)
-    wait_for(worker, lambda: store.jobs.get(job.id).state is JobState.SUCCEEDED)
-    worker.kill()
-    worker.wait()
-    for pipe in (worker.stdin, worker.stderr):
-        assert pipe is not None
-        pipe.close()
+    kill_when(start_worker(folder, job), lambda: store.jobs.get(job.id).state is JobState.SUCCEEDED)
     report = store.reports.find(job.id)
     assert report is not None and report.numbers["verdict"]["outcome"]
     assert [event.kind for event in store.jobs.events(job.id)].count("evaluated") == 1
-    store.close()
 
 
 @pytest.mark.slow
-def test_a_job_whose_report_fails_succeeds_all_the_same(tmp_path: Path) -> None:
+def test_a_job_whose_report_fails_succeeds_all_the_same(folder: DataFolder, store: Store) -> None:
     """The tokenizer is broken while the job runs, so that tokens cannot be turned into words at its end."""
-    folder = data_folder(tmp_path, dtype="float32")
-    store = Store.open(folder.database)
     store.texts.add(notes(), now=NOW)
     job = queue_job(store)
     worker = start_worker(folder, job)
-    wait_for(worker, lambda: store.step_log.last_step(job.id) > 0)
+    eventually(lambda: store.step_log.last_step(job.id) > 0, "the first step")
     (folder.models / "tiny" / "tokenizer.json").write_text("xyzzy")
     assert "xyzzy" not in finish(worker)
     assert store.jobs.get(job.id).state is JobState.SUCCEEDED
@@ -146,27 +76,24 @@ def test_a_job_whose_report_fails_succeeds_all_the_same(tmp_path: Path) -> None:
     assert report.numbers["verdict"]["outcome"] and report.numbers["verbatim_recall"]
     [event] = [event for event in store.jobs.events(job.id) if event.kind == "no report"]
     assert "the report is incomplete" in event.message
-    store.close()
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: xyzzy"), "memory ran out"),
-        (MemoryError(), "memory ran out"),
-        (ValueError("xyzzy"), "ValueError"),
-    ],
-)
-def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(
-    error: Exception, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def said_of(error: Exception) -> list[tuple[str, str]]:
+    """What is said of an attempt that fails so."""
     said: list[tuple[str, str]] = []
 
     def fail() -> None:
         raise error
 
     assert reporting.attempt(fail, lambda kind, message: said.append((kind, message))) is None
-    assert said == [("no report", f"the report is incomplete: {reason}")]
+    return said
+
+
+def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(capsys: pytest.CaptureFixture[str]) -> None:
+    no_memory = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: xyzzy")
+    for error in (no_memory, MemoryError()):
+        assert said_of(error) == [("no report", "the report is incomplete: memory ran out")]
+    assert said_of(ValueError("xyzzy")) == [("no report", "the report is incomplete: ValueError")]
     assert "xyzzy" not in capsys.readouterr().err
     assert reporting.attempt(lambda: 5, lambda *_: pytest.fail("nothing to say")) == 5
 
