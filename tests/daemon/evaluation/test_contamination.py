@@ -3,14 +3,10 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from pocketllm.daemon.evaluation.contamination import RUN, repeated
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
-from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import open_model_folder
-from tests.support.tiny_architectures import roberta_folder
+from tests.support.learning import imported
 from tests.support.tiny_models import byte_tokenizer
 
 LENGTH = 32
@@ -35,10 +31,10 @@ def test_the_same_text_is_wherever_it_stands_in_the_blocks() -> None:
     assert all(whole)
 
 
-@pytest.mark.parametrize(("same", "repeats"), [(0, False), (RUN - 1, False), (LENGTH * 3 // 4, True)])
-def test_a_block_repeats_when_most_of_it_lies_in_runs_that_are_learned(same: int, repeats: bool) -> None:
-    mixed = words(1, same) + words(2, LENGTH - same)
-    assert repeated((packed(words(1)),), (packed(mixed),), is_mlm=False)[0] is repeats
+def test_a_block_repeats_when_most_of_it_lies_in_runs_that_are_learned() -> None:
+    for same, repeats in ((0, False), (RUN - 1, False), (LENGTH * 3 // 4, True)):
+        mixed = words(1, same) + words(2, LENGTH - same)
+        assert repeated((packed(words(1)),), (packed(mixed),), is_mlm=False)[0] is repeats, same
 
 
 def test_one_sentence_with_a_number_before_it_is_a_repeat_each_time() -> None:
@@ -72,9 +68,8 @@ def test_padding_behind_a_short_answer_is_no_repeat() -> None:
     assert repeated(learned, measured, is_mlm=False) == [False]
 
 
-def test_what_is_hidden_behind_masks_is_put_back(tmp_path: Path) -> None:
-    import_model(str(roberta_folder(tmp_path / "source")), tmp_path / "models", name="masked", dtype="float32")
-    tokenizer = open_model_folder(tmp_path / "models" / "masked").tokenizer()
+def test_what_is_hidden_behind_masks_is_put_back(root: Path) -> None:
+    tokenizer = imported(root, "roberta", "float32").tokenizer()
     text = "Walked down to see whether the yard was still there, and it was; two mugs of tea, then home again at dusk."
 
     def is_mlm(seed: int) -> Batches:
