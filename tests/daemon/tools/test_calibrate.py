@@ -15,11 +15,10 @@ from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, Mo
 from tests.support.commands import WAIT_SECONDS
 from tests.support.tiny_models import tiny_model_folder
 
-pytestmark = pytest.mark.slow
-
 MB = 10**6
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures(tiny: ModelFolder) -> None:
     found = measure(tiny.path)
     assert found["compute_dtype"] in FLOAT_DTYPES
@@ -29,6 +28,7 @@ def test_a_process_of_its_own_measures(tiny: ModelFolder) -> None:
     assert 20 * MB < found["library_file_bytes"] < 800 * MB
 
 
+@pytest.mark.slow
 def test_truncated_weights(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
     with (folder / WEIGHTS_NAME).open("r+b") as file:
@@ -37,6 +37,7 @@ def test_truncated_weights(tmp_path: Path) -> None:
         measure(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "value", "words"),
     [
