@@ -3,15 +3,14 @@
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp, expected_backend, find_llamacpp
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
-from pocketllm.daemon.tools.doctor import examine
+from pocketllm.daemon.tools.doctor import _of_folder
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
@@ -84,30 +83,18 @@ def test_a_program_on_the_path_goes_before_the_package(
     assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend is transformers"
 
 
-@pytest.mark.parametrize(
-    ("preference", "there", "state", "message"),
-    [
-        ("auto", True, "good", "llama.cpp ("),
-        ("auto", False, "unknown", "transformers, not llama.cpp: llama.cpp is not installed"),
-        ("llamacpp", False, "bad", "transformers, not llama.cpp: llama.cpp is not installed"),
-        ("transformers", True, "good", "transformers: the setting backend is transformers"),
-    ],
-)
 def test_the_doctor_says_what_answers(
-    model_folder: ModelFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    preference: str,
-    there: bool,
-    state: str,
-    message: str,
+    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if there:
-        llama_double(tmp_path / "bin")
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": preference})
-    places = Places(supplies=tmp_path)
-    sensors = discover_sensors(tmp_path, tmp_path / "idle", places)
-    findings = examine(settings, sensors, places, lambda: datetime.now(UTC)).findings
-    [found] = [finding for finding in findings if finding.name == "answers"]
-    assert (found.state, found.message.startswith(message)) == (state, True)
+    def found(preference: str) -> str:
+        settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": preference})
+        [finding] = [finding for finding in _of_folder(DataFolder(tmp_path), settings) if finding.name == "answers"]
+        return f"{finding.state}: {finding.message}"
+
+    missing = "transformers, not llama.cpp: llama.cpp is not installed"
+    assert found("auto").startswith(f"unknown: {missing}")
+    assert found("llamacpp").startswith(f"bad: {missing}")
+    llama_double(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert found("auto").startswith("good: llama.cpp (")
+    assert found("transformers").startswith("good: transformers: the setting backend is transformers")
