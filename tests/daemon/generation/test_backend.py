@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp, expected_backend, find_llamacpp
+from pocketllm.daemon.generation.owners_words import OwnersWords
+from pocketllm.daemon.generation.process import Answerer
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.doctor import _of_folder
+from pocketllm.engine.errors import UnsupportedModel
 from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
@@ -81,6 +84,16 @@ def test_a_program_on_the_path_goes_before_the_package(
     assert find_llamacpp(model_folder, "auto") == LlamaCpp(program=str(double.path), base=base)
     assert expected_backend(model_folder, "auto") == Backend(name="llamacpp")
     assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend is transformers"
+
+
+def test_llama_cpp_asked_for_in_vain_is_an_error_that_says_why(
+    model_folder: ModelFolder, base: Path, tmp_path: Path
+) -> None:
+    base.unlink()
+    with pytest.raises(
+        UnsupportedModel, match=r"The setting backend is llamacpp, but .*gguf, which mine was imported from"
+    ):
+        Answerer(model_folder.path, "llamacpp", tmp_path / "llama.sock", OwnersWords(tmp_path / "none.db"))
 
 
 def test_the_doctor_says_what_answers(
