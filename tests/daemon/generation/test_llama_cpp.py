@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from pocketllm.engine.formats.gguf_lora import write_gguf_lora
-from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import imported, some_adapter
@@ -25,11 +24,6 @@ SEEN = 0.3
 Numbers = NDArray[np.float64]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("families")
-
-
 def ours(model: LanguageModel, adapter: Adapter | None) -> Numbers:
     model.set_parameters(adapter)
     with torch.inference_mode():
@@ -42,16 +36,18 @@ def apart(one: Numbers, other: Numbers) -> float:
     return float(np.abs(one - other).max())
 
 
-@pytest.fixture(params=[("llama", "llama"), ("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")], ids=str)
-def family(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> tuple[ModelFolder, Path]:
-    """A tiny model, and the same as llama.cpp's base file."""
-    name, architecture = request.param
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("llama", "llama"),
+        pytest.param("mistral", "llama", marks=pytest.mark.slow),
+        pytest.param("qwen2", "qwen2", marks=pytest.mark.slow),
+        pytest.param("qwen3", "qwen3", marks=pytest.mark.slow),
+    ],
+)
+def test_the_layers(root: Path, tmp_path: Path, name: str, architecture: str) -> None:
     model_folder = imported(root, name, "float32")
-    return model_folder, write_base(tmp_path / "base.gguf", model_folder, architecture)
-
-
-def test_the_layers(family: tuple[ModelFolder, Path], tmp_path: Path) -> None:
-    model_folder, base = family
+    base = write_base(tmp_path / "base.gguf", model_folder, architecture)
     model = LanguageModel(model_folder)
     before, adapter = ours(model, None), some_adapter(model, targets=None, size=0.4)
     assert apart(before, next_log_probabilities(base, IDS)) < TOLERANCE

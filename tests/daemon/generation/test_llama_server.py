@@ -93,38 +93,33 @@ def test_it_is_reached_by_nobody_else_and_leaves_nothing(tmp_path: Path) -> None
     server.close()
 
 
-@pytest.mark.parametrize(
-    ("trouble", "complaint"),
-    [
-        ("exits", "exited at startup with code 1: it is no model of mine"),
-        ("hangs", "was not ready within 0.5 s"),
-        ("loads", "was not ready within 0.5 s"),
-    ],
-)
-def test_one_that_does_not_start(tmp_path: Path, trouble: Trouble, complaint: str) -> None:
-    double = llama_double(tmp_path / "bin", trouble)
-    timeouts = Timeouts(start_seconds=30 if trouble == "exits" else 0.5)
-    with pytest.raises(LlamaFailed, match=complaint):
-        LlamaServer(plan(double), tmp_path / "llama.sock", no_text, timeouts)
-    assert not any(map(is_running, double.pids))
+def test_one_that_does_not_start(tmp_path: Path) -> None:
+    troubles: list[tuple[Trouble, str, float]] = [
+        ("exits", "exited at startup with code 1: it is no model of mine", 30),
+        ("hangs", "was not ready within 0.5 s", 0.5),
+        ("loads", "was not ready within 0.5 s", 0.5),
+    ]
+    for trouble, complaint, seconds in troubles:
+        double = llama_double(tmp_path / trouble, trouble)
+        with pytest.raises(LlamaFailed, match=complaint):
+            LlamaServer(plan(double), tmp_path / "llama.sock", no_text, Timeouts(start_seconds=seconds))
+        assert not any(map(is_running, double.pids))
 
 
-@pytest.mark.parametrize(
-    ("trouble", "complaint"),
-    [
+def test_one_that_gives_no_tokens(tmp_path: Path) -> None:
+    troubles: list[tuple[Trouble, str]] = [
         ("rubbish", "did not answer: Expecting"),
         ("refuses", "status 400"),
         ("foreign", "answered without tokens"),
         ("silent", "did not answer: timed out"),
         ("pings", "sends no more tokens"),
-    ],
-)
-def test_one_that_gives_no_tokens(tmp_path: Path, trouble: Trouble, complaint: str) -> None:
-    with (
-        started(llama_double(tmp_path / "bin", trouble), tmp_path) as server,
-        pytest.raises(LlamaFailed, match=complaint),
-    ):
-        answer(server, Sampling(max_tokens=5))
+    ]
+    for trouble, complaint in troubles:
+        with (
+            started(llama_double(tmp_path / trouble, trouble), tmp_path) as server,
+            pytest.raises(LlamaFailed, match=complaint),
+        ):
+            answer(server, Sampling(max_tokens=5))
 
 
 def test_one_that_dies_has_given_what_it_gave(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
-from pocketllm.engine.formats.importer import default_source, import_model
-from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.formats.importer import default_source
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.sampling import sample
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
 from pocketllm.engine.generate.tokenizer import open_tokenizer
@@ -57,10 +57,8 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    folder = tmp_path_factory.mktemp("models")
-    import_model(default_source(), folder, name="smollm2")
-    made = Both(open_model_folder(folder / "smollm2"), Path(default_source()), folder / "llama.sock")
+def both(smollm2: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    made = Both(smollm2, Path(default_source()), tmp_path_factory.mktemp("socket") / "llama.sock")
     with closing(made.llama):
         yield made
 
