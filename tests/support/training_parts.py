@@ -41,32 +41,26 @@ class Memory(StoredRun):
     seconds: list[float] = field(default_factory=list)
 
     def records(self) -> list[StepRecord]:
-        """See StoredRun."""
         return list(self.kept)
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
-        """See StoredRun."""
         assert record.step == len(self.kept) + 1
         self.kept.append(record)
         self.seconds.append(seconds)
 
     def early_stopping(self) -> EarlyStopping | None:
-        """See StoredRun."""
         return deepcopy(self.kept_stopping)
 
     def keep(self, stopping: EarlyStopping) -> None:
-        """See StoredRun."""
         self.kept_stopping = deepcopy(stopping)
 
     def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        """See StoredRun."""
         self.forgotten.append(self.kept[stopping.best_step :])
         del self.kept[stopping.best_step :]
         self.keep(stopping)
         self.went_back.append((step, stopping.best_step))
 
     def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        """See StoredRun."""
         copied = deepcopy(checkpoint)
         if checkpoint.step == stopping.best_step:
             self.best = copied
@@ -74,7 +68,6 @@ class Memory(StoredRun):
             self.latest = copied, stopping.halvings
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """See StoredRun."""
         if self.latest is not None:
             latest, halvings = self.latest
             if halvings == stopping.halvings and stopping.best_step < latest.step <= len(self.kept):
@@ -94,7 +87,6 @@ class Momentum:
         self.taken: list[int] = []  #: steps, also those taken again
 
     def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
-        """See Method."""
         loss = self._loss(self.b)
         if not isfinite(loss):
             raise TrainingDiverged("no number")
@@ -106,11 +98,9 @@ class Momentum:
         return StepRecord(step=number, seed=1, scalars=(norm,), loss=loss, learning_rate=self._rate * share, tokens=1)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """See Method."""
         return {"b": self.b, "velocity": self.velocity}
 
     def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
-        """See Method."""
         self.b.copy_(state.get("b", torch.zeros_like(self.b)))
         self.velocity.copy_(state.get("velocity", torch.zeros_like(self.b)))
 
