@@ -60,7 +60,7 @@ def test_a_kernel_without_memory_cgroups_and_a_shell_with_few_files(tmp_path: Pa
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_nothing_is_said_of_limits_that_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    monkeypatch.setattr(doctor, "torch_tried", partial(torch_tried, "pass"))  # torch takes seconds; the test above has it
+    monkeypatch.setattr(doctor, "torch_tried", partial(torch_tried, "pass"))  # importing it takes seconds
     (tmp_path / "cgroups/memory").mkdir(parents=True)
     if version == 2:
         (tmp_path / "cgroups/cgroup.controllers").write_text("cpu memory pids\n")
