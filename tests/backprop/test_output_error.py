@@ -16,7 +16,7 @@ def by_autograd(
     hidden: torch.Tensor, head: DenseHead, targets: torch.Tensor, label_ids: tuple[int, ...] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses, and their gradient by `hidden`, in float64."""
-    exact = hidden.double().requires_grad_()
+    exact = hidden.to(torch.float64, copy=True).requires_grad_()
     losses = exact_losses(exact, head, targets, label_ids)
     losses.sum().backward()
     assert exact.grad is not None
