@@ -18,6 +18,8 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import load_settings
+from pocketllm.storage.tables import Adapter, Outcome, Report
+from tests.support.workers import write_adapter_files
 
 Document = dict[str, Any]
 
@@ -39,9 +41,6 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> Document
     assert document["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
     assert document["error"]["code"] == code
     return document
-
-
-# The real process.
 
 
 @dataclass
@@ -181,6 +180,25 @@ class InProcessApp:
     def tick(self, seconds: float = 2) -> None:
         """Let the scheduler look at everything, some seconds later."""
         self.services.scheduler.tick(self.clock.advance(seconds))
+
+    def learn(self, name: str, *texts: str, **columns: Any) -> list[str]:
+        """Let a job train on texts, by default on one, and make an adapter; the texts' ids."""
+        ids = self.add(*texts or [f"Words for {name}."])
+        job = self.post("/jobs").json()["id"]
+        self.tick(60)
+        self.succeed(job, name, **columns)
+        return ids
+
+    def succeed(self, job: str, name: str, *, report: Report | None = None, **columns: Any) -> None:
+        """Let the worker of the running job end with an adapter, which is served if it has learned."""
+        store, now = self.services.store, self.clock.now
+        usual: dict[str, Any] = {"model": "tiny", "outcome": Outcome.LEARNED}
+        adapter = Adapter(id=name, job_id=job, parent=store.jobs.get(job).parent, created_at=now, **(usual | columns))
+        write_adapter_files(self.services.folder.adapter(name))
+        is_better = adapter.outcome is Outcome.LEARNED
+        store.jobs.succeed(job, adapter=adapter, publish=is_better, now=now, report=report)
+        self.runner.ends(0)
+        self.tick()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Adapters leave as a file for llama.cpp: over HTTP, and by the command line on a real daemon."""
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import gguf
@@ -15,23 +15,15 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Outcome
 from tests.support.commands import commands
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.in_process_app import InProcessApp, assert_problem
 from tests.support.learning import equal, fresh_process, some_adapter
 from tests.support.real_daemon import running
-from tests.support.tiny_models import tiny_model_folder
 from tests.support.workers import NOW, queue_job
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        yield made
 
 
 def learn(folder: Path, store: Store) -> Adapter:
     """An adapter of the model tiny in a data folder, by the id of adapter-1."""
-    model = LanguageModel(open_model_folder(tiny_model_folder(folder / "models")))
-    adapter = some_adapter(model)
+    adapter = some_adapter(LanguageModel(open_model_folder(folder / "models" / "tiny")))
     adapter.save(folder / "adapters" / "adapter-1")
     store.texts.add([], now=NOW)
     job = queue_job(store)
@@ -72,12 +64,6 @@ def test_peft_is_the_default(api: InProcessApp) -> None:
     assert default.content == named.content
 
 
-def test_another_format(api: InProcessApp) -> None:
-    learn(api.services.folder.root, api.services.store)
-    document = assert_problem(api.get("/adapters/adapter-1/export?format=onnx"), 422, "invalid_value")
-    assert document["error"]["param"] == "format"
-
-
 @pytest.mark.parametrize(
     ("gone", "says"),
     [("models/tiny/pocketllm.json", "models add"), (f"adapters/adapter-1/{WEIGHTS_NAME}", "adapter-1 cannot be read")],
@@ -108,10 +94,11 @@ def test_the_daemons_process_stays_small(api: InProcessApp, tmp_path: Path) -> N
     assert (tmp_path / "it.gguf").exists()
 
 
-def test_by_the_command_line(tmp_path: Path) -> None:
+def test_by_the_command_line(tmp_path: Path, models: Path) -> None:
     """Against the real daemon."""
     folder, out = tmp_path / "data", tmp_path / "out"
     with running(folder, MODEL="tiny"):
+        shutil.copytree(models, folder / "models")
         store = Store.open(folder / "pocketllm.db")
         adapter = learn(folder, store)
         store.close()

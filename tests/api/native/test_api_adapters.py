@@ -3,7 +3,6 @@
 import io
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,40 +11,10 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.in_process_app import Document, InProcessApp, assert_problem
 from tests.support.learning import some_adapter
-from tests.support.real_daemon import Document, running
-from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import NOW, queue_job, write_adapter_files
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        yield made
-
-
-def learn(api: InProcessApp, name: str, outcome: Outcome = Outcome.LEARNED) -> str:
-    """Let a job make an adapter; the job's id."""
-    tiny_model_folder(api.services.folder.models) if not (api.services.folder.models / "tiny").exists() else None
-    api.add(f"words for {name}")
-    job: str = api.post("/jobs").json()["id"]
-    api.tick(60)
-    row = Adapter(
-        id=name,
-        job_id=job,
-        model="tiny",
-        parent=api.services.store.jobs.get(job).parent,
-        outcome=outcome,
-        held_out_loss_before=3.5,
-        held_out_loss_now=3.25,
-        created_at=api.clock.now,
-    )
-    write_adapter_files(api.services.folder.adapter(name))
-    api.services.store.jobs.succeed(job, adapter=row, publish=outcome is Outcome.LEARNED, now=api.clock.now)
-    api.runner.ends(0)
-    api.tick()
-    return job
+from tests.support.real_daemon import running
+from tests.support.workers import NOW, queue_job
 
 
 def roll_back(api: InProcessApp, **body: str) -> Document:
@@ -56,14 +25,14 @@ def roll_back(api: InProcessApp, **body: str) -> Document:
 
 
 def test_the_adapters_newest_first_each_with_its_parent(api: InProcessApp) -> None:
-    first = learn(api, "adapter-0")
-    learn(api, "adapter-1", Outcome.NO_PROOF)
+    api.learn("adapter-0", held_out_loss_before=3.5, held_out_loss_now=3.25)
+    api.learn("adapter-1", outcome=Outcome.NO_PROOF)
     newest, oldest = api.get("/adapters").json()["data"]
     assert (newest["id"], newest["outcome"], newest["serving"]) == ("adapter-1", "no proof of learning", False)
     assert newest["parent"] == "adapter-0"
     assert oldest == {
         "id": "adapter-0",
-        "job": first,
+        "job": api.get("/jobs").json()["data"][-1]["id"],
         "model": "tiny",
         "mode": "lora",
         "parent": None,
@@ -77,8 +46,8 @@ def test_the_adapters_newest_first_each_with_its_parent(api: InProcessApp) -> No
 
 
 def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
-    learn(api, "adapter-0")
-    learn(api, "adapter-1")
+    api.learn("adapter-0")
+    api.learn("adapter-1")
     assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": "adapter-0", "skipped": []}
     assert roll_back(api, model="tiny")["serving"] is None
     assert api.get("/status").json()["model"]["adapter"] is None
@@ -89,59 +58,31 @@ def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
 
 
 def test_a_parent_whose_folder_is_gone_is_passed_over(api: InProcessApp) -> None:
-    learn(api, "adapter-0")
-    learn(api, "adapter-1")
+    api.learn("adapter-0")
+    api.learn("adapter-1")
     shutil.rmtree(api.services.folder.adapter("adapter-0"))
     assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": None, "skipped": ["adapter-0"]}
     assert_problem(api.post("/adapters/adapter-0/serve"), 409, "wrong_state")
 
 
 def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: InProcessApp) -> None:
-    learn(api, "adapter-0")
+    api.learn("adapter-0")
     api.add("more words")
     job = api.post("/jobs").json()["id"]
     api.tick(60)
     roll_back(api)
-    row = Adapter(
-        id="adapter-1", job_id=job, model="tiny", parent="adapter-0", outcome=Outcome.LEARNED, created_at=api.clock.now
-    )
-    api.services.store.jobs.succeed(job, adapter=row, publish=True, now=api.clock.now)
+    api.succeed(job, "adapter-1")
     assert api.get("/status").json()["model"]["adapter"] is None
     assert "kept, not served" in api.get(f"/jobs/{job}").json()["events"][-1]["message"]
 
 
-@pytest.mark.parametrize("path", ["/adapters/rollback", "/adapters/adapter-0/serve"])
-def test_the_token_is_wanted(api: InProcessApp, path: str) -> None:
-    learn(api, "adapter-0")
-    assert_problem(api.post(path, token=None), 401, "missing_token")
-    assert api.get("/status").json()["model"]["adapter"] == "adapter-0"
-
-
-@pytest.mark.parametrize(
-    ("body", "param"), [({"model": ""}, "model"), ({"model": 5}, "model"), ({"models": "a"}, "models")]
-)
-def test_a_faulty_wish(api: InProcessApp, body: Document, param: str) -> None:
-    document = assert_problem(api.post("/adapters/rollback", json=body), 422, "invalid_value")
-    assert document["error"]["param"] == param
-
-
-def test_a_form_of_a_web_page_rolls_nothing_back(api: InProcessApp) -> None:
-    learn(api, "adapter-0")
-    response = api.post("/adapters/rollback", content=b"model=tiny", headers={"content-type": "text/plain"})
-    assert_problem(response, 415, "unsupported_media_type")
-
-
-def test_an_adapter_that_is_not_there(api: InProcessApp) -> None:
-    assert_problem(api.post("/adapters/none/serve"), 404, "not_found")
-
-
 @pytest.mark.smoke
-def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path: Path) -> None:
+def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path: Path, models: Path) -> None:
     """The real daemon, with its generator running all the while."""
     folder = tmp_path / "data"
     with running(folder, MODEL="tiny") as daemon:
-        model_folder = open_model_folder(tiny_model_folder(folder / "models"))
-        adapter = some_adapter(LanguageModel(model_folder), size=0.5)
+        shutil.copytree(models, folder / "models")
+        adapter = some_adapter(LanguageModel(open_model_folder(folder / "models" / "tiny")), size=0.5)
         store = Store.open(folder / "pocketllm.db")
         store.texts.add([], now=NOW)
         job = queue_job(store)
@@ -167,8 +108,8 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
 
 
 def test_an_adapter_is_deleted_with_its_files(api: InProcessApp) -> None:
-    learn(api, "a1")
-    learn(api, "a2")
+    api.learn("a1")
+    api.learn("a2")
     folder = api.services.folder.adapter("a2")
     refused = api.delete("/adapters/a2")
     assert "pocketllm rollback" in assert_problem(refused, 409, "wrong_state")["detail"]
@@ -181,7 +122,7 @@ def test_an_adapter_is_deleted_with_its_files(api: InProcessApp) -> None:
 
 
 def test_the_start_of_a_job_that_is_open_stays(api: InProcessApp) -> None:
-    learn(api, "a1")
+    api.learn("a1")
     api.add("words for another")
     job = api.post("/jobs").json()["id"]
     api.tick(60)
@@ -192,9 +133,8 @@ def test_the_start_of_a_job_that_is_open_stays(api: InProcessApp) -> None:
 
 
 def test_an_adapter_leaves_as_a_tar_file(api: InProcessApp, tmp_path: Path) -> None:
-    learn(api, "a1")
+    api.learn("a1")
     folder = api.services.folder.adapter("a1")
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 5000)
     (folder / "empty").touch()
@@ -206,4 +146,3 @@ def test_an_adapter_leaves_as_a_tar_file(api: InProcessApp, tmp_path: Path) -> N
     assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
     assert_problem(api.get("/adapters/a1/export"), 409, "wrong_state")
-    assert_problem(api.get("/adapters/none/export"), 404, "not_found")

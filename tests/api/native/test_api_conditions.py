@@ -1,7 +1,7 @@
 """The conditions over HTTP: what if, the screen that an app tells of, snooze, a job's runs."""
 
 import os
-from collections.abc import Iterator
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -13,14 +13,6 @@ from pocketllm.daemon.settings import Quantity
 from tests.support.executables import executable
 from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
 from tests.support.real_daemon import eventually
-from tests.support.tiny_models import tiny_model_folder
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        tiny_model_folder(made.services.folder.models)
-        yield made
 
 
 def what_if(api: InProcessApp, **readings: Any) -> list[str]:
@@ -39,40 +31,17 @@ def test_what_if(api: InProcessApp) -> None:
     assert what_if(api, power=None) == ["power"]
     assert what_if(api, screen=True, battery=12, temperature=55.5) == ["screen", "battery", "temperature"]
     assert what_if(api, health="dead", plug="wireless") == ["health"]
+    assert what_if(api, **{"memory pressure": 99}) == ["memory pressure"]
+    [blocker] = api.post("/status/what-if", json={"readings": {"battery": 12}}).json()["blockers"]
+    assert (blocker["value"], blocker["threshold"], blocker["unit"]) == (12, 40, "%")
     api.power.value = False
     api.tick()
     assert what_if(api, power=True) == []
     assert api.get("/status").json()["training"]["allowed"] is False, "nothing was changed"
 
 
-def test_what_if_says_value_and_threshold(api: InProcessApp) -> None:
-    api.tick()
-    [blocker] = api.post("/status/what-if", json={"readings": {"battery": 12}}).json()["blockers"]
-    assert (blocker["value"], blocker["threshold"], blocker["unit"]) == (12, 40, "%")
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"readings": {"battery": "full"}}, "readings.battery"),
-        ({"readings": {"power": 1}}, "readings.power"),
-        ({"readings": {"battery": True}}, "readings.battery"),
-        ({"readings": {"plug": 3}}, "readings.plug"),
-        ({"readings": {"mood": 3}}, None),
-        ({"readings": []}, None),
-        ({}, None),
-    ],
-)
-def test_what_if_of_nonsense(api: InProcessApp, body: dict[str, Any], param: str | None) -> None:
-    document = assert_problem(api.post("/status/what-if", json=body), 422, "invalid_value")
-    if param:
-        assert document["error"]["param"] == param and param in document["detail"]
-
-
 def test_an_app_can_tell_of_the_screen(api: InProcessApp) -> None:
     assert api.post("/status/screen", json={"on": True}).json() == {"on": True}
-    assert_problem(api.post("/status/screen", json={"on": "perhaps"}), 422, "invalid_value")
-    assert_problem(api.post("/status/screen", json={"on": True}, token=None), 401, "missing_token")
 
 
 def running_job(api: InProcessApp) -> str:
@@ -109,21 +78,9 @@ def test_a_snooze_can_be_ended(api: InProcessApp) -> None:
     assert api.runner.job_id == job
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"minutes": 0},
-        {"minutes": -5},
-        {"minutes": 1e9},
-        {"until": "2030-01-01T00:00:00"},
-        {"until": "0001-01-01T00:00:00+23:59"},
-        {"until": 0},
-        {"until": "tomorrow"},
-        {"hours": 5},
-    ],
-)
-def test_a_snooze_that_makes_no_sense(api: InProcessApp, body: dict[str, Any]) -> None:
-    assert_problem(api.post("/status/snooze", json=body), 422, "invalid_value")
+def test_a_snooze_until_a_moment_that_utc_does_not_have(api: InProcessApp) -> None:
+    refused = api.post("/status/snooze", json={"until": "0001-01-01T00:00:00+23:59"})
+    assert "out of range" in assert_problem(refused, 422, "invalid_value")["detail"]
     assert api.get("/status").json()["training"]["snoozed_until"] is None
 
 
@@ -169,14 +126,14 @@ def test_when_it_would_run_if_tonight_is_like_last_night(api: InProcessApp) -> N
 
 
 def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = tmp_path / "calls"
     for name in ("termux-wake-lock", "termux-wake-unlock"):
         executable(tmp_path / "bin", name, f'echo "$(basename "$0")" >> "{note}"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with in_process_app(tmp_path / "data") as api:
-        tiny_model_folder(api.services.folder.models)
+        shutil.copytree(models, api.services.folder.models)
         job = running_job(api)
         api.power.value = False
         api.tick()  # it waits
@@ -192,8 +149,3 @@ def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(
 
 def test_each_quantity_of_the_gate_can_be_supposed() -> None:
     assert {field.alias or name for name, field in ReadingsIn.model_fields.items()} == set(get_args(Quantity))
-
-
-def test_what_is_supposed_of_memory_pressure(api: InProcessApp) -> None:
-    api.tick()
-    assert what_if(api, **{"memory pressure": 99}) == ["memory pressure"]

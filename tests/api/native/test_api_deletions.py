@@ -1,42 +1,10 @@
 """What a deletion costs, before and after; relearning; and serving what has learned deleted text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import write_adapter_files
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        tiny_model_folder(made.services.folder.models)
-        yield made
-
-
-def learn(api: InProcessApp, name: str, *texts: str) -> list[str]:
-    """Let a job learn texts and be served; the texts' ids."""
-    ids = api.add(*texts)
-    job = api.post("/jobs").json()["id"]
-    api.tick(60)
-    store, now = api.services.store, api.clock.now
-    row = Adapter(
-        id=name,
-        job_id=job,
-        model="tiny",
-        parent=store.jobs.get(job).parent,
-        outcome=Outcome.LEARNED,
-        created_at=now,
-    )
-    write_adapter_files(api.services.folder.adapter(name))
-    store.jobs.succeed(job, adapter=row, publish=True, now=now)
-    api.runner.ends(0)
-    api.tick()
-    return ids
+from tests.support.in_process_app import InProcessApp, assert_problem
 
 
 def serving(api: InProcessApp) -> str | None:
@@ -45,8 +13,8 @@ def serving(api: InProcessApp) -> str | None:
 
 
 def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
-    first, _ = learn(api, "adapter-0", "the first text", "and another")
-    (second,) = learn(api, "adapter-1", "the second text")
+    first, _ = api.learn("adapter-0", "the first text", "and another")
+    (second,) = api.learn("adapter-1", "the second text")
     (new,) = api.add("a new text", source="new")
     cost = api.get("/deletions/cost", params={"id": [second]}).json()
     assert (cost["adapters"], cost["serving"]) == (["adapter-1"], "adapter-0")
@@ -65,8 +33,8 @@ def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
 
 
 def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) -> None:
-    learn(api, "adapter-0", "the first text")
-    (second,) = learn(api, "adapter-1", "the second text")
+    api.learn("adapter-0", "the first text")
+    (second,) = api.learn("adapter-1", "the second text")
     api.post("/adapters/rollback")
     assert api.get("/deletions/cost", params={"id": second}).json() == {
         "texts": 1,
@@ -78,8 +46,8 @@ def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) ->
 
 @pytest.mark.parametrize("state", ["paused", "paused by the owner", "running"])
 def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessApp, state: str) -> None:
-    (first,) = learn(api, "adapter-0", "the first text")
-    (second, _) = learn(api, "adapter-1", "the second text", "the third text")
+    (first,) = api.learn("adapter-0", "the first text")
+    (second, _) = api.learn("adapter-1", "the second text", "the third text")
     api.add("a new text")
     other = api.post("/jobs").json()["id"]
     api.tick(60)
@@ -110,9 +78,9 @@ def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
 
 
 def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessApp) -> None:
-    learn(api, "adapter-0", "the first text")
-    (second,) = learn(api, "adapter-1", "the second text")
-    learn(api, "adapter-2", "the third text")
+    api.learn("adapter-0", "the first text")
+    (second,) = api.learn("adapter-1", "the second text")
+    api.learn("adapter-2", "the third text")
     api.delete(f"/texts/{second}")
     assert serving(api) == "adapter-0"
     for withdrawn in ("adapter-1", "adapter-2"):
@@ -125,9 +93,9 @@ def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessA
 
 
 def test_what_is_served_in_place_of_a_damaged_one_has_not_learned_deleted_text(api: InProcessApp) -> None:
-    learn(api, "adapter-0", "the first text")
-    (second,) = learn(api, "adapter-1", "the second text")
-    learn(api, "adapter-2", "the third text")
+    api.learn("adapter-0", "the first text")
+    (second,) = api.learn("adapter-1", "the second text")
+    api.learn("adapter-2", "the third text")
     api.delete(f"/texts/{second}")
     api.post("/adapters/adapter-2/serve?deleted_text=true")
     (api.services.folder.adapter("adapter-2") / "adapter_model.safetensors").unlink()
@@ -136,10 +104,10 @@ def test_what_is_served_in_place_of_a_damaged_one_has_not_learned_deleted_text(a
 
 
 def test_what_is_made_from_such_an_adapter_is_not_served_without_a_yes_either(api: InProcessApp) -> None:
-    (first,) = learn(api, "adapter-0", "the first text")
+    (first,) = api.learn("adapter-0", "the first text")
     api.delete(f"/texts/{first}")
     api.post("/adapters/adapter-0/serve?deleted_text=true")
-    learn(api, "adapter-1", "the second text")
+    api.learn("adapter-1", "the second text")
     api.post("/adapters/rollback")
     assert serving(api) is None
     assert_problem(api.post("/adapters/adapter-1/serve"), 409, "has_deleted_text")
