@@ -2,19 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from pocketllm.api.native.generate import seconds_of
+from tests.support.in_process_app import InProcessApp, assert_problem
 from tests.support.real_daemon import Daemon, Document, is_running, running
-from tests.support.tiny_models import edit_json, tiny_model_folder
+from tests.support.tiny_models import edit_json
 
 PROMPT = "The wind"
 #: More than a test waits for: a stream of so many tokens runs until it is broken off.
@@ -23,82 +25,28 @@ ENDLESS = 8000
 CONTEXT = 16_384
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        yield made
+def test_how_long_the_model_is_kept() -> None:
+    asked = (None, 0, 300, 0.5, -1)
+    assert [seconds_of(keep_alive) for keep_alive in asked] == [None, 0, 300, 0.5, inf]
 
 
-@pytest.mark.parametrize(
-    ("requested", "param", "says"),
-    [
-        ({}, None, "send either prompt or messages"),
-        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, None, "send either prompt or messages"),
-        ({"prompt": ""}, "prompt", "at least 1 character"),
-        ({"prompt": 5}, "prompt", "valid string"),
-        ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "user", "content": "a"}] * 1001}, "messages", "at most 1000 items"),
-        ({"messages": [{"role": "owner", "content": "a"}]}, "messages.0.role", "'user'"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content", "Field required"),
-        ({"messages": "a"}, "messages", "valid list"),
-        ({"prompt": "a", "temperature": -0.1}, "temperature", "greater than or equal to 0"),
-        ({"prompt": "a", "temperature": 5.1}, "temperature", "less than or equal to 5"),
-        ({"prompt": "a", "top_p": 0}, "top_p", "greater than 0"),
-        ({"prompt": "a", "top_p": 1.1}, "top_p", "less than or equal to 1"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"prompt": "a", "max_tokens": 8193}, "max_tokens", "less than or equal to 8192"),
-        ({"prompt": "a", "seed": -1}, "seed", "greater than or equal to 0"),
-        ({"prompt": "a", "seed": 2**53}, "seed", "less than or equal to"),
-        ({"prompt": "a", "stop": ["b", ""]}, "stop.1", "at least 1 character"),
-        ({"prompt": "a", "stop": ""}, "stop.0", "at least 1 character"),
-        ({"prompt": "a", "stop": ["b"] * 17}, "stop", "at most 16 items"),
-        ({"prompt": "a", "stop": [1]}, "stop.0", "valid string"),
-        ({"prompt": "a", "stream": "perhaps"}, "stream", "valid boolean"),
-        ({"prompt": "a", "adapter": None}, "adapter", "valid string"),
-        ({"prompt": "a", "tokens": 5}, "tokens", "Extra inputs"),
-        ({"prompt": "a", "model": "/etc/passwd"}, "model", "Extra inputs"),
-    ],
-)
-def test_a_faulty_wish(api: InProcessApp, requested: Document, param: str | None, says: str) -> None:
-    document = assert_problem(api.post("/generate", json=requested), 422, "invalid_value")
-    assert document["error"]["param"] == param
-    assert says in document["detail"]
+def test_either_a_prompt_or_messages(bare: InProcessApp) -> None:
+    both = {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}
+    for requested in ({}, both):
+        document = assert_problem(bare.post("/generate", json=requested), 422, "invalid_value")
+        assert document["error"]["param"] is None and "send either prompt or messages" in document["detail"]
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_what_is_no_number(api: InProcessApp, number: str) -> None:
-    content = f'{{"prompt": "a", "temperature": {number}}}'.encode()
-    response = api.post("/generate", content=content, headers={"content-type": "application/json"})
-    assert assert_problem(response, 422, "invalid_value")["error"]["param"] == "temperature"
-
-
-def test_half_of_a_surrogate_pair(api: InProcessApp) -> None:
-    headers = {"content-type": "application/json"}
-    response = api.post("/generate", content=b'{"prompt": "a\\ud800"}', headers=headers)
-    assert "not valid JSON" in assert_problem(response, 422, "invalid_value")["detail"]
-
-
-def test_only_json_is_taken(api: InProcessApp) -> None:
-    response = api.post("/generate", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"})
-    assert_problem(response, 415, "unsupported_media_type")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_without_a_model(api: InProcessApp, stream: bool) -> None:
-    response = api.post("/generate", json={"prompt": "a", "stream": stream})
-    document = assert_problem(response, 503, "model_not_ready")
-    assert "`pocketllm models add`" in document["detail"]
+def test_without_a_model(bare: InProcessApp) -> None:
+    for stream in (False, True):
+        response = bare.post("/generate", json={"prompt": "a", "stream": stream})
+        assert "`pocketllm models add`" in assert_problem(response, 503, "model_not_ready")["detail"]
 
 
 def test_an_adapter_of_another_model(api: InProcessApp) -> None:
-    tiny_model_folder(api.services.folder.models)
-    api.add("Wind west.")
-    job = api.post("/jobs").json()["id"]
-    api.tick()
-    now = api.clock.now
-    adapter = Adapter(id="adapter-1", job_id=job, model="other", outcome=Outcome.LEARNED, created_at=now)
-    api.services.store.jobs.succeed(job, adapter=adapter, publish=True, now=now)
-    document = assert_problem(api.post("/generate", json={"prompt": "a", "adapter": "adapter-1"}), 409, "conflict")
+    api.learn("adapter-1", model="other")
+    response = api.post("/generate", json={"prompt": "a", "adapter": "adapter-1"})
+    document = assert_problem(response, 409, "conflict")
     assert "belongs to the model other" in document["detail"]
     assert document["error"]["param"] == "adapter"
 
@@ -107,9 +55,10 @@ def test_an_adapter_of_another_model(api: InProcessApp) -> None:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("generate") / "data"
-    edit_json(tiny_model_folder(folder / "models") / "config.json", max_position_embeddings=CONTEXT)
+def daemon(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("generate")
+    shutil.copytree(models, folder / "models")
+    edit_json(folder / "models" / "tiny" / "config.json", max_position_embeddings=CONTEXT)
     with running(folder, MODEL="tiny", MAX_WAITING="1") as started:
         yield started
 
@@ -141,17 +90,8 @@ def stream(daemon: Daemon, **requested: Any) -> list[tuple[str, Document]]:
 
 def test_a_prompt_is_continued(daemon: Daemon) -> None:
     document = generate(daemon, prompt=PROMPT, seed=3)
-    assert set(document) == {
-        "text",
-        "model",
-        "adapter",
-        "finish_reason",
-        "prompt_tokens",
-        "completion_tokens",
-        "tokens_per_second",
-        "seed",
-        "recalled",
-    }
+    fields = "text model adapter finish_reason prompt_tokens completion_tokens tokens_per_second seed recalled"
+    assert set(document) == set(fields.split())
     assert (document["model"], document["adapter"], document["seed"]) == ("tiny", None, 3)
     assert document["prompt_tokens"] == len(PROMPT) + 1  # a token a byte, behind the separator
     assert 0 < document["completion_tokens"] <= 12
@@ -169,22 +109,16 @@ def test_a_chat_is_answered_in_the_models_template(daemon: Daemon) -> None:
     assert document["text"]
 
 
-@pytest.mark.parametrize("seed", [0, 5, 2**53 - 1])
-def test_the_same_seed_gives_the_same_text(daemon: Daemon, seed: int) -> None:
-    first, second = (generate(daemon, prompt=PROMPT, seed=seed, temperature=1.0) for _ in range(2))
-    assert first["text"] == second["text"]
-    assert first["seed"] == second["seed"] == seed
-
-
-def test_other_seeds_give_other_texts_and_a_drawn_one_can_be_repeated(daemon: Daemon) -> None:
-    assert len({generate(daemon, prompt=PROMPT, seed=seed, temperature=1.5)["text"] for seed in range(4)}) > 1
+def test_seed_and_temperature_arrive(daemon: Daemon) -> None:
     drawn = generate(daemon, prompt=PROMPT, temperature=1.5)
-    assert generate(daemon, prompt=PROMPT, temperature=1.5, seed=drawn["seed"])["text"] == drawn["text"]
-
-
-def test_temperature_zero_needs_no_seed(daemon: Daemon) -> None:
-    texts = {generate(daemon, prompt=PROMPT, temperature=0, seed=seed)["text"] for seed in (1, 2, None)}
-    assert len(texts) == 1
+    texts = {drawn["seed"]: drawn["text"]}
+    for seed in (0, 7, 2**53 - 1, drawn["seed"]):
+        found = generate(daemon, prompt=PROMPT, temperature=1.5, seed=seed)
+        assert found["seed"] == seed
+        assert texts.setdefault(seed, found["text"]) == found["text"]
+        assert generate(daemon, prompt=PROMPT, temperature=1.5, seed=seed)["text"] == found["text"]
+    assert len(set(texts.values())) > 1
+    assert len({generate(daemon, prompt=PROMPT, temperature=0, seed=seed)["text"] for seed in (1, 2)}) == 1
 
 
 def test_max_tokens_is_the_most_there_is(daemon: Daemon) -> None:
@@ -194,42 +128,33 @@ def test_max_tokens_is_the_most_there_is(daemon: Daemon) -> None:
     assert long["text"].startswith(short["text"].rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
-@pytest.mark.parametrize("as_list", [True, False])
-def test_a_stop_string_ends_the_text_before_it(daemon: Daemon, as_list: bool) -> None:
-    free = generate(daemon, prompt=PROMPT, temperature=0, max_tokens=40)["text"]
-    stop = free[10:12]
-    document = generate(
-        daemon, prompt=PROMPT, temperature=0, max_tokens=40, stop=["never seen", stop] if as_list else stop
-    )
-    assert document["finish_reason"] == "stop"
-    assert document["text"] == free[: free.index(stop)]
+def test_a_stop_string_ends_the_text_before_it(daemon: Daemon) -> None:
+    requested = {"prompt": PROMPT, "temperature": 0, "max_tokens": 40}
+    free = generate(daemon, **requested)["text"]
+    for stop in (free[10:12], ["never seen", free[10:12]]):
+        document = generate(daemon, **requested, stop=stop)
+        assert document["finish_reason"] == "stop"
+        assert document["text"] == free[: free.index(free[10:12])]
 
 
-@pytest.mark.parametrize("requested", [{"temperature": 0}, {"temperature": 1.2, "seed": 4}, {"max_tokens": 1}])
-def test_a_stream_ends_with_the_whole(daemon: Daemon, requested: Document) -> None:
-    requested = {"prompt": PROMPT, "max_tokens": 60, "seed": 1, **requested}
-    *tokens, (last, done) = stream(daemon, **requested)
-    assert last == "done"
-    assert all(name == "token" and set(data) == {"text"} and data["text"] for name, data in tokens)
-    assert "".join(data["text"] for _, data in tokens) == done["text"]
-    whole = generate(daemon, **requested)
-    untimed = [{key: value for key, value in answer.items() if key != "tokens_per_second"} for answer in (done, whole)]
-    assert untimed[0] == untimed[1]
+def test_a_stream_ends_with_the_whole(daemon: Daemon) -> None:
+    options: list[Document] = [{"temperature": 0}, {"temperature": 1.2, "seed": 4}, {"max_tokens": 1}]
+    for option in options:
+        requested = {"prompt": PROMPT, "max_tokens": 60, "seed": 1, **option}
+        *tokens, (last, done) = stream(daemon, **requested)
+        assert last == "done"
+        assert all(name == "token" and set(data) == {"text"} and data["text"] for name, data in tokens)
+        assert "".join(data["text"] for _, data in tokens) == done["text"]
+        whole = generate(daemon, **requested)
+        assert done | {"tokens_per_second": 0} == whole | {"tokens_per_second": 0}
 
 
-@pytest.mark.parametrize("as_stream", [True, False])
-@pytest.mark.parametrize(
-    "requested",
-    [
-        {"prompt": "a" * (CONTEXT + 10), "max_tokens": 1},
-        {"messages": [{"role": "user", "content": "a" * CONTEXT}]},
-    ],
-    ids=["prompt", "chat"],
-)
-def test_more_than_the_context_is_refused(daemon: Daemon, requested: Document, as_stream: bool) -> None:
-    response = daemon.client.post("/generate", json={**requested, "stream": as_stream})
-    document = assert_problem(response, 422, "bad_generation")
-    assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
+def test_more_than_the_context_is_refused(daemon: Daemon) -> None:
+    prompt = {"prompt": "a" * (CONTEXT + 10), "max_tokens": 1}
+    chat = {"messages": [{"role": "user", "content": "a" * CONTEXT}]}
+    for requested in (prompt, chat, prompt | {"stream": True}, chat | {"stream": True}):
+        document = assert_problem(daemon.client.post("/generate", json=requested), 422, "bad_generation")
+        assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
 
 
 def test_an_answer_ends_where_the_context_does(daemon: Daemon) -> None:
@@ -303,11 +228,3 @@ def test_the_process_is_shown_and_is_started_again_when_it_dies(daemon: Daemon) 
 
     assert generate(daemon, prompt=PROMPT, temperature=0)["text"]
     assert daemon.status()["generator"]["pid"] != before["pid"]
-
-
-def test_the_log_holds_nothing_of_the_texts(daemon: Daemon) -> None:
-    generate(daemon, prompt="xyzzy, said the prompt")
-    daemon.client.post("/generate", json={"prompt": "xyzzy" * CONTEXT})
-    daemon.client.post("/texts", json={"text": "xyzzy, said the text"})
-    assert "serving tiny" in daemon.log
-    assert "xyzzy" not in daemon.log

@@ -1,20 +1,8 @@
 """The metrics, as Prometheus reads them."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.in_process_app import InProcessApp, in_process_app
-from tests.support.tiny_models import tiny_model_folder
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        tiny_model_folder(made.services.folder.models)
-        yield made
+from tests.support.in_process_app import InProcessApp
 
 
 def test_metrics_are_prometheus_own(api: InProcessApp) -> None:

@@ -1,15 +1,14 @@
 """Reports over HTTP: numbers for anybody, words for the owner alone, and neither before a job has ended."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pocketllm.daemon.evaluation.promotion import evaluate
-from pocketllm.storage.tables import Adapter, Outcome, Report, Step
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import Document, eventually, running
+from pocketllm.storage.tables import Report, Step
+from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.real_daemon import eventually, running
 from tests.support.tiny_models import tiny_model_folder
 
 VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
@@ -18,14 +17,17 @@ CONTENT: Document = {
     "words": [{"word": "xyzzy", "base": 0.001, "personal": 0.02}],
     "completions": [{"prompt": "plugh", "base": " the", "personal": " xyzzy"}],
 }
+CURVE = {
+    "held_out": [{"step": 0, "held_out_loss": 4.0}, {"step": 2, "held_out_loss": 4.0}],
+    "training": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0}],
+}
 SECRETS = ("xyzzy", "plugh")
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    tiny_model_folder(tmp_path / "data" / "models")
-    with in_process_app(tmp_path / "data") as made:
-        yield made
+def api(api: InProcessApp) -> InProcessApp:
+    api.add("Wind west.")
+    return api
 
 
 def ask(api: InProcessApp) -> str:
@@ -43,27 +45,11 @@ def learn(api: InProcessApp, content: Document | None = CONTENT, **numbers: Any)
         )
         store.step_log.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
     found = {"verdict": VERDICT, "verbatim_recall": RECALL} | numbers
-    end(api, identity, Report(job_id=identity, numbers=found, content=content))
+    api.succeed(identity, f"of-{identity}", report=Report(job_id=identity, numbers=found, content=content))
     return identity
 
 
-def end(api: InProcessApp, identity: str, report: Report) -> None:
-    adapter = Adapter(
-        id=f"of-{identity}", job_id=identity, model="tiny", outcome=Outcome.LEARNED, created_at=api.clock.now
-    )
-    api.services.store.jobs.succeed(identity, adapter=adapter, publish=True, now=api.clock.now, report=report)
-    api.runner.ends(0)
-    api.tick()
-
-
-CURVE = {
-    "held_out": [{"step": 0, "held_out_loss": 4.0}, {"step": 2, "held_out_loss": 4.0}],
-    "training": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 3.0}],
-}
-
-
 def test_the_owner_sees_everything(api: InProcessApp) -> None:
-    api.add("Wind west.")
     identity = learn(api)
     response = api.get(f"/jobs/{identity}/report")
     assert response.status_code == 200
@@ -77,17 +63,14 @@ def test_the_owner_sees_everything(api: InProcessApp) -> None:
 
 
 def test_anybody_sees_the_numbers_alone(api: InProcessApp) -> None:
-    api.add("Wind west.")
     identity = learn(api)
     response = api.get(f"/jobs/{identity}")
     assert response.json()["report"] == {"verdict": VERDICT, "verbatim_recall": RECALL}
     assert response.json()["curve"] == CURVE
     assert not any(secret in response.text for secret in SECRETS)
-    assert_problem(api.get(f"/jobs/{identity}/report", token=None), 401, "missing_token")
 
 
 def test_numbers_without_a_leak_and_a_report_without_content(api: InProcessApp) -> None:
-    api.add("Wind west.")
     identity = learn(api, None, verbatim_recall=None)
     document = api.get(f"/jobs/{identity}/report").json()
     assert (document["verbatim_recall"], document["words"], document["completions"]) == (None, None, None)
@@ -95,8 +78,8 @@ def test_numbers_without_a_leak_and_a_report_without_content(api: InProcessApp) 
 
 
 def test_deleting_a_text_takes_the_words_from_the_report(api: InProcessApp) -> None:
-    [text] = api.add("Wind west.")
     identity = learn(api)
+    [text] = [one["id"] for one in api.get("/texts").json()["data"]]
     assert api.delete(f"/texts/{text}").status_code == 200
     document = api.get(f"/jobs/{identity}/report").json()
     assert (document["words"], document["completions"]) == (None, None)
@@ -107,7 +90,6 @@ def test_deleting_a_text_takes_the_words_from_the_report(api: InProcessApp) -> N
 
 
 def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
-    api.add("Wind west.")
     identity = ask(api)
     detail = api.get(f"/jobs/{identity}").json()
     assert detail["report"] is None and detail["curve"] == {"held_out": [], "training": []}
@@ -117,29 +99,11 @@ def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     assert response.headers["retry-after"] and "x-should-retry" not in response.headers
 
 
-def test_jobs_that_will_never_have_one(api: InProcessApp) -> None:
-    assert "GET /jobs" in assert_problem(api.get("/jobs/job-none/report"), 404, "not_found")["detail"]
-    api.add("Wind west.")
+def test_a_job_that_was_cancelled_will_never_have_one(api: InProcessApp) -> None:
     cancelled = ask(api)
     api.post(f"/jobs/{cancelled}/cancel")
     document = assert_problem(api.get(f"/jobs/{cancelled}/report"), 409, "wrong_state")
     assert "was cancelled" in document["detail"] and f"GET /jobs/{cancelled}" in document["detail"]
-
-
-def test_the_documents_are_described(api: InProcessApp) -> None:
-    document = api.get("/openapi.json").json()
-    schemas = document["components"]["schemas"]
-    got = document["paths"]["/jobs/{job_id}/report"]["get"]["responses"]["200"]["content"]["application/json"]
-    assert got["schema"]["$ref"].endswith("/ReportOut")
-    assert set(schemas["ReportOut"]["required"]) == {
-        "job",
-        "verdict",
-        "verbatim_recall",
-        "curve",
-        "words",
-        "completions",
-    }
-    assert {"curve", "report"} <= set(schemas["JobDetailOut"]["required"])
 
 
 @pytest.mark.slow

@@ -1,30 +1,14 @@
 """What the daemon says of itself: health, status and models."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Event
-
-import pytest
 
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
-from tests.support.in_process_app import Document, InProcessApp, in_process_app
+from tests.support.in_process_app import Document, InProcessApp
 from tests.support.tiny_models import edit_json, tiny_model_folder
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        yield made
-
-
-@pytest.fixture
-def with_model(api: InProcessApp) -> Path:
-    """The folder of an imported model."""
-    return tiny_model_folder(api.services.folder.models)
 
 
 def status(api: InProcessApp) -> Document:
@@ -42,7 +26,7 @@ def test_health(api: InProcessApp) -> None:
     assert response.text.endswith("\n}\n")
 
 
-def test_the_status_of_a_daemon_at_rest(api: InProcessApp, with_model: Path) -> None:
+def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     api.tick(90)
     assert status(api) == {
         "version": __version__,
@@ -80,47 +64,22 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp, with_model: Path) -> 
     }
 
 
-def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Path) -> None:
+def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
     api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
     api.tick(10)
     api.tick(10)
     since = "2026-03-01T12:00:10Z"  # the first look, not the last
     document = status(api)
-    assert document["training"] == {
-        "run_mode": "auto",
-        "snoozed_until": None,
-        "expected_at": None,
-        "allowed": False,
-        "blockers": [
-            {
-                "name": "power",
-                "message": "not on external power",
-                "value": False,
-                "threshold": None,
-                "unit": None,
-                "since": since,
-                "until": None,
-            },
-            {
-                "name": "battery",
-                "message": "battery 20 % is below 40 %",
-                "value": 20.0,
-                "threshold": 40.0,
-                "unit": "%",
-                "since": since,
-                "until": None,
-            },
-            {
-                "name": "memory",
-                "message": "available memory 500 MB is below 700 MB",
-                "value": 5e8,
-                "threshold": 7e8,
-                "unit": "bytes",
-                "since": since,
-                "until": None,
-            },
-        ],
-    }
+    training = document["training"]
+    assert (training["allowed"], training["expected_at"]) == (False, None)
+    fields = ("name", "message", "value", "threshold", "unit")
+    rows = [
+        ("power", "not on external power", False, None, None),
+        ("battery", "battery 20 % is below 40 %", 20.0, 40.0, "%"),
+        ("memory", "available memory 500 MB is below 700 MB", 5e8, 7e8, "bytes"),
+    ]
+    at = {"since": since, "until": None}
+    assert training["blockers"] == [dict(zip(fields, row, strict=True)) | at for row in rows]
 
     api.power.value, api.memory.value = True, 4e9
     api.tick(10)
@@ -132,21 +91,21 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp, with_model: Pat
     assert blockers == {"battery": since, "power": "2026-03-01T12:00:40Z"}
 
 
-@pytest.mark.parametrize("name", ["power", "battery", "memory"])
-def test_an_unknown_sensor_is_named_with_its_reason(api: InProcessApp, with_model: Path, name: str) -> None:
-    sensor = {"power": api.power, "battery": api.battery, "memory": api.memory}[name]
-    sensor.value, sensor.reason = None, "PermissionError: not for you"
-    api.tick()
-    document = status(api)
-    [reading] = [reading for reading in document["readings"] if reading["name"] == name]
-    assert (reading["value"], reading["reason"]) == (None, "PermissionError: not for you")
-    [blocker] = document["training"]["blockers"]
-    assert blocker["name"] == name
-    assert blocker["message"] == f"{name} is unknown (PermissionError: not for you)"
-    assert (blocker["value"], blocker["threshold"]) == (None, None)
+def test_an_unknown_sensor_is_named_with_its_reason(api: InProcessApp) -> None:
+    for sensor in (api.power, api.battery, api.memory):
+        known, sensor.value, sensor.reason = sensor.value, None, "PermissionError: not for you"
+        api.tick()
+        document = status(api)
+        [reading] = [reading for reading in document["readings"] if reading["name"] == sensor.name]
+        assert (reading["value"], reading["reason"]) == (None, "PermissionError: not for you")
+        [blocker] = document["training"]["blockers"]
+        assert blocker["name"] == sensor.name
+        assert blocker["message"] == f"{sensor.name} is unknown (PermissionError: not for you)"
+        assert (blocker["value"], blocker["threshold"]) == (None, None)
+        sensor.value, sensor.reason = known, None
 
 
-def test_a_machine_without_a_battery_is_not_kept_from_training(api: InProcessApp, with_model: Path) -> None:
+def test_a_machine_without_a_battery_is_not_kept_from_training(api: InProcessApp) -> None:
     api.battery.value, api.battery.absent, api.battery.reason = None, True, "no battery"
     api.tick()
     document = status(api)
@@ -154,17 +113,17 @@ def test_a_machine_without_a_battery_is_not_kept_from_training(api: InProcessApp
     assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
 
 
-def test_a_missing_model_keeps_everything_waiting(api: InProcessApp) -> None:
-    api.tick()
-    document = status(api)
+def test_a_missing_model_keeps_everything_waiting(bare: InProcessApp) -> None:
+    bare.tick()
+    document = status(bare)
     assert document["model"]["ready"] is False
     assert "`pocketllm models add`" in document["model"]["message"]
     assert document["training"]["allowed"] is False
     assert document["training"]["blockers"][0]["name"] == "model"
 
 
-def test_a_broken_model_is_explained(api: InProcessApp, with_model: Path) -> None:
-    with (with_model / "model.safetensors").open("ab") as file:
+def test_a_broken_model_is_explained(api: InProcessApp) -> None:
+    with (api.services.folder.models / "tiny" / "model.safetensors").open("ab") as file:
         file.write(b"!")
     api.tick()
     model = status(api)["model"]
@@ -173,7 +132,7 @@ def test_a_broken_model_is_explained(api: InProcessApp, with_model: Path) -> Non
     assert api.get("/models").json() == {"data": []}
 
 
-def test_counts_and_the_worker(api: InProcessApp, with_model: Path) -> None:
+def test_counts_and_the_worker(api: InProcessApp) -> None:
     api.add("one two three", "four five")
     first, second = (api.post("/jobs", json={"seed": seed}).json()["id"] for seed in range(2))
     api.post(f"/jobs/{second}/cancel")
@@ -184,16 +143,17 @@ def test_counts_and_the_worker(api: InProcessApp, with_model: Path) -> None:
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
 
 
-def test_the_models(api: InProcessApp, with_model: Path) -> None:
+def test_the_models(api: InProcessApp) -> None:
     tiny_model_folder(api.services.folder.models, name="other", hidden=64)
     (api.services.folder.models / "unfinished").mkdir()
-    edit_json(with_model / "pocketllm.json", license="apache-2.0", source="somewhere/tiny")
+    tiny = api.services.folder.models / "tiny"
+    edit_json(tiny / "pocketllm.json", license="apache-2.0", source="somewhere/tiny")
     other, mine = api.get("/models").json()["data"]
     assert mine == {
         "name": "tiny",
         "architecture": "LlamaForCausalLM",
         "parameters": mine["parameters"],
-        "weights_bytes": (with_model / "model.safetensors").stat().st_size,
+        "weights_bytes": (tiny / "model.safetensors").stat().st_size,
         "license": "apache-2.0",
         "source": "somewhere/tiny",
         "default": True,
@@ -202,9 +162,9 @@ def test_the_models(api: InProcessApp, with_model: Path) -> None:
     assert other["parameters"] > mine["parameters"] > 0
 
 
-def test_without_models_and_adapters_the_lists_are_empty(api: InProcessApp) -> None:
+def test_without_models_and_adapters_the_lists_are_empty(bare: InProcessApp) -> None:
     for path in ("/models", "/adapters"):
-        assert api.get(path).json() == {"data": []}
+        assert bare.get(path).json() == {"data": []}
 
 
 def test_nobody_waits_for_the_scheduler(api: InProcessApp) -> None:

@@ -1,25 +1,14 @@
 """A job's steps as JSON lines, and the plan that its worker settled on."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy
-import pytest
 
 from pocketllm.storage.tables import Step
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.in_process_app import InProcessApp, assert_problem
 
 SCALARS = [0.1, 1e-30, -3.4028234663852886e38, 1 / 3]
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    tiny_model_folder(tmp_path / "data" / "models")
-    with in_process_app(tmp_path / "data") as made:
-        yield made
 
 
 def test_the_steps_made_so_far(api: InProcessApp) -> None:
@@ -49,11 +38,6 @@ def test_every_bit_of_a_scalar_comes_back(api: InProcessApp) -> None:
     api.services.store.step_log.append(row)
     found = json.loads(api.get(f"/jobs/{identity}/steps").text)["scalars"]
     assert [float(numpy.float32(scalar)) for scalar in found] == exact
-
-
-def test_it_needs_the_token_and_a_job(api: InProcessApp) -> None:
-    assert_problem(api.get("/jobs/job-none/steps", token=None), 401, "missing_token")
-    assert "'job-none'" in assert_problem(api.get("/jobs/job-none/steps"), 404, "not_found")["detail"]
 
 
 def test_what_a_worker_settled_on_is_shown(api: InProcessApp) -> None:
