@@ -1,26 +1,22 @@
 """Kinds of example at POST /texts: plain, a prompt with its completion, a text with its label; anything else is out."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
+from tests.support.in_process_app import Document, InProcessApp, assert_problem
 
 LIMIT = 1000
-NDJSON = "application/x-ndjson"
 
 PLAIN = {"text": "Wind west.", "source": "notes"}
 COMPLETION = {"prompt": "Who has the watch?", "completion": " Anna until four.", "source": "chat"}
-LABELLED = {"text": "Two mugs of tea.", "label": "positive", "source": "diary"}
+LABELLED = {"text": "Two mugs of tea.", "label": "to be paid", "source": "diary"}
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data", max_text_bytes=LIMIT) as made:
-        yield made
+def settings() -> Document:
+    return {"max_text_bytes": LIMIT}
 
 
 def count(api: InProcessApp) -> int:
@@ -29,7 +25,7 @@ def count(api: InProcessApp) -> int:
 
 def send_lines(api: InProcessApp, items: list[Any]) -> Any:
     content = "\n".join(json.dumps(item) for item in items).encode()
-    return api.post("/texts", content=content, headers={"content-type": NDJSON})
+    return api.post("/texts", content=content, headers={"content-type": "application/x-ndjson"})
 
 
 def shown(api: InProcessApp, identity: str) -> Document:
@@ -37,19 +33,18 @@ def shown(api: InProcessApp, identity: str) -> Document:
     return document
 
 
-@pytest.mark.parametrize("lines", [False, True], ids=["list", "NDJSON"])
-def test_every_kind_is_stored_and_shown(api: InProcessApp, lines: bool) -> None:
+def test_every_kind_is_stored_and_shown(api: InProcessApp) -> None:
     items = [PLAIN, COMPLETION, LABELLED]
-    response = send_lines(api, items) if lines else api.post("/texts", json=items)
+    response = api.post("/texts", json=items)
     assert response.status_code == 201, response.text
-    found = [shown(api, identity) for identity in response.json()["ids"]]
+    ids = response.json()["ids"]
+    found = [shown(api, identity) for identity in ids]
     assert [(f["kind"], f["text"], f["completion"], f["label"], f["source"], f["words"]) for f in found] == [
         ("plain", "Wind west.", None, None, "notes", 2),
         ("completion", "Who has the watch?", " Anna until four.", None, "chat", 7),
-        ("labelled", "Two mugs of tea.", None, "positive", "diary", 4),
+        ("labelled", "Two mugs of tea.", None, "to be paid", "diary", 4),
     ]
-    again = send_lines(api, items).json()
-    assert (again["ids"], again["created"]) == (response.json()["ids"], 0)
+    assert send_lines(api, items).json() == {"ids": ids, "created": 0, "duplicates": 3}
 
 
 def test_a_listed_text_has_all_its_fields(api: InProcessApp) -> None:
@@ -78,18 +73,6 @@ def test_one_example_alone_needs_no_source(api: InProcessApp) -> None:
     assert count(api) == 2
 
 
-def test_the_same_words_as_another_kind_are_another_text(api: InProcessApp) -> None:
-    items = [
-        {"text": "a"},
-        {"prompt": "a", "completion": "positive"},
-        {"prompt": "a", "completion": "negative"},
-        {"text": "a", "label": "positive"},
-        {"text": "a", "label": "negative"},
-        {"text": "apositive"},
-    ]
-    assert api.post("/texts", json=items).json()["created"] == len(items)
-
-
 def test_odd_completions_come_out_as_they_went_in(api: InProcessApp) -> None:
     for words in ("a\0b", "\0", " leading, trailing \r\n\t", "one\u2028two", "{label} {text} {", "\U0010ffff\ufffe"):
         response = send_lines(api, [{"prompt": words, "completion": words}])
@@ -99,44 +82,64 @@ def test_odd_completions_come_out_as_they_went_in(api: InProcessApp) -> None:
 
 
 TOGETHER = "cannot be combined with"
-FAULTY = [
-    pytest.param({"prompt": "a"}, "completion: Field required", "completion", id="prompt alone"),
-    pytest.param({"completion": "a"}, "prompt: Field required", "prompt", id="completion alone"),
-    pytest.param({"label": "positive"}, "text: Field required", "text", id="label alone"),
-    pytest.param({"prompt": "a", "completion": " \n"}, "The completion is empty", "completion", id="blank completion"),
-    pytest.param({"prompt": "a", "completion": ""}, "The completion is empty", "completion", id="empty completion"),
-    pytest.param({"prompt": "", "completion": "a"}, "The prompt is empty", "prompt", id="empty prompt"),
-    pytest.param({"text": " ", "label": "positive"}, "The text is empty", "text", id="empty labelled text"),
-    pytest.param({"prompt": "a", "completion": 5}, "valid string (got 5)", "completion", id="number"),
-    pytest.param({"prompt": "a", "completion": None}, "valid string (got None)", "completion", id="null"),
-    pytest.param({"text": "a", "label": None}, "valid string (got None)", "label", id="null as label"),
-    pytest.param({"text": "a", "label": ["positive"]}, "valid string", "label", id="list as label"),
-    pytest.param({"text": "a", "prompt": "b"}, f"prompt {TOGETHER} text", "prompt", id="text and prompt"),
-    pytest.param({"text": "a", "completion": "b"}, f"completion {TOGETHER} text", "completion", id="with text"),
-    pytest.param(
-        {"prompt": "a", "completion": "b", "label": "positive"},
-        f"completion {TOGETHER} label",
-        "completion",
-        id="completion and label",
-    ),
-    pytest.param(
-        {"text": "a", "prompt": "a", "completion": "b", "label": "positive"}, TOGETHER, "completion", id="all of them"
-    ),
-    pytest.param({"prompt": "a", "completion": "b", "x": 1}, "x: Extra inputs are not", "x", id="unknown field"),
-    pytest.param({"text": "a", "label": " "}, "The label is empty", "label", id="empty label"),
-    pytest.param({"text": "a", "label": "w" * 101}, "at most 100 characters", "label", id="long label"),
+#: What is no example, the sentence about it, and the field that is to blame.
+FAULTY: list[tuple[Any, str, str | None]] = [
+    ({"text": ""}, "The text is empty", "text"),
+    ({"text": "\N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}\n\t"}, "The text is empty", "text"),
+    ({"text": 5}, "valid string (got 5)", "text"),
+    ({"text": None}, "valid string (got None)", "text"),
+    ({}, "text: Field required", "text"),
+    ({"text": "a", "tags": ["b"]}, "tags: Extra inputs are not permitted", "tags"),
+    ({"text": "a", "source": ""}, "source: String should have at least 1", "source"),
+    ({"text": "a", "source": "s" * 201}, "at most 200", "source"),
+    ({"text": "a", "source": 1}, "valid string (got 1)", "source"),
+    ("a", "JSON object (got 'a')", None),
+    (None, "JSON object (got None)", None),
+    ({"prompt": "a"}, "completion: Field required", "completion"),
+    ({"completion": "a"}, "prompt: Field required", "prompt"),
+    ({"label": "positive"}, "text: Field required", "text"),
+    ({"prompt": "a", "completion": " \n"}, "The completion is empty", "completion"),
+    ({"prompt": "", "completion": "a"}, "The prompt is empty", "prompt"),
+    ({"prompt": "a", "completion": 5}, "valid string (got 5)", "completion"),
+    ({"prompt": "a", "completion": "b", "x": 1}, "x: Extra inputs are not", "x"),
+    ({"text": " ", "label": "positive"}, "The text is empty", "text"),
+    ({"text": "a", "label": None}, "valid string (got None)", "label"),
+    ({"text": "a", "label": ["positive"]}, "valid string", "label"),
+    ({"text": "a", "label": " "}, "The label is empty", "label"),
+    ({"text": "a", "label": "w" * 101}, "at most 100 characters", "label"),
+    ({"text": "a", "prompt": "b"}, f"prompt {TOGETHER} text", "prompt"),
+    ({"text": "a", "completion": "b"}, f"completion {TOGETHER} text", "completion"),
+    ({"prompt": "a", "completion": "b", "label": "c"}, f"completion {TOGETHER} label", "completion"),
+    ({"text": "a", "prompt": "a", "completion": "b", "label": "c"}, TOGETHER, "completion"),
 ]
 
 
-@pytest.mark.parametrize(("faulty", "says", "param"), FAULTY)
-def test_one_faulty_example_keeps_all_of_them_out(api: InProcessApp, faulty: Any, says: str, param: str) -> None:
-    alone = assert_problem(api.post("/texts", json=faulty), 422, "invalid_value")
-    assert says in alone["detail"] and alone["error"]["param"] == param
-    in_list = assert_problem(api.post("/texts", json=[PLAIN, COMPLETION, faulty]), 422, "invalid_value")
-    assert in_list["detail"].startswith("item 3: ") and says in in_list["detail"]
-    in_lines = assert_problem(send_lines(api, [faulty, LABELLED]), 422, "invalid_value")
-    assert in_lines["detail"].startswith("line 1: ") and says in in_lines["detail"]
+def test_one_faulty_example_keeps_all_of_them_out(api: InProcessApp, subtests: pytest.Subtests) -> None:
+    for faulty, says, param in FAULTY:
+        with subtests.test(json.dumps(faulty)):
+            alone = api.post("/texts", content=json.dumps(faulty), headers={"content-type": "application/json"})
+            assert says in assert_problem(alone, 422, "invalid_value")["detail"]
+            assert alone.json()["error"]["param"] == param
+            for position in (0, 1, 2):
+                items: list[Any] = [PLAIN, COMPLETION]
+                items.insert(position, faulty)
+                for place, response in (("item", api.post("/texts", json=items)), ("line", send_lines(api, items))):
+                    document = assert_problem(response, 422, "invalid_value")
+                    assert document["detail"].startswith(f"{place} {position + 1}: ") and says in document["detail"]
+                    assert document["error"]["param"] == param
     assert count(api) == 0
+
+
+def test_the_longest_example_is_counted_in_bytes(api: InProcessApp) -> None:
+    for number, character in enumerate(("a", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{WAVING HAND SIGN}")):
+        longest = character * (LIMIT // len(character.encode()))
+        assert api.post("/texts", json={"text": longest}).status_code == 201
+        plain = {"content": (longest + "!").encode(), "headers": {"content-type": "text/plain"}}
+        for body in ({"json": [PLAIN, {"text": longest + "!"}]}, plain):
+            document = assert_problem(api.post("/texts", **body), 413, "too_large")
+            assert "1,001 bytes" in document["detail"] and "max_text_bytes" in document["detail"]
+            assert document["error"]["param"] == "text"
+        assert count(api) == number + 1
 
 
 def test_a_completion_counts_with_its_prompt(api: InProcessApp) -> None:
@@ -150,24 +153,16 @@ def test_a_completion_counts_with_its_prompt(api: InProcessApp) -> None:
     assert count(api) == 1
 
 
-def test_a_refused_label_is_said_back_short(api: InProcessApp) -> None:
-    response = api.post("/texts", json={"text": "a", "label": "l" * 100_000})
-    assert_problem(response, 422, "invalid_value")
-    assert len(response.content) < 1000
-
-
-def test_a_label_is_of_the_owners_choice_and_short(api: InProcessApp) -> None:
-    assert api.post("/texts", json={"text": "a", "label": "to be paid"}).status_code == 201
-    assert_problem(api.post("/texts", json={"text": "a", "label": "x" * 101}), 422, "invalid_value")
-    assert_problem(api.post("/texts", json={"text": "a", "label": ""}), 422, "invalid_value")
-
-
-def test_a_deleted_completion_is_gone_from_the_disk(api: InProcessApp) -> None:
-    marker = "xyzzy-plugh"
-    [identity] = api.post("/texts", json={"prompt": "a", "completion": marker * 20}).json()["ids"]
-    api.delete(f"/texts/{identity}")
-    files = [path for path in api.services.folder.root.iterdir() if path.is_file()]
-    assert files and not any(marker.encode() in path.read_bytes() for path in files)
+def test_what_is_refused_is_said_back_short(api: InProcessApp) -> None:
+    for faulty in (
+        {"text": "a", "label": "l" * 100_000},
+        {"text": "a", "k" * 50_000: 1},
+        {"text": ["v" * 50_000]},
+        {"text": "a", **dict.fromkeys("bcdefghi")},
+    ):
+        response = api.post("/texts", json=faulty)
+        assert_problem(response, 422, "invalid_value")
+        assert len(response.content) < (1000 if "label" in faulty else 2000)
 
 
 def test_the_documents_examples_are_accepted_and_cover_the_kinds(api: InProcessApp) -> None:
