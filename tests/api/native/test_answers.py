@@ -1,0 +1,236 @@
+"""/suggest, /classify, /compare and recall with a real daemon that has learned once.
+
+Texts of one test are there for the next: each uses words of its own, and classifying, which counts examples, comes
+first. The tiny model invents words, which are not offered behind an English text.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from pocketllm.api.native.recall import PASSAGES, front
+from tests.support.in_process_app import Document, assert_problem
+from tests.support.tiny_models import byte_tokenizer
+from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedDaemon]:
+    with trained_daemon(tmp_path_factory.mktemp("answers")) as made:
+        loading = {"context": "Vinden ", "timeout_ms": 1}
+        assert_problem(made.daemon.client.post("/suggest", json=loading), 503, "not_in_time")
+        assert ask(made, "/suggest", **(loading | {"timeout_ms": 60_000}))["complete"]
+        yield made
+
+
+def ask(trained: TrainedDaemon, path: str, **body: Any) -> Document:
+    response = trained.daemon.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    document: Document = response.json()
+    return document
+
+
+def add(trained: TrainedDaemon, *texts: str, headers: dict[str, str] | None = None) -> list[str]:
+    body = [{"text": text} for text in texts]
+    return list(trained.daemon.client.post("/texts", json=body, headers=headers).json()["ids"])
+
+
+def app(trained: TrainedDaemon, name: str) -> dict[str, str]:
+    made = trained.daemon.client.post("/tokens", json={"name": name, "scopes": ["generate", "ingest"]}).json()
+    return {"Authorization": f"Bearer {made['token']}"}
+
+
+# Classifying.
+
+QUEUE = "qqqq qqqq"
+EXAMPLES = [
+    {"text": f"{letter * 4} {letter * size}", "label": label}
+    for label, letter in (("queue", "q"), ("zoo", "z"))
+    for size in (4, 5, 6)
+]
+
+
+@pytest.mark.smoke
+def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: TrainedDaemon) -> None:
+    client = trained.daemon.client
+    waiting = client.get("/status").json()["texts"]["new_words"]
+    assert_problem(client.post("/classify", json={"text": QUEUE}), 409, "too_few_examples")
+    assert client.post("/texts", json=EXAMPLES[:5]).status_code == 201
+    refused = client.post("/classify", json={"text": QUEUE, "labels": ["queue", "zoo"]})
+    assert "3 of 'queue', 2 of 'zoo'" in assert_problem(refused, 409, "too_few_examples")["detail"]
+    assert client.post("/texts", json=EXAMPLES).status_code == 201
+    answer = ask(trained, "/classify", text=QUEUE)
+    assert (answer["label"], answer["examples"]) == ("queue", 6)
+    assert math.isclose(sum(one["probability"] for one in answer["labels"]), 1)
+    assert [one["label"] for one in answer["labels"]] == ["queue", "zoo"] and 0 <= answer["accuracy"] <= 1
+    assert ask(trained, "/classify", text=QUEUE) == answer
+    of_base = ask(trained, "/classify", text=QUEUE, adapter="base")
+    assert of_base["adapter"] is None and of_base["labels"] != answer["labels"]
+    assert client.get("/status").json()["texts"]["new_words"] == waiting
+
+    headers = app(trained, "classifier")
+    assert_problem(client.post("/classify", json={"text": QUEUE}, headers=headers), 422, "invalid_value")
+    named = {"text": QUEUE, "labels": ["zoo", "queue"]}
+    assert client.post("/classify", json=named, headers=headers).json() == answer
+
+
+# Suggesting.
+
+
+def suggested(trained: TrainedDaemon, **body: Any) -> list[str]:
+    return [one["text"] for one in ask(trained, "/suggest", **body)["suggestions"]]
+
+
+@pytest.mark.smoke
+def test_words_of_either_model(trained: TrainedDaemon) -> None:
+    answers = {}
+    for adapter, name in (("base", None), (trained.adapter.name, trained.adapter.name)):
+        answer = ask(trained, "/suggest", context="Vinden", prefix="we", adapter=adapter)
+        assert (answer["model"], answer["adapter"]) == ("tiny", name)
+        answers[adapter] = answer["suggestions"]
+        assert len(answer["suggestions"]) == 3
+        assert all(one["text"].startswith("we") and 0 < one["probability"] < 1 for one in answer["suggestions"])
+    assert answers["base"] != answers[trained.adapter.name]
+
+
+def test_the_space_before_a_prefix_makes_no_difference(trained: TrainedDaemon) -> None:
+    apart, together = (ask(trained, "/suggest", context=words, prefix="we") for words in ("Vinden ", "Vinden"))
+    assert apart["suggestions"] == together["suggestions"]
+
+
+def test_the_owners_words_are_offered_before_any_job_unless_they_are_not_wanted(trained: TrainedDaemon) -> None:
+    add(trained, "Quillfeather rowed. " * 20)
+    asked = {"context": "Then", "prefix": "Qui"}
+    assert "Quillfeather" in suggested(trained, **asked)
+    for without in ({"counts": False}, {"adapter": "base"}):
+        assert "Quillfeather" not in suggested(trained, **asked, **without)
+    assert suggested(trained, **asked, adapter="base", counts=True)[0] == "Quillfeather"
+
+
+def test_phrases(trained: TrainedDaemon) -> None:
+    phrases = suggested(trained, context="Vinden.\n", n=10, words=3)
+    assert len(phrases) == 10
+    assert all(1 <= len(phrase.split()) <= 3 for phrase in phrases)
+
+
+def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:
+    secret = "beneath the zinc heron"
+    ask(trained, "/suggest", context=f"It lies {secret} ")
+    data = trained.adapter.parent.parent
+    assert not [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+# Comparing.
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.smoke
+def test_both_answers_and_what_has_become_likelier(trained: TrainedDaemon) -> None:
+    asked = {"prompt": "Wind west", "max_tokens": 8, "seed": 3, "adapter": trained.adapter.name}
+    answer = ask(trained, "/compare", **asked)
+    assert answer["adapter"] == trained.adapter.name
+    assert answer["personal"]["completion_tokens"] == len(answer["tokens"]) == 8
+    assert answer["base"]["text"] and answer["base"]["completion_tokens"] == 8
+    prompt = [0, *byte_tokenizer()("Wind west")["input_ids"]]
+    assert answer["prompt_tokens"] == len(prompt)
+    given = [token["id"] for token in answer["tokens"]]
+    assert byte_tokenizer().decode(given) == answer["personal"]["text"]
+    for name, personal in (("personal", True), ("base", False)):
+        wanted = theirs(trained, [*prompt, *given], personal=personal)[-8:]
+        found = torch.tensor([token[name] for token in answer["tokens"]])
+        assert float((found - wanted).abs().max()) < 1e-3
+    gains = [token["personal"] - token["base"] for token in answer["tokens"]]
+    assert answer["gained_nats_per_token"] == pytest.approx(sum(gains) / 8)
+    assert ask(trained, "/compare", **asked) == answer, "the same seed gives the same"
+
+
+# Recall.
+
+FERRY, OTHER = "The ferry leaves at nine.", "Two mugs of tea."
+
+
+def generated(trained: TrainedDaemon, **body: Any) -> Document:
+    return ask(trained, "/generate", **({"max_tokens": 6, "temperature": 0, "seed": 1, "adapter": "base"} | body))
+
+
+def without_time(found: Document) -> Document:
+    return {name: value for name, value in found.items() if name not in ("tokens_per_second", "recalled")}
+
+
+@pytest.mark.smoke
+def test_passages_are_read_before_the_prompt_and_named(trained: TrainedDaemon) -> None:
+    ferry, _ = add(trained, FERRY, OTHER)
+    found = generated(trained, prompt="When does the ferry", context="recall")
+    assert found["recalled"] == [{"text_id": ferry, "passage": FERRY}]
+    plain = generated(trained, prompt=front([FERRY]) + "When does the ferry")
+    assert without_time(found) == without_time(plain) and plain["recalled"] == []
+
+
+def test_a_chat_reads_them_in_its_last_message(trained: TrainedDaemon) -> None:
+    add(trained, FERRY)
+    before = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]
+    question = {"role": "user", "content": "When does the ferry leave?"}
+    found = generated(trained, messages=[*before, question], context="recall")
+    read = question | {"content": f"From my notes:\n\n{FERRY}\n\n{question['content']}"}
+    assert without_time(found) == without_time(generated(trained, messages=[*before, read]))
+    assert [one["passage"] for one in found["recalled"]] == [FERRY]
+    asked = {"model": "pocketllm:base", "messages": [*before, question], "max_tokens": 3, "context": "recall"}
+    openai = trained.daemon.client.post("/v1/chat/completions", json=asked).json()
+    assert openai["recalled"] == found["recalled"] and "warnings" not in openai
+    assert openai["usage"]["prompt_tokens"] == found["prompt_tokens"]
+
+
+def test_a_stream_names_them_and_what_was_ignored_once(trained: TrainedDaemon) -> None:
+    add(trained, FERRY)
+    question = [{"role": "user", "content": "When does the ferry leave?"}]
+    asked = {"model": "pocketllm:base", "messages": question, "max_tokens": 6, "context": "recall", "top_k": 3}
+    whole = trained.daemon.client.post("/v1/chat/completions", json=asked).json()
+    said = trained.daemon.client.post("/v1/chat/completions", json=asked | {"stream": True}).text
+    first, *rest = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: {")]
+    assert first["recalled"] == whole["recalled"] and first["warnings"] == whole["warnings"]
+    assert len(rest) > 2 and not any({"recalled", "warnings"} & set(chunk) for chunk in rest)
+
+
+def test_where_nothing_fits_nothing_is_put_before(trained: TrainedDaemon) -> None:
+    found = generated(trained, prompt="Xylophone", context="recall")
+    assert found["recalled"] == [] and without_time(found) == without_time(generated(trained, prompt="Xylophone"))
+
+
+def test_an_app_gets_no_words_of_others(trained: TrainedDaemon) -> None:
+    add(trained, "The safe opens with 4711.")
+    notes, other = app(trained, "notes"), app(trained, "other")
+    add(trained, "The safe is behind the clock.", headers=notes)
+    asked: dict[str, Any] = {"prompt": "Safe", "context": "recall"}
+    assert len(generated(trained, **asked)["recalled"]) == 2
+    for headers in (notes, other):
+        assert_problem(trained.daemon.client.post("/generate", json=asked, headers=headers), 403, "out_of_scope")
+    assert trained.daemon.client.get("/texts", params={"query": "safe"}, headers=notes).status_code == 403
+
+
+def test_a_deleted_text_is_not_recalled(trained: TrainedDaemon) -> None:
+    [identity] = add(trained, "The marmalade is in the cellar.")
+    asked: dict[str, Any] = {"prompt": "Marmalade", "context": "recall"}
+    assert generated(trained, **asked)["recalled"]
+    trained.daemon.client.delete(f"/texts/{identity}")
+    assert generated(trained, **asked)["recalled"] == []
+
+
+def test_the_best_passages_are_recalled_and_no_more(trained: TrainedDaemon) -> None:
+    add(trained, *(f"Buoy {number} rings." for number in range(PASSAGES + 2)))
+    found = generated(trained, prompt="Buoy 4 rings", context="recall")["recalled"]
+    assert len(found) == PASSAGES and found[0]["passage"] == "Buoy 4 rings."
+
+
+def test_texts_are_searched(trained: TrainedDaemon) -> None:
+    client = trained.daemon.client
+    add(trained, "The lighthouse keeper plays the oboe.", "The oboe is out of tune, says the lighthouse keeper's wife.")
+    page = client.get("/texts", params={"query": "oboe tune"}).json()
+    assert [one["text"][:8] for one in page["data"]] == ["The oboe", "The ligh"]
+    assert client.get("/texts", params={"query": "?"}).json()["data"] == []
+    assert_problem(client.get("/texts", params={"query": "oboe", "after": "x"}), 404, "not_found")
