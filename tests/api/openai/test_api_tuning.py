@@ -1,33 +1,21 @@
 """/v1/files and /v1/fine_tuning/jobs: what is refused and why, what a job is made of, what goes with a file."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from pocketllm.daemon.scheduling.planning import JobRequest
-from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.in_process_app import Document, InProcessApp, assert_problem, in_process_app
-from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import write_adapter_files
+from pocketllm.storage.tables import JobState
+from tests.support.in_process_app import Document, InProcessApp, assert_problem
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
 PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
 TEXT = {"text": "The shed to myself."}
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data", model="tiny") as made:
-        tiny_model_folder(made.services.folder.models)
-        yield made
-
-
 def upload(api: InProcessApp, data: bytes, *, purpose: str = "fine-tune", name: str = "a.jsonl") -> httpx.Response:
-    return api.request("POST", "/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
+    return api.post("/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
 
 
 def uploaded(api: InProcessApp, *documents: Any, name: str = "a.jsonl") -> str:
@@ -37,21 +25,10 @@ def uploaded(api: InProcessApp, *documents: Any, name: str = "a.jsonl") -> str:
 
 
 def job(api: InProcessApp, **fields: Any) -> Document:
-    response = api.request("POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", **fields})
+    response = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", **fields})
     assert response.status_code == 200, response.text
     document: Document = response.json()
     return document
-
-
-def learned(api: InProcessApp) -> str:
-    """The adapter of a job that has learned what there was, and is served."""
-    store, now = api.services.store, api.services.now()
-    made = api.services.scheduler.request(JobRequest(steps=1), seed=1, immediate=True, now=now)
-    store.jobs.start(made.id, now=now)
-    row = Adapter(id="adapter-old", job_id=made.id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
-    write_adapter_files(api.services.folder.adapter(row.id))
-    store.jobs.succeed(made.id, adapter=row, publish=True, now=now)
-    return "adapter-old"
 
 
 BAD = {
@@ -79,9 +56,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("data", "said"), BAD.values(), ids=BAD)
-def test_a_bad_line_is_refused_with_its_number(api: InProcessApp, data: bytes, said: str) -> None:
-    assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
+def test_a_bad_line_is_refused_with_its_number(api: InProcessApp, subtests: pytest.Subtests) -> None:
+    for name, (data, said) in BAD.items():
+        with subtests.test(name):
+            assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
     assert [one["id"] for one in api.get("/v1/files").json()["data"]] == []
 
 
@@ -124,24 +102,11 @@ def test_the_same_file_twice_is_one(api: InProcessApp) -> None:
     assert {one["id"] for one in listed} == {first, other}
 
 
-def test_lists_go_on_behind_an_id_and_end(api: InProcessApp) -> None:
-    ids = {uploaded(api, TEXT, name=f"{i}.jsonl") for i in range(5)}
-    found, after = [], None
-    while True:
-        page = api.get("/v1/files", params={"limit": 2} | ({"after": after} if after else {})).json()
-        found += [one["id"] for one in page["data"]]
-        after = page["last_id"]
-        if not page["has_more"]:
-            break
-    assert set(found) == ids and len(found) == len(ids)
-    assert_problem(api.get("/v1/files", params={"after": "file-none"}), 404, "not_found")
-
-
 def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     file = upload(api, b"\x00\x01", purpose="user_data").json()
     assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
     body = {"model": "pocketllm:latest", "training_file": file["id"]}
-    refused = api.request("POST", "/v1/fine_tuning/jobs", json=body)
+    refused = api.post("/v1/fine_tuning/jobs", json=body)
     assert "has the purpose user_data" in assert_problem(refused, 422, "invalid_value")["detail"]
     assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
 
@@ -151,39 +116,33 @@ def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     api.add("Wind west, glass rising.")
     job(api, training_file=file)
     assert len(api.get("/texts").json()["data"]) == 3
-    assert api.request("DELETE", f"/v1/files/{file}").json() == {"id": file, "object": "file", "deleted": True}
+    assert api.delete(f"/v1/files/{file}").json() == {"id": file, "object": "file", "deleted": True}
     assert [text["source"] for text in api.get("/texts").json()["data"]] == ["test"]
-    assert_problem(api.request("DELETE", f"/v1/files/{file}"), 404, "not_found")
-    assert_problem(api.request("DELETE", "/v1/files/file-inbox"), 404, "not_found")
+    assert_problem(api.delete(f"/v1/files/{file}"), 404, "not_found")
+    assert_problem(api.delete("/v1/files/file-inbox"), 404, "not_found")
 
 
-REFUSED: dict[str, tuple[Document, int, str, str | None]] = {
-    "no file": ({"training_file": "file-none"}, 404, "not_found", "training_file"),
-    "no model": ({"model": "gpt-4"}, 404, "model_not_found", "model"),
-    "another method": ({"method": {"type": "dpo"}}, 422, "invalid_value", "method.type"),
-    "no epochs": ({"hyperparameters": {"n_epochs": 0}}, 422, "invalid_value", None),
-    "a long suffix": ({"suffix": "s" * 65}, 422, "invalid_value", "suffix"),
-    "a suffix that parts names": ({"suffix": "a:b"}, 422, "invalid_value", "suffix"),
-    "much metadata": ({"metadata": {str(i): "" for i in range(17)}}, 422, "invalid_value", "metadata"),
-    "a negative seed": ({"seed": -1}, 422, "invalid_value", "seed"),
-}
+#: Beyond what the document says of each field: see test_validation.py.
+REFUSED: list[tuple[Document, int, str, str | None]] = [
+    ({"training_file": "file-none"}, 404, "not_found", "training_file"),
+    ({"model": "gpt-4"}, 404, "model_not_found", "model"),
+    ({"method": {"type": "dpo"}}, 422, "invalid_value", "method.type"),
+    ({"hyperparameters": {"n_epochs": 0}}, 422, "invalid_value", None),
+    ({"metadata": {str(i): "" for i in range(17)}}, 422, "invalid_value", "metadata"),
+]
 
 
-@pytest.mark.parametrize(("fields", "status", "code", "param"), REFUSED.values(), ids=REFUSED)
-def test_a_job_that_cannot_be_is_refused(
-    api: InProcessApp, fields: Document, status: int, code: str, param: str | None
-) -> None:
+def test_a_job_that_cannot_be_is_refused(api: InProcessApp) -> None:
     api.add("Wind west, glass rising.")
-    body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), **fields}
-    problem = assert_problem(api.request("POST", "/v1/fine_tuning/jobs", json=body), status, code)
-    assert param is None or problem["error"]["param"] == param
+    sound = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT)}
+    for fields, status, code, param in REFUSED:
+        problem = assert_problem(api.post("/v1/fine_tuning/jobs", json=sound | fields), status, code)
+        assert param is None or problem["error"]["param"] == param
     assert api.get("/jobs").json()["data"] == []
 
 
 def test_the_inbox_is_what_is_new(api: InProcessApp) -> None:
-    refused = api.request(
-        "POST", "/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"}
-    )
+    refused = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"})
     assert_problem(refused, 409, "nothing_to_learn")
     assert refused.headers["x-should-retry"] == "false"
     api.add("Wind west, glass rising.")
@@ -220,7 +179,7 @@ def test_a_request_that_is_sent_again_is_one_job(api: InProcessApp) -> None:
 
     def sent(again: str) -> str:
         headers = {"x-stainless-retry-count": again}
-        return str(api.request("POST", "/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"])
+        return str(api.post("/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"])
 
     first = sent("0")
     assert sent("1") == sent("2") == first
@@ -242,10 +201,10 @@ def test_a_file_to_measure_with_is_held_out(api: InProcessApp) -> None:
 
 def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
     """From the base: the file alone. From what is served: old texts, too, so that these are not forgotten."""
-    store, now = api.services.store, api.services.now()
-    api.add("An old text of the owner's.", "And another one.")
-    old = learned(api)
+    old = "adapter-old"
+    api.learn(old, "An old text of the owner's.", "And another one.")
     api.add("New, and not of the file.")
+    store, now = api.services.store, api.services.now()
     file = uploaded(api, TEXT, PAIR)
     alone = job(api, model="pocketllm:base", training_file=file)["id"].replace("ftjob-", "job-")
     mixed = job(api, training_file=file)["id"].replace("ftjob-", "job-")
@@ -255,19 +214,16 @@ def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
     ours = {TEXT["text"], PAIR["prompt"]}
     assert {text.text for text in store.texts.of_job(alone)} == ours
     assert {text.text for text in store.texts.of_job(named)} == ours
-    assert {text.text for text in store.texts.of_job(mixed)} == ours | {
-        "An old text of the owner's.",
-        "And another one.",
-    }
-    assert_problem(api.request("DELETE", f"/adapters/{old}"), 409, "wrong_state")
+    old_ones = {"An old text of the owner's.", "And another one."}
+    assert {text.text for text in store.texts.of_job(mixed)} == ours | old_ones
+    assert_problem(api.delete(f"/adapters/{old}"), 409, "wrong_state")
 
 
 def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None:
-    api.add("An old text of the owner's.")
-    learned(api)
+    api.learn("adapter-old", "An old text of the owner's.")
     file = uploaded(api, TEXT)
     job_id = job(api, training_file=file)["id"].replace("ftjob-", "job-")
-    api.request("DELETE", f"/v1/files/{file}")
+    api.delete(f"/v1/files/{file}")
     started = api.services.store.jobs.start(job_id, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
     assert api.services.store.texts.of_job(job_id) == []
@@ -275,7 +231,7 @@ def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None
 
 def test_a_file_does_not_expire(api: InProcessApp) -> None:
     form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    file = api.request("POST", "/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
+    file = api.post("/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
     api.clock.advance(3601)
     api.tick()
     assert api.get(f"/v1/files/{file['id']}").json() == file
