@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified, against a real daemon with a tiny model: strict and loose, sync and async."""
+"""OpenAI's own client, unmodified and strict, sync and async, against a real daemon with a tiny model."""
 
 import asyncio
 import json
@@ -14,9 +14,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer
-from tests.support.in_process_app import assert_problem
-from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.real_daemon import Daemon
+from tests.support.trained_daemon import trained_daemon
 
 pytestmark = pytest.mark.slow
 
@@ -25,27 +24,24 @@ CHAT: list[ChatCompletionMessageParam] = [
     {"role": "user", "content": [{"type": "text", "text": "Wind "}, {"type": "text", "text": "west."}]},
 ]
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"
-JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon that has learned once."""
-    folder = tmp_path_factory.mktemp("openai") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as made:
-        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
-        assert made.client.post("/texts", json=notes).status_code == 201
-        made.wait_for_job(made.start_job(steps=2, seed=1), "succeeded")
-        yield made
+    """One that has learned once."""
+    with trained_daemon(tmp_path_factory.mktemp("openai")) as made:
+        yield made.daemon
 
 
-@pytest.fixture(params=[False, True], ids=["loose", "strict"])
-def client(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{daemon.url}/v1", api_key=daemon.token, _strict_response_validation=request.param
-    ) as made:
+def own_client(daemon: Daemon, api_key: str = "", *, strict: bool = True) -> openai.OpenAI:
+    url, key = f"{daemon.url}/v1", api_key or daemon.token
+    return openai.OpenAI(base_url=url, api_key=key, _strict_response_validation=strict)
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[openai.OpenAI]:
+    """Strict: an answer that differs from the client's types is an error."""
+    with own_client(daemon) as made:
         yield made
 
 
@@ -139,7 +135,7 @@ def test_texts_several_at_once(client: openai.OpenAI) -> None:
 
 def test_a_streamed_text_says_the_same(daemon: Daemon) -> None:
     """By the loose client: to the strict one no chunk but the last may lack a finish_reason, which no server has."""
-    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.token) as client:
+    with own_client(daemon, strict=False) as client:
         whole = client.completions.create(model=BASE, prompt="Mug", max_tokens=3, seed=1)
         chunks = list(client.completions.create(model=BASE, prompt="Mug", max_tokens=3, seed=1, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
@@ -161,39 +157,37 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> No
     with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
         client.chat.completions.create(model=BASE, messages=CHAT, temperature=9)
     with (
-        openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="wrong") as stranger,
+        own_client(daemon, "wrong") as stranger,
         pytest.raises(openai.AuthenticationError, match="pocketllm token"),
     ):
         stranger.models.list()
+    token = daemon.client.post("/tokens", json={"name": "notes", "scopes": ["ingest"]}).json()["token"]
     with (
-        openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=ingest_token(daemon)) as app,
+        own_client(daemon, token) as app,
         pytest.raises(openai.PermissionDeniedError, match="generate"),
     ):
         app.models.list()
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]},
-        {"functions": [{"name": "weather", "parameters": {"type": "object"}}]},
-        {"tool_choice": "required"},
-        {"modalities": ["audio"]},
-    ],
-)
-def test_what_no_text_can_be_is_refused_by_name(client: openai.OpenAI, parameters: dict[str, Any]) -> None:
-    [name] = parameters
-    with pytest.raises(openai.BadRequestError, match=name) as refused:
-        client.chat.completions.create(model=BASE, messages=CHAT, **parameters)
-    assert refused.value.param == name and refused.value.code == "unsupported_parameter"
+def test_what_no_text_can_be_is_refused_by_name(client: openai.OpenAI) -> None:
+    function = {"name": "weather", "parameters": {"type": "object"}}
+    unsupported: dict[str, Any] = {
+        "tools": [{"type": "function", "function": function}],
+        "functions": [function],
+        "tool_choice": "required",
+        "modalities": ["audio"],
+    }
+    for name, value in unsupported.items():
+        with pytest.raises(openai.BadRequestError, match=name) as refused:
+            client.chat.completions.create(model=BASE, messages=CHAT, **{name: value})
+        assert refused.value.param == name and refused.value.code == "unsupported_parameter"
 
 
-@pytest.mark.parametrize(
-    "form", [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}]
-)
-def test_json_takes_llama_cpp(client: openai.OpenAI, form: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but"):
-        client.chat.completions.create(model=BASE, messages=CHAT, response_format=form)
+def test_json_takes_llama_cpp(client: openai.OpenAI) -> None:
+    forms: list[Any] = [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}]
+    for form in forms:
+        with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but"):
+            client.chat.completions.create(model=BASE, messages=CHAT, response_format=form)
 
 
 def test_a_suffix_is_ignored_and_said_to_be(client: openai.OpenAI) -> None:
@@ -218,12 +212,6 @@ def test_text_is_no_other_format(client: openai.OpenAI) -> None:
     assert answer.choices
 
 
-def ingest_token(daemon: Daemon) -> str:
-    daemon.client.delete("/tokens/notes")
-    made = daemon.client.post("/tokens", json={"name": "notes", "scopes": ["ingest"]})
-    return str(made.json()["token"])
-
-
 def test_the_asynchronous_client(daemon: Daemon) -> None:
     async def talk() -> tuple[str, str]:
         async with openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.token) as client:
@@ -234,28 +222,6 @@ def test_the_asynchronous_client(daemon: Daemon) -> None:
 
     whole, streamed = asyncio.run(talk())
     assert whole == streamed
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"model": BASE},
-        {"model": BASE, "messages": []},
-        {"model": BASE, "messages": [{"role": "pirate", "content": "x"}]},
-        {"model": BASE, "messages": [{"role": "user", "content": "x"}], "n": 0},
-        {"model": BASE, "messages": [{"role": "user", "content": "x"}], "stop": ""},
-        {"model": BASE, "messages": [{"role": "user", "content": "x"}], "max_tokens": 0},
-        [],
-    ],
-    ids=json.dumps,
-)
-def test_a_chat_that_makes_no_sense(daemon: Daemon, body: object) -> None:
-    assert_problem(daemon.client.post("/v1/chat/completions", json=body), 422, "invalid_value")
-
-
-def test_more_prompts_than_may_be(daemon: Daemon) -> None:
-    body = {"model": BASE, "prompt": ["x"] * 65}
-    assert "64" in assert_problem(daemon.client.post("/v1/completions", json=body), 422, "invalid_value")["detail"]
 
 
 def test_llm_with_an_entry_for_it(daemon: Daemon, tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 import asyncio
 import inspect
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +33,9 @@ LINES = [*CHATS, {"prompt": "Who has the watch?", "completion": " Anna until fou
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("tuning") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
+def daemon(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("tuning")
+    shutil.copytree(models, folder / "models")
     with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as made:
         yield made
 
@@ -96,11 +96,8 @@ async def the_whole_way(client: Any, name: str) -> None:
 
     events = await collected(client.fine_tuning.jobs.list_events(started.id, limit=3))
     kinds = [event.data["kind"] for event in events if event.type == "message"]
-    assert (
-        kinds[-1] == "queued"
-        and kinds[0] == "succeeded"
-        and {"paused", "paused by owner", "resumed by owner"} <= set(kinds)
-    )
+    assert (kinds[0], kinds[-1]) == ("succeeded", "queued")
+    assert {"paused", "paused by owner", "resumed by owner"} <= set(kinds)
     assert any(event.type == "metrics" and event.data["valid_loss"] > 0 for event in events)
     assert len({event.id for event in events}) == len(events)
 
@@ -124,22 +121,15 @@ async def the_whole_way(client: Any, name: str) -> None:
         await settled(client.files.retrieve(file.id))
 
 
-@pytest.mark.parametrize(
-    ("kind", "strict"),
-    [
-        pytest.param(openai.OpenAI, True, marks=pytest.mark.smoke),
-        (openai.OpenAI, False),
-        (openai.AsyncOpenAI, True),
-        (openai.AsyncOpenAI, False),
-    ],
-)
-def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type, strict: bool) -> None:
-    name = f"{kind.__name__}-{strict}".lower()
+@pytest.mark.parametrize("kind", [pytest.param(openai.OpenAI, marks=pytest.mark.smoke), openai.AsyncOpenAI])
+def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type) -> None:
+    """Strict: an answer that differs from the client's types is an error."""
+    name = kind.__name__.lower()
     token = {"name": name, "scopes": ["ingest", "generate", "train"]}  # as README creates one
 
     async def run() -> None:
         key = daemon.client.post("/tokens", json=token).json()["token"]
-        client = kind(base_url=f"{daemon.url}/v1", api_key=key, _strict_response_validation=strict)
+        client = kind(base_url=f"{daemon.url}/v1", api_key=key, _strict_response_validation=True)
         try:
             await the_whole_way(client, name)
         finally:
