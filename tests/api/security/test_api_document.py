@@ -1,20 +1,9 @@
 """The OpenAPI document: every route says how it fails, and what it shows as an example works."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.in_process_app import InProcessApp, in_process_app
-from tests.support.tiny_models import tiny_model_folder
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[InProcessApp]:
-    with in_process_app(tmp_path / "data") as made:
-        tiny_model_folder(made.services.folder.models)
-        yield made
+from tests.support.in_process_app import InProcessApp
 
 
 def operations(api: InProcessApp) -> list[tuple[str, str, dict[str, Any]]]:
@@ -58,3 +47,26 @@ def test_the_examples_work(api: InProcessApp) -> None:
             response = api.request(method, path.format(name="x"), json=example)
             assert response.status_code < 400, (path, response.text)
     assert tried >= 4
+
+
+def references(part: Any) -> Iterator[str]:
+    """Every reference in a document."""
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+def test_every_reference_leads_somewhere(api: InProcessApp) -> None:
+    document = api.app.openapi()
+    found = set(references(document))
+    assert found
+    for reference in found:
+        place: Any = document
+        for name in reference.removeprefix("#/").split("/"):
+            assert name in place, reference
+            place = place[name]
