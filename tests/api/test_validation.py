@@ -6,7 +6,7 @@ parser of our own: native/test_api_examples.py, openai/test_api_tuning.py.
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,8 +36,21 @@ OTHER_TYPES: dict[str, list[Any]] = {
     "string": [5, []],
 }
 #: The same in a query, where everything is text.
-NO_NUMBERS = ["", "x", "1.5"]
-OTHER_TEXTS = {"boolean": ["perhaps"], "integer": NO_NUMBERS, "number": ["", "x"]}
+OTHER_TEXTS: dict[str, list[Any]] = {"boolean": ["perhaps"], "integer": ["", "x", "1.5"], "number": ["", "x"]}
+#: By the keyword of a schema: a value of the right type that it forbids.
+BEYOND: dict[str, Callable[[Any], Any]] = {
+    "minimum": lambda least: least - 1,
+    "exclusiveMinimum": lambda least: least,
+    "maximum": lambda most: most + 1,
+    "minLength": lambda _: "",
+    "maxLength": lambda most: "x" * (most + 1),
+    "minItems": lambda _: [],
+    "enum": lambda _: "nonsense",
+    "const": lambda _: "nonsense",
+    "format": lambda _: "2030-01-01T00:00:00",  # a time without its zone
+}
+#: Tried where a schema has a pattern.
+ODD_WORDS = ["", " ", "a:b", "../x", "x" * 65]
 
 
 @pytest.fixture(scope="module")
@@ -70,28 +83,12 @@ def kinds(schema: Document, schemas: Document) -> Iterator[Document]:
         yield schema
 
 
-def beyond(kind: Document, item: Any) -> Iterator[Any]:
-    """Values of the right type that a schema forbids. item: one of a list."""
-    if "minimum" in kind:
-        yield kind["minimum"] - 1
-    if "exclusiveMinimum" in kind:
-        yield kind["exclusiveMinimum"]
-    if "maximum" in kind:
-        yield kind["maximum"] + 1
-    if kind.get("minLength"):
-        yield ""
-    if "maxLength" in kind:
-        yield "x" * (kind["maxLength"] + 1)
-    if kind.get("minItems"):
-        yield []
+def forbidden(kind: Document, types: dict[str, list[Any]], item: Any = "x") -> list[Any]:
+    """Values that a schema forbids: of other types, and beyond its limits. item: one of a list."""
+    found = types.get(kind.get("type", ""), []) + [make(kind[word]) for word, make in BEYOND.items() if word in kind]
     if "maxItems" in kind:
-        yield [item] * (kind["maxItems"] + 1)
-    if "enum" in kind or "const" in kind:
-        yield "nonsense"
-    if kind.get("format") == "date-time":
-        yield from ("tomorrow", "2030-01-01T00:00:00")  # the second says no time zone
-    if "pattern" in kind:
-        yield from (value for value in ("", " ", "a:b", "../x", "x" * 65) if not re.search(kind["pattern"], value))
+        found = [*found, [item] * (kind["maxItems"] + 1)]
+    return found + [value for value in ODD_WORDS if not re.search(kind.get("pattern", ""), value)]
 
 
 def broken(schema: Document, schemas: Document, sound: Any) -> Iterator[tuple[str, Any]]:
@@ -104,7 +101,7 @@ def broken(schema: Document, schemas: Document, sound: Any) -> Iterator[tuple[st
         yield "", {}  # no field may be an object or something else
         return
     item = sound[0] if isinstance(sound, list) and sound else "x"
-    for value in (*OTHER_TYPES.get(kind.get("type", ""), ()), *beyond(kind, item)):
+    for value in forbidden(kind, OTHER_TYPES, item):
         yield "", value
     if isinstance(sound, dict):
         for name in kind.get("required", ()):
@@ -168,7 +165,7 @@ def test_a_parameter_that_is_wrong_is_named(api: InProcessApp, schemas: Document
             name = parameter["name"]
             [kind] = (kind for kind in kinds(parameter["schema"], schemas) if kind.get("type") != "null")
             with subtests.test(f"{method} {path}", name=name):
-                for value in (*OTHER_TEXTS.get(kind.get("type", ""), ()), *beyond(kind, "x")):
+                for value in forbidden(kind, OTHER_TEXTS):
                     tried += 1
                     response = api.request(method, re.sub(r"{\w+}", "adapter-1", path), params={name: value})
                     document = assert_problem(response, 422, "invalid_value")
