@@ -108,8 +108,8 @@ def test_the_owners_words_are_offered_before_any_job_unless_they_are_not_wanted(
     add(trained, "Quillfeather rowed. " * 20)
     asked = {"context": "Then", "prefix": "Qui"}
     assert "Quillfeather" in suggested(trained, **asked)
-    for without in ({"counts": False}, {"adapter": "base"}):
-        assert "Quillfeather" not in suggested(trained, **asked, **without)
+    assert "Quillfeather" not in suggested(trained, **asked, counts=False)
+    assert "Quillfeather" not in suggested(trained, **asked, adapter="base")
     assert suggested(trained, **asked, adapter="base", counts=True)[0] == "Quillfeather"
 
 

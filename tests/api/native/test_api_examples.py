@@ -134,8 +134,11 @@ def test_the_longest_example_is_counted_in_bytes(api: InProcessApp) -> None:
     for number, character in enumerate(("a", "\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{WAVING HAND SIGN}")):
         longest = character * (LIMIT // len(character.encode()))
         assert api.post("/texts", json={"text": longest}).status_code == 201
-        plain = {"content": (longest + "!").encode(), "headers": {"content-type": "text/plain"}}
-        for body in ({"json": [PLAIN, {"text": longest + "!"}]}, plain):
+        bodies: list[Document] = [
+            {"json": [PLAIN, {"text": longest + "!"}]},
+            {"content": (longest + "!").encode(), "headers": {"content-type": "text/plain"}},
+        ]
+        for body in bodies:
             document = assert_problem(api.post("/texts", **body), 413, "too_large")
             assert "1,001 bytes" in document["detail"] and "max_text_bytes" in document["detail"]
             assert document["error"]["param"] == "text"
@@ -154,12 +157,13 @@ def test_a_completion_counts_with_its_prompt(api: InProcessApp) -> None:
 
 
 def test_what_is_refused_is_said_back_short(api: InProcessApp) -> None:
-    for faulty in (
+    unsound: list[Document] = [
         {"text": "a", "label": "l" * 100_000},
         {"text": "a", "k" * 50_000: 1},
         {"text": ["v" * 50_000]},
         {"text": "a", **dict.fromkeys("bcdefghi")},
-    ):
+    ]
+    for faulty in unsound:
         response = api.post("/texts", json=faulty)
         assert_problem(response, 422, "invalid_value")
         assert len(response.content) < (1000 if "label" in faulty else 2000)

@@ -4,6 +4,7 @@ What it says is broken on every route in test_validation.py.
 """
 
 import json
+from typing import Any
 
 import pytest
 from starlette.datastructures import Headers
@@ -67,7 +68,8 @@ def test_it_is_refused_in_few_words(shared: InProcessApp, subtests: pytest.Subte
 
 
 def test_what_are_no_tokens(shared: InProcessApp) -> None:
-    for prompt in ([-1], [2**31], [[]], [], ["x", [1]], [1.5], [True], [[1], "x"]):
+    prompts: list[Any] = [[-1], [2**31], [[]], [], ["x", [1]], [1.5], [True], [[1], "x"]]
+    for prompt in prompts:
         response = shared.post("/v1/completions", json={"model": "m", "prompt": prompt, "max_tokens": 1})
         assert_problem(response, 422, "invalid_value")
 
