@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -26,16 +26,27 @@ from tests.support.replayable_jobs import learn, training
 from tests.support.workers import NOW, data_folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[DataFolder]:
-    """A data folder with texts and an adapter."""
-    folder = data_folder(tmp_path / "data")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
+    """A data folder with texts and an adapter; tests change copies of it."""
+    folder = data_folder(tmp_path_factory.mktemp("made") / "data")
     folder.tokens.write_text('{"owner": "secret"}')
     store = Store.open(folder.database)
     store.texts.add([NewText(text="Wind west, glass rising.", source="notes")], now=NOW)
     learn(folder, store, training())
     store.close()
-    yield folder
+    return folder
+
+
+def copied(made: DataFolder, root: Path) -> DataFolder:
+    shutil.copytree(made.root, root)
+    return DataFolder(root)
+
+
+@pytest.fixture
+def folder(made: DataFolder, tmp_path: Path) -> DataFolder:
+    """A copy."""
+    return copied(made, tmp_path / "data")
 
 
 @pytest.fixture
@@ -217,18 +228,22 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_each_kind_of_damage_is_told_with_what_to_do(folder: DataFolder, run: Run, what: str) -> None:
-    place, damage, name = DAMAGE[what]
-    (file,) = folder.root.glob(place)
-    damage(file)
-    found = run("verify")
-    assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
-    assert "Traceback" not in found.output
-    assert any(line.split()[:2] == ["!", name] for line in found.stdout.splitlines()), found.stdout
-    assert "what to do" in found.stdout
-    checks = json.loads(run("verify", "--json").stdout)
-    assert not checks["ok"] and [check for check in checks["checks"] if check["problem"]]
+def test_each_kind_of_damage_is_told_with_what_to_do(
+    made: DataFolder, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for number, (what, (place, damage, name)) in enumerate(DAMAGE.items()):
+        with subtests.test(what):
+            folder = copied(made, tmp_path / str(number))
+            run = commands(folder.root)
+            [file] = folder.root.glob(place)
+            damage(file)
+            found = run("verify")
+            assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+            assert "Traceback" not in found.output
+            assert any(line.split()[:2] == ["!", name] for line in found.stdout.splitlines()), found.stdout
+            assert "what to do" in found.stdout
+            checks = json.loads(run("verify", "--json").stdout)
+            assert not checks["ok"] and [check for check in checks["checks"] if check["problem"]]
 
 
 def test_a_database_that_is_missing(folder: DataFolder, run: Run) -> None:
@@ -248,29 +263,29 @@ def manifest(text: bytes) -> Callable[[Path], None]:
     return change
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        cut,
-        Path.unlink,
-        in_place_of,
-        lambda file: file.write_bytes(b""),
-        lambda file: file.write_bytes(b"no archive" * 999),
-        manifest(b"[]"),
-        manifest(b'{"format": 1, "sha256": [], "contents": {}}'),
-        manifest(b'{"format": 1, "sha256": {"pocketllm.db": "0"}, "contents": {}}'),
-        manifest(b"[" * 100_000),
-    ],
-)
 def test_each_kind_of_damage_to_a_backup_is_told(
-    folder: DataFolder, run: Run, tmp_path: Path, damage: Callable[[Path], object]
+    folder: DataFolder, run: Run, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    backup = tmp_path / "backup.tar"
-    run("backup", str(backup))
-    damage(backup)
-    found = run("restore", str(backup), "--yes")
-    assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
-    assert str(backup) in found.stderr and not list(folder.root.glob("before-restore-*"))
+    damages: dict[str, Callable[[Path], object]] = {
+        "truncated": cut,
+        "missing": Path.unlink,
+        "a folder in its place": in_place_of,
+        "empty": lambda file: file.write_bytes(b""),
+        "no archive": lambda file: file.write_bytes(b"no archive" * 999),
+        "a list for a manifest": manifest(b"[]"),
+        "a list for checksums": manifest(b'{"format": 1, "sha256": [], "contents": {}}'),
+        "no checksum": manifest(b'{"format": 1, "sha256": {"pocketllm.db": "0"}, "contents": {}}'),
+        "a deep manifest": manifest(b"[" * 100_000),
+    }
+    run("backup", str(tmp_path / "whole.tar"))
+    for what, damage in damages.items():
+        with subtests.test(what):
+            backup = tmp_path / f"{what}.tar"
+            shutil.copy(tmp_path / "whole.tar", backup)
+            damage(backup)
+            found = run("restore", str(backup), "--yes")
+            assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+            assert str(backup) in found.stderr and not list(folder.root.glob("before-restore-*"))
 
 
 def test_an_archive_writes_nothing_beside_the_folder_it_is_unpacked_into(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pocketllm.folders import MANY, pieces, scan_all
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Text
-from tests.support.commands import Run, commands
+from tests.support.commands import Run
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LONG = "This paragraph has rather more than the eight words {} it needs."
@@ -203,9 +203,9 @@ def test_a_file_is_read_once_it_has_been_still(world: World) -> None:
     assert world.words() == {"one", "future"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_what_is_not_the_owners_or_is_ignored_is_not_read(world: World) -> None:
+    (world.notes / ".pocketllmignore").write_text("private/\ndraft.md\n")
+    for name in (
         ".hidden.md",
         ".trash/a.md",
         "a.sync-conflict-20260301-120000-ABC.md",
@@ -216,11 +216,8 @@ def test_a_file_is_read_once_it_has_been_still(world: World) -> None:
         "~$a.md",
         "private/a.md",
         "deep/draft.md",
-    ],
-)
-def test_what_is_not_the_owners_or_is_ignored_is_not_read(world: World, name: str) -> None:
-    (world.notes / ".pocketllmignore").write_text("private/\ndraft.md\n")
-    world.write(name, "hidden")
+    ):
+        world.write(name, name)
     world.write("a.md", "seen")
     world.scan()
     assert world.words() == {"seen"}
@@ -305,26 +302,21 @@ def test_a_list_that_is_none_is_said(world: World) -> None:
         watched_folders(world.data)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return commands(tmp_path / "data")
-
-
-def test_the_commands_add_list_look_and_remove(run: Run, tmp_path: Path) -> None:
+def test_the_commands_add_list_look_and_remove(alone: Run, tmp_path: Path) -> None:
     notes = tmp_path / "my notes"
     notes.mkdir()
     file = notes / "a.md"
     file.write_text(LONG.format("one"))
     os.utime(file, (0, 0))
-    assert "No folder is watched" in run("folders").stdout
-    added = json.loads(run("folders", "add", str(notes), "--me", "Anna", "--json").stdout)
+    assert "No folder is watched" in alone("folders").stdout
+    added = json.loads(alone("folders", "add", str(notes), "--me", "Anna", "--json").stdout)
     assert [(one["path"], one["name"], one["texts"]) for one in added["data"]] == [(str(notes), "my notes", 1)]
-    assert "my notes  1" in run("folders").stdout
+    assert "my notes  1" in alone("folders").stdout
     (notes / "b").mkdir()
-    refused = run("folders", "add", str(notes / "b"))
+    refused = alone("folders", "add", str(notes / "b"))
     assert refused.exit_code == 1 and "overlaps the watched folder" in refused.output
     shutil.rmtree(notes)
-    assert "Nothing was forgotten" in run("folders", "scan").stdout
-    assert run("folders", "remove", str(notes)).exit_code == 0
-    assert run("folders", "remove", str(notes)).exit_code == 1
-    assert run("folders", "add", str(notes)).exit_code == 1
+    assert "Nothing was forgotten" in alone("folders", "scan").stdout
+    assert alone("folders", "remove", str(notes)).exit_code == 0
+    assert alone("folders", "remove", str(notes)).exit_code == 1
+    assert alone("folders", "add", str(notes)).exit_code == 1
