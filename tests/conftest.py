@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -18,8 +18,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from tests.support.commands import Run, commands
-from tests.support.daemon_double import DaemonDouble
 from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
 
 # No process of a test run may leave this machine: this one, and by their path those that it starts.
@@ -115,22 +113,3 @@ def from_gguf(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Path
     folder = tmp_path_factory.mktemp("from-gguf")
     import_model(str(shutil.copy(tiny_gguf, folder)), folder, name="tiny")
     return folder
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    """A small real server in place of the daemon."""
-    with DaemonDouble() as running:
-        yield running
-
-
-@pytest.fixture
-def home(double: DaemonDouble, tmp_path: Path) -> Path:
-    """A data folder that says where the double is."""
-    return double.write_home(tmp_path / "home")
-
-
-@pytest.fixture
-def run(home: Path) -> Run:
-    """Runs a command against the double."""
-    return commands(home)

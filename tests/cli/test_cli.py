@@ -1,14 +1,16 @@
-"""The commands, run as a user or a script runs them, against a small real server."""
+"""The commands, run as a user or a script runs them, against the real application."""
 
 import json
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from pocketllm.api.security.tokens import Scope
@@ -16,16 +18,10 @@ from pocketllm.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
-from tests.support.daemon_documents import JOB
-from tests.support.daemon_double import TOKEN, DaemonDouble
+from tests.support.commands import WAIT_SECONDS, Run, child_environment, environment
+from tests.support.in_process_app import TOKEN
+from tests.support.served import Served
 from tests.support.tiny_models import tiny_model_folder
-
-
-@pytest.fixture
-def run_alone(tmp_path: Path) -> Run:
-    """Run commands where there is no daemon."""
-    return commands(tmp_path / "nothing")
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
@@ -50,39 +46,21 @@ def test_version() -> None:
     assert result.stdout.startswith("pocketllm ")
 
 
-COMMANDS = [
-    *(["demo"], ["models"], ["models", "add"], ["serve"], ["status"], ["add"], ["train"]),
-    *(
-        ["jobs"],
-        ["jobs", "show"],
-        ["jobs", "cancel"],
-        ["jobs", "pause"],
-        ["jobs", "resume"],
-        ["report"],
-        ["replay"],
-        ["plan"],
-    ),
-    *(
-        ["doctor"],
-        ["dashboard"],
-        ["snooze"],
-        ["service"],
-        ["service", "install"],
-        ["service", "uninstall"],
-        ["service", "status"],
-    ),
-    *(["token"], ["token", "create"], ["token", "list"], ["token", "revoke"]),
-    *(["generate"], ["chat"], ["adapters"], ["adapters", "serve"], ["rollback"]),
-    *(["adapters", "delete"], ["adapters", "export"], ["import"], ["export"]),
-    *(["texts"], ["texts", "show"], ["texts", "delete"]),
-]
+def commands_of(group: Any, *before: str) -> Iterator[list[str]]:
+    """Every command and group of the program, as it is typed."""
+    for name, command in getattr(group, "commands", {}).items():
+        yield [*before, name]
+        yield from commands_of(command, *before, name)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_help_has_an_example(command: list[str]) -> None:
-    result = CliRunner(env={"TERMINAL_WIDTH": "200"}).invoke(app, [*command, "--help"])
-    assert result.exit_code == 0
-    assert f"$ pocketllm {' '.join(command)}" in result.stdout
+def test_every_help_has_an_example(subtests: pytest.Subtests) -> None:
+    found = list(commands_of(typer.main.get_command(app)))
+    assert len(found) > 40 and ["jobs", "show"] in found
+    for command in found:
+        with subtests.test(" ".join(command)):
+            result = CliRunner(env={"TERMINAL_WIDTH": "200"}).invoke(app, [*command, "--help"])
+            assert result.exit_code == 0
+            assert f"$ pocketllm {' '.join(command)}" in result.stdout
 
 
 def test_help_lists_commands_in_the_order_of_use() -> None:
@@ -93,82 +71,59 @@ def test_help_lists_commands_in_the_order_of_use() -> None:
     assert lines == f"{first} {rest}".split()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["status"],
-        ["jobs"],
-        ["jobs", "x"],
-        ["jobs", "cancel", "x"],
-        ["train"],
-        ["generate", "x"],
-        ["add", "x"],
-        ["rollback"],
-    ],
-    ids=" ".join,
-)
-class TestWithoutDaemon:
-    def test_says_how_to_start_one(self, run_alone: Run, arguments: list[str]) -> None:
-        result = run_alone(*arguments)
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        assert "No daemon answers at http://127.0.0.1:2407. Start one with `pocketllm serve`" in result.stderr
-
-    def test_json_gives_a_problem_document(self, run_alone: Run, arguments: list[str]) -> None:
-        result = run_alone(*arguments, "--json")
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        assert json.loads(result.stderr)["error"]["code"] == "no_daemon"
+def test_without_a_daemon_commands_say_how_to_start_one(alone: Run, subtests: pytest.Subtests) -> None:
+    for line in ("status", "jobs", "jobs x", "jobs cancel x", "train", "generate x", "add x", "rollback"):
+        with subtests.test(line):
+            result = alone(*line.split())
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "No daemon answers at http://127.0.0.1:2407. Start one with `pocketllm serve`" in result.stderr
+            result = alone(*line.split(), "--json")
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert json.loads(result.stderr)["error"]["code"] == "no_daemon"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["status"], ["jobs"], ["jobs", "job-1"], ["jobs", "show", "job-1"], ["models"]),
-        *(["jobs", "cancel", "job-1"], ["add", "hello"], ["train"], ["train", "--no-follow"], ["token"]),
-        *(["generate", "hello"], ["adapters"], ["adapters", "serve", "adapter-1"], ["rollback"]),
-        *(["token", "list"], ["token", "create", "notes", "--scope", "ingest"], ["token", "revoke", "notes"]),
-        *(["jobs", "pause", "job-1"], ["jobs", "resume", "job-1"], ["dashboard"]),
-    ],
-    ids=" ".join,
-)
-def test_json_is_the_only_thing_on_stdout(run: Run, double: DaemonDouble, arguments: list[str]) -> None:
-    double.jobs = [dict(JOB)]
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0
-    assert isinstance(json.loads(result.stdout), dict)
-    assert result.stderr == ""
+def test_json_is_the_only_thing_on_stdout(run: Run, served: Served, subtests: pytest.Subtests) -> None:
+    adapter = served.learn()
+    job = served.api.post("/jobs").json()["id"]
+    lines = f"""
+        status; jobs; jobs {job}; jobs show {job}; jobs pause {job}; jobs resume {job}; jobs cancel {job}; models;
+        texts; add hello; train --no-follow; train; report; generate hello; adapters; adapters serve {adapter};
+        rollback; token; token list; token create notes --scope ingest; token revoke notes; dashboard; snooze 5
+    """
+    for line in map(str.strip, lines.split(";")):
+        if line == "train":
+            served.play(served.finish)
+        with subtests.test(line):
+            result = run(*line.split(), "--json")
+            assert (result.exit_code, result.stderr) == (0, "")
+            assert isinstance(json.loads(result.stdout), dict)
 
 
-def test_a_wrong_token_is_explained(run: Run, double: DaemonDouble, home: Path) -> None:
-    double.write_home(home, token="of an older daemon")
+def test_a_wrong_token_is_explained(run: Run, served: Served) -> None:
+    served.announce(token="of an older daemon")
     result = run("generate", "x")
     assert result.exit_code == 1
-    assert "A token is needed. (The token sent is not this daemon's" in result.stderr
+    assert "is invalid or has expired" in result.stderr and "(The token sent is not this daemon's" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--nonsense"], ["jobs", "--limit", "0"], ["serve", "--port", "70000"]])
-def test_wrong_usage_ends_with_2(run: Run, arguments: list[str]) -> None:
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-
-
-def test_wrong_usage_with_json_is_a_problem_document(run: Run) -> None:
-    result = run("jobs", "--limit", "0", "--json")
+def test_wrong_usage_ends_with_2(alone: Run) -> None:
+    for line in ("--nonsense", "jobs --limit 0", "serve --port 70000"):
+        result = alone(*line.split())
+        assert (result.exit_code, result.stdout) == (2, ""), line
+    result = alone("jobs", "--limit", "0", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stderr)["error"]["code"] == "usage"
 
 
-def test_a_text_after_two_dashes_may_look_like_an_option(run: Run, double: DaemonDouble) -> None:
+def test_a_text_after_two_dashes_may_look_like_an_option(run: Run, served: Served) -> None:
     assert run("add", "--", "--json").stdout == "Added 1 text.\n"
-    assert double.bodies("POST", "/texts")[0][0]["text"] == "--json"
+    assert [text["text"] for text in served.texts()] == ["--json"]
 
 
-def test_a_file_that_cannot_be_written_is_no_traceback(run: Run, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_no_traceback(alone: Run, tmp_path: Path) -> None:
     # A path through a file cannot be made by anyone, not even by root.
     (tmp_path / "file").write_text("x")
-    result = run("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(tmp_path / "file" / "below"))
+    result = alone("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(tmp_path / "file" / "below"))
     assert result.exit_code == 1
     assert "Not a directory" in result.stderr
 
@@ -178,87 +133,87 @@ def test_json_text_fits_the_stream() -> None:
     assert "\\u00e9" in json_text({"a": "é"}, "ascii")
 
 
-def test_token(run: Run, run_alone: Run) -> None:
+def test_token(run: Run, alone: Run) -> None:
     assert run("token").stdout == f"{TOKEN}\n"
-    alone = run_alone("token")
-    assert alone.exit_code == 1
-    assert alone.stdout == ""
-    assert "pocketllm serve" in alone.stderr
+    without = alone("token")
+    assert (without.exit_code, without.stdout) == (1, "")
+    assert "pocketllm serve" in without.stderr
 
 
-def test_apps_are_let_in_and_out(run: Run, double: DaemonDouble) -> None:
+def test_apps_are_let_in_and_out(run: Run, served: Served) -> None:
     assert "No app has an access token" in run("token", "list").stdout
-    made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate")
-    assert made.stdout == "pllm_notes\n", "so that it can be put into a variable"
-    assert double.bodies("POST", "/tokens") == [{"name": "notes", "scopes": ["ingest", "generate"]}]
-    assert "ingest, generate" in run("token", "list").stdout
+    made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate").stdout
+    token = made.removesuffix("\n")  # nothing else, so that it can be put into a variable
+    assert served.api.post("/texts", token=token, json={"text": "Wind west."}).status_code == 201
+    assert "generate, ingest" in run("token", "list").stdout
     assert run("token", "revoke", "notes").stdout == "Revoked notes's token.\n"
-    assert double.tokens_of_apps == []
+    assert served.api.get("/tokens").json()["data"] == []
 
 
-def test_the_dashboard_is_opened_by_a_code(run: Run, double: DaemonDouble) -> None:
-    assert run("dashboard", "--no-browser").stdout == f"{double.url}/#code=code-1\n"
+def test_the_dashboard_is_opened_by_a_code(run: Run, served: Served) -> None:
+    address, _, code = run("dashboard", "--no-browser").stdout.strip().partition("#code=")
+    assert address == f"{served.url}/"
+    assert served.api.post("/sessions/redeem", token=code).status_code == 200
 
 
-def test_a_token_without_a_scope_is_wrong_usage(run: Run) -> None:
+def test_a_token_has_scopes_of_the_api(run: Run, served: Served) -> None:
     assert run("token", "create", "notes").exit_code == 2
     assert run("token", "create", "notes", "--scope", "everything").exit_code == 2
-
-
-def test_every_scope_of_the_api_can_be_given(run: Run, double: DaemonDouble) -> None:
     told = run("token", "create", "--help").stdout
     for scope in Scope:
         assert scope in told and run("token", "create", f"app-{scope}", "--scope", scope).exit_code == 0
-    assert [body["scopes"] for body in double.bodies("POST", "/tokens")] == [[scope] for scope in Scope]
+    found = {app["name"]: app["scopes"] for app in served.api.get("/tokens").json()["data"]}
+    assert found == {f"app-{scope}": [scope] for scope in Scope}
 
 
-def test_status(run: Run) -> None:
-    assert "The battery is low. (31 %, limit 40 %)" in run("status").stdout
+def test_status(run: Run, served: Served) -> None:
+    served.api.battery.value = 31.0
+    served.api.tick()
+    assert "battery 31 % is below 40 % (31 %, limit 40 %)" in run("status").stdout
 
 
 class TestJobs:
-    def test_pause_and_resume(self, run: Run, double: DaemonDouble) -> None:
-        double.jobs = [dict(JOB)]
-        assert "pocketllm jobs resume job-1" in run("jobs", "pause", "job-1").stdout
-        assert "continues when the conditions allow it" in run("jobs", "resume", "job-1").stdout
-        assert [path for method, path, _ in double.requests if method == "POST"] == [
-            "/jobs/job-1/pause",
-            "/jobs/job-1/resume",
-        ]
+    @pytest.fixture
+    def job(self, served: Served) -> str:
+        """A job that waits."""
+        served.api.add("Wind west, glass rising.")
+        return str(served.api.post("/jobs", json={"steps": 40}).json()["id"])
 
     def test_empty(self, run: Run) -> None:
         assert "No jobs yet" in run("jobs").stdout
 
-    def test_list(self, run: Run, double: DaemonDouble) -> None:
-        double.jobs = [JOB | {"id": "newer"}, JOB | {"id": "older"}]
-        lines = run("jobs").stdout.splitlines()
-        assert [line.split()[0] for line in lines] == ["Job", "newer", "older"]
+    def test_pause_resume_and_cancel(self, run: Run, job: str) -> None:
+        assert f"pocketllm jobs resume {job}" in run("jobs", "pause", job).stdout
+        assert json.loads(run("jobs", job, "--json").stdout)["paused_by_owner"]
+        assert "continues when the conditions allow it" in run("jobs", "resume", job).stdout
+        assert not json.loads(run("jobs", job, "--json").stdout)["paused_by_owner"]
+        assert run("jobs", "cancel", job).stdout == f"Job {job} is cancelled.\n"
 
-    def test_limit(self, run: Run, double: DaemonDouble) -> None:
-        double.jobs = [JOB | {"id": f"job-{number}"} for number in range(5)]
+    def test_list(self, run: Run, served: Served, job: str) -> None:
+        ids = [job]
+        for seed in range(3):
+            served.api.clock.advance(1)
+            ids.insert(0, served.api.post("/jobs", json={"seed": seed}).json()["id"])
+        assert [line.split()[0] for line in run("jobs").stdout.splitlines()] == ["Job", *ids]
         assert "--limit" in run("jobs", "--limit", "3").stdout
         assert json.loads(run("jobs", "--limit", "3", "--json").stdout)["has_more"] is True
 
-    @pytest.mark.parametrize("arguments", [["jobs", "job-1"], ["jobs", "show", "job-1"]], ids=" ".join)
-    def test_show(self, run: Run, double: DaemonDouble, arguments: list[str]) -> None:
-        double.jobs = [dict(JOB)]
-        text = run(*arguments).stdout
-        assert "learning_rate" in text
-        assert "The worker started." in text
+    def test_show(self, run: Run, served: Served) -> None:
+        job = served.learn().replace("adapter-", "job-")
+        for arguments in (["jobs", job], ["jobs", "show", job], ["jobs", job[:8]]):
+            text = run(*arguments).stdout
+            assert "block_tokens" in text and "a worker has started" in text and "Stop reason" in text
+        [window] = json.loads(run("jobs", job, "--json").stdout)["runs"]
+        assert (window["battery_began_percent"], window["ended_because"]) == (80.0, "the job has ended: succeeded")
 
-    @pytest.mark.parametrize("arguments", [["jobs", "--json", "job-1"], ["jobs", "job-1", "--json"]], ids=" ".join)
-    def test_options_may_stand_on_either_side(self, run: Run, double: DaemonDouble, arguments: list[str]) -> None:
-        double.jobs = [dict(JOB)]
-        assert json.loads(run(*arguments).stdout)["id"] == "job-1"
-
-    def test_url_may_stand_on_either_side(self, run_alone: Run, double: DaemonDouble) -> None:
-        double.jobs = [dict(JOB)]
-        for arguments in (["jobs", "--url", double.url, "job-1"], ["jobs", "job-1", "--url", double.url]):
-            assert "The worker started." in run_alone(*arguments).stdout
-
-    def test_cancel(self, run: Run, double: DaemonDouble) -> None:
-        double.jobs = [dict(JOB)]
-        assert run("jobs", "cancel", "job-1").stdout == "Job job-1 is cancelled.\n"
+    def test_options_may_stand_on_either_side(self, run: Run, alone: Run, served: Served, job: str) -> None:
+        for arguments in (["jobs", "--json", job], ["jobs", job, "--json"]):
+            assert json.loads(run(*arguments).stdout)["id"] == job
+        folder = str(served.home)
+        for arguments in (["jobs", "--data-dir", folder, job], ["jobs", job, "--data-dir", folder]):
+            assert job in alone(*arguments).stdout
+        for arguments in (["jobs", "--url", served.url, job], ["jobs", job, "--url", served.url]):
+            assert f"names no running daemon at {served.url}" in alone(*arguments).stderr
 
     def test_unknown_job(self, run: Run) -> None:
         result = run("jobs", "nope", "--json")
@@ -266,9 +221,11 @@ class TestJobs:
         assert json.loads(result.stderr)["status"] == 404
 
 
-def test_a_terminal_that_is_not_utf_8(double: DaemonDouble, home: Path) -> None:
-    double.tokens = [" t\u00e9a"]
-    ascii_only = child_environment(home) | {"PYTHONIOENCODING": "ascii"}
+def test_a_terminal_that_is_not_utf_8(served: Served) -> None:
+    served.words.words = [" t\u00e9a"]
+    served.api.add("Wind west, glass rising.")
+    served.play(served.finish)
+    ascii_only = child_environment(served.home) | {"PYTHONIOENCODING": "ascii"}
     for arguments, words in ((["generate", "x"], " t?a"), (["status"], "Can train now"), (["train"], "-7.1 %")):
         child = subprocess.run(
             [sys.executable, "-m", "pocketllm", *arguments],

@@ -1,4 +1,4 @@
-"""`pocketllm chat` against the double, and at a terminal."""
+"""`pocketllm chat` against the real application, and at a terminal."""
 
 import os
 import pty
@@ -8,24 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.commands import WAIT_SECONDS, Run, child_environment
-from tests.support.daemon_double import DaemonDouble
+from tests.support.served import Served
 
 
-def test_a_conversation_is_sent_as_a_whole(run: Run, double: DaemonDouble) -> None:
+def test_a_conversation_is_sent_as_a_whole(run: Run, served: Served) -> None:
     result = run(
         "chat", "--system", "Be brief.", "--max-tokens", "9", stdin="Hello\n\nAnd then?\n/new\nAnew\n/bye\nno\n"
     )
     assert result.exit_code == 0
-    sent = double.bodies("POST", "/generate")
-    answer = "".join(double.tokens)
+    answer = "".join(served.words.words)
     system = {"role": "system", "content": "Be brief."}
     hello = [system, {"role": "user", "content": "Hello"}]
-    assert [body["messages"] for body in sent] == [
+    assert [request.messages for request in served.words.asked] == [
         hello,
         [*hello, {"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}],
         [system, {"role": "user", "content": "Anew"}],
     ]
-    assert {body["max_tokens"] for body in sent} == {9}
+    assert {request.max_tokens for request in served.words.asked} == {9}
     assert result.stdout == f"{answer}\n" * 3
 
 
@@ -33,13 +32,13 @@ def test_base_and_adapter_exclude_each_other(run: Run) -> None:
     assert run("chat", "--base", "--adapter", "adapter-1").exit_code == 2
 
 
-def test_what_was_not_answered_ends_a_script(run: Run, double: DaemonDouble) -> None:
-    double.breaks_off = True
+def test_what_was_not_answered_ends_a_script(run: Run, served: Served) -> None:
+    served.breaks_off = True
     result = run("chat", stdin="Hello\n")
     assert result.exit_code == 1 and "stopped in the middle" in result.stderr
 
 
-def test_at_a_terminal_it_asks_and_ends_with_ctrl_d(home: Path, double: DaemonDouble) -> None:
+def test_at_a_terminal_it_asks_and_ends_with_ctrl_d(home: Path, served: Served) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "pocketllm", "chat"],
@@ -60,4 +59,4 @@ def test_at_a_terminal_it_asks_and_ends_with_ctrl_d(home: Path, double: DaemonDo
             pass
     assert process.wait(WAIT_SECONDS) == 0
     os.close(ours)
-    assert len(double.bodies("POST", "/generate")) == 1
+    assert len(served.words.asked) == 1

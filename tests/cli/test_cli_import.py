@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from pocketllm.cli.common import Common
@@ -18,25 +17,12 @@ from pocketllm.cli.importing import MAX_REFUSED, batches, send
 from pocketllm.errors import Interrupted
 from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
-from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands
-from tests.support.daemon_double import DaemonDouble
+from tests.support.commands import WAIT_SECONDS, Run, child_environment
 from tests.support.reading import write
-from tests.support.real_daemon import Daemon, eventually, running
+from tests.support.served import Served
 
 CHAT = "31.12.20, 23:58 - Anna: Tea?\n31.12.20, 23:59 - Me: Yes.\n"
 MBOX = "From x\nFrom: me@example.org\n\nThe boat is dry.\n\nFrom y\nFrom: bert@example.org\n\nGood.\n"
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with running(tmp_path_factory.mktemp("import") / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def real(daemon: Daemon) -> Run:
-    """Runs a command against the real daemon."""
-    return commands(daemon.folder)
 
 
 @pytest.fixture
@@ -51,27 +37,32 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
-def stored(daemon: Daemon, source: str) -> list[tuple[str, str | None]]:
-    page = daemon.client.get("/texts", params={"limit": 500}).json()["data"]
-    return sorted((text["text"], text["completion"]) for text in page if text["source"] == source)
+def stored(served: Served) -> set[tuple[str, str, str | None]]:
+    """The source, the text and the completion of each text."""
+    return {(text["source"], text["text"], text["completion"]) for text in served.texts()}
 
 
-def test_a_folder_with_one_of_each(real: Run, daemon: Daemon, notes: Path) -> None:
+def json_lines(path: Path, count: int) -> Path:
+    return write(path, "".join(f'{{"text": "text {number}"}}\n' for number in range(count)))
+
+
+def test_a_folder_with_one_of_each(run: Run, served: Served, notes: Path) -> None:
     me = ["--me", "me", "--me", "me@example.org"]
-    result = real("import", str(notes), *me)
+    result = run("import", str(notes), *me)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith("Added 3 texts.\n")
     assert "mails from other people (Sent.mbox mail 2)" in result.stdout
     assert "not text: it contains zero bytes; export it as plain text first (photo.jpg)" in result.stdout
-    assert stored(daemon, "notes: may.md") == [("Wind west, two mugs of tea.", None)]
-    assert stored(daemon, "whatsapp: chats/anna.txt") == [("Tea?\n", "Yes.")]
-    assert stored(daemon, "mbox: Sent.mbox") == [("The boat is dry.", None)]
-    again = json.loads(real("import", str(notes), *me, "--json").stdout)
+    assert stored(served) == {
+        ("notes: may.md", "Wind west, two mugs of tea.", None),
+        ("whatsapp: chats/anna.txt", "Tea?\n", "Yes."),
+        ("mbox: Sent.mbox", "The boat is dry.", None),
+    }
+    again = json.loads(run("import", str(notes), *me, "--json").stdout)
     assert (again["created"], again["duplicates"], again["texts"]) == (0, 3, 3)
 
 
-def test_a_dry_run_counts_and_needs_no_daemon(tmp_path: Path, notes: Path) -> None:
-    alone = commands(tmp_path / "nothing")
+def test_a_dry_run_counts_and_needs_no_daemon(alone: Run, notes: Path) -> None:
     result = alone("import", str(notes), "--dry-run", "--me", "Me", "--me", "me@example.org")
     assert result.exit_code == 0
     assert [line.split() for line in result.stdout.splitlines()][:5] == [
@@ -86,60 +77,52 @@ def test_a_dry_run_counts_and_needs_no_daemon(tmp_path: Path, notes: Path) -> No
     assert document["dry_run"] is True
     assert document["kinds"]["notes"] == {"files": 1, "texts": 1, "words": 6}
     assert {"reason": "hidden, or a program's folder", "count": 1, "places": [".obsidian"]} in document["skipped"]
-
-
-def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path, notes: Path) -> None:
-    result = commands(tmp_path / "nothing")("import", str(notes))
-    assert result.exit_code == 1
-    assert "No daemon answers" in result.stderr
+    sent = alone("import", str(notes))
+    assert sent.exit_code == 1
+    assert "No daemon answers" in sent.stderr
 
 
 class TestOwners:
-    def test_a_chat_without_an_owner_says_who_takes_part(self, real: Run, daemon: Daemon, tmp_path: Path) -> None:
+    def test_a_chat_without_an_owner_says_who_takes_part(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "lonely.txt", CHAT + "31.12.20, 23:59 - Anna: Good.\n")
         for more in ([], ["--dry-run"]):
-            result = real("import", str(path), *more)
+            result = run("import", str(path), *more)
             assert result.exit_code == 1
             assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
             assert "--me NAME" in result.stderr
-        assert stored(daemon, "whatsapp: lonely.txt") == []
+        assert served.texts() == []
+        group = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
+        assert "and 38 more. Run it again" in run("import", str(group)).stderr
 
-    def test_the_rest_is_taken_all_the_same(self, real: Run, tmp_path: Path) -> None:
+    def test_the_rest_is_taken_all_the_same(self, run: Run, tmp_path: Path) -> None:
         write(tmp_path / "f" / "a.txt", CHAT)
         write(tmp_path / "f" / "b.txt", CHAT)
         write(tmp_path / "f" / "c.md", "A note beside chats.")
-        result = real("import", str(tmp_path / "f"), "--json")
+        result = run("import", str(tmp_path / "f"), "--json")
         assert result.exit_code == 1
         assert json.loads(result.stdout)["created"] == 1
         assert json.loads(result.stdout)["writers"] == {"Anna": 2, "Me": 2}
         assert "Writers in a.txt and 1 more, with" in json.loads(result.stderr)["detail"]
 
-    def test_many_take_part(self, real: Run, tmp_path: Path) -> None:
-        path = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
-        assert "and 38 more. Run it again" in real("import", str(path)).stderr
-
-    def test_nobody_of_that_name(self, real: Run, tmp_path: Path) -> None:
-        result = real("import", str(write(tmp_path / "a.txt", CHAT)), "--me", "Zoe")
+    def test_nobody_of_that_name(self, run: Run, tmp_path: Path) -> None:
+        result = run("import", str(write(tmp_path / "a.txt", CHAT)), "--me", "Zoe")
         assert result.exit_code == 1
         assert "Nothing to import" in result.stderr
         assert "conversations without messages from you" in result.stdout
 
 
 class TestUsage:
-    def test_a_path_that_is_not_there(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        write(tmp_path / "a.md", "words")
-        result = run("import", str(tmp_path / "a.md"), str(tmp_path / "b.md"))
+    def test_what_cannot_be_imported_is_said_before_anything_is_sent(
+        self, run: Run, served: Served, tmp_path: Path
+    ) -> None:
+        note = str(write(tmp_path / "a.md", "words"))
+        result = run("import", note, str(tmp_path / "b.md"))
         assert result.exit_code == 1
         assert f"There is no file or folder {tmp_path / 'b.md'}." in result.stderr
-        assert double.requests == []
-
-    @pytest.mark.parametrize("more", [[], ["PATH", "--format", "pdf"], ["PATH", "--source", ""]])
-    def test_wrong_usage(self, run: Run, tmp_path: Path, more: list[str]) -> None:
-        arguments = [str(tmp_path) if argument == "PATH" else argument for argument in more]
-        assert run("import", *arguments).exit_code == 2
-
-    def test_a_source_too_long(self, run: Run, tmp_path: Path) -> None:
-        assert "201 characters" in run("import", str(tmp_path), "--source", "x" * 201).stderr
+        for more in ([], [note, "--format", "pdf"], [note, "--source", ""]):
+            assert run("import", *more).exit_code == 2
+        assert "201 characters" in run("import", note, "--source", "x" * 201).stderr
+        assert served.requests == []
 
     def test_an_empty_folder(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -147,10 +130,10 @@ class TestUsage:
         assert result.exit_code == 1
         assert "Nothing to import" in result.stderr
 
-    def test_format_and_source_may_be_said(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
+    def test_format_and_source_may_be_said(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "script.py", "words = 1")
         assert run("import", str(path), "--format", "notes", "--source", "mine").exit_code == 0
-        assert double.bodies("POST", "/texts") == [[{"text": "words = 1", "source": "mine"}]]
+        assert stored(served) == {("mine", "words = 1", None)}
 
     def test_words_that_steer_the_terminal_are_not_shown(self, run: Run, tmp_path: Path) -> None:
         write(tmp_path / "f" / "\x1b[2J.bin", b"\0")
@@ -169,69 +152,65 @@ class TestSending:
         assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
         assert tally.places["too long for one request"] == ["8000000"]
 
-    def test_a_text_that_the_daemon_refuses_is_left_out(self, real: Run, tmp_path: Path) -> None:
-        label = "w" * 101
-        lines = ['{"text": "refused before"}', f'{{"text": "a", "label": "{label}"}}', '{"text": "refused after"}']
-        result = real("import", str(write(tmp_path / "refused.jsonl", "\n".join(lines))))
+    def test_texts_that_the_daemon_refuses_are_left_out_up_to_a_number(self, run: Run, tmp_path: Path) -> None:
+        odd = f'{{"text": "a", "label": "{"w" * 101}"}}'
+        lines = ['{"text": "before"}', odd, '{"text": "after"}']
+        result = run("import", str(write(tmp_path / "some.jsonl", "\n".join(lines))))
         assert result.exit_code == 0
         assert "Added 2 texts." in result.stdout
         assert "refused by the daemon: label: String should have at most 100" in result.stdout
-        assert "(refused.jsonl line 2)" in result.stdout
-
-    def test_too_many_refused(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        double.refused_words = "odd"
-        path = write(tmp_path / "a.jsonl", '{"text": "a", "label": "odd"}\n' * 100)
-        result = run("import", str(path))
+        assert "(some.jsonl line 2)" in result.stdout
+        result = run("import", str(write(tmp_path / "many.jsonl", "\n".join([odd] * 100))))
         assert result.exit_code == 1
-        assert f"a.jsonl line {MAX_REFUSED + 1}: label: it is not known." in result.stderr
+        assert f"many.jsonl line {MAX_REFUSED + 1}: label: String should have at most 100" in result.stderr
 
-    def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, double: DaemonDouble, tmp_path: Path) -> None:
-        double.fail_after_batches = 1
-        path = write(tmp_path / "a.jsonl", "".join(f'{{"text": "text {number}"}}\n' for number in range(2500)))
-        result = run("import", str(path))
+    def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, served: Served, tmp_path: Path) -> None:
+        path = json_lines(tmp_path / "a.jsonl", 2500)
+        with served.full_disk_from("POST /texts", 2):
+            result = run("import", str(path))
         assert result.exit_code == 1
-        assert "The disk is full; free some space. 1,000 texts are stored; run the same command again" in result.stderr
-        double.fail_after_batches = None
+        assert "The database" in result.stderr
+        assert "1,000 texts are stored; run the same command again" in result.stderr
         assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
 
-    def test_ctrl_c_says_what_is_stored(self, home: Path, double: DaemonDouble) -> None:
+    def test_ctrl_c_says_what_is_stored(self, home: Path, served: Served) -> None:
         def texts() -> Iterator[Example]:
             yield from (Example(item={"text": f"text {number}"}, place="") for number in range(1500))
             raise KeyboardInterrupt
 
         with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):
             send(Common(data_dir=home), texts(), Tally().skip)
-        assert len(double.bodies("POST", "/texts")) == 1
+        assert served.api.services.store.texts.counts().texts == 1000
 
-    def test_ctrl_c_at_the_keyboard(self, home: Path, double: DaemonDouble, tmp_path: Path) -> None:
-        path = write(
-            tmp_path / "a.jsonl", "".join(f'{{"text": "{number} {"x" * 5000}"}}\n' for number in range(20_000))
-        )
+    def test_ctrl_c_at_the_keyboard(self, served: Served, tmp_path: Path) -> None:
+        path = json_lines(tmp_path / "a.jsonl", 3000)
+
+        def interrupt(request: str) -> None:
+            if request == "POST /texts" and served.requests.count(request) == 2:
+                process.send_signal(signal.SIGINT)
+
+        served.before = interrupt
         process = subprocess.Popen(
             [sys.executable, "-m", "pocketllm", "import", str(path)],
-            env=child_environment(home),
+            env=child_environment(served.home),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             # A shell that runs the tests in the background has them ignore it, and so this process.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        eventually(lambda: double.bodies("POST", "/texts"), "the first batch")
-        process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 130
-        assert "Stopped by Ctrl-C. " in said and "run the same command again for the rest" in said
+        assert "Stopped by Ctrl-C. 1,000 texts are stored; run the same command again for the rest" in said
 
-    def test_a_text_longer_than_the_daemon_takes_is_split(self, real: Run, daemon: Daemon, tmp_path: Path) -> None:
+    def test_a_text_longer_than_the_daemon_takes_is_split(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "long.md", "\n\n".join(f"{number} " + "wörter " * 100 for number in range(3000)))
-        assert "Added 3 texts." in real("import", str(path)).stdout
-        parts = stored(daemon, "notes: long.md")
-        assert all(900_000 < len(text.encode()) <= 1_000_000 for text, _ in parts[:2])
+        assert "Added 3 texts." in run("import", str(path)).stdout
+        sizes = sorted(len(text["text"].encode()) for text in served.texts())
+        assert all(900_000 < size <= 1_000_000 for size in sizes[1:])
 
 
-def test_texts_are_no_longer_than_the_settings_allow(
-    run: Run, double: DaemonDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_no_longer_than_the_settings_allow(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "700")
     path = write(tmp_path / "long.md", "\n\n".join(f"{number} {'words ' * 50}" for number in range(8)))
     assert "Added 4 texts." in run("import", str(path)).stdout
@@ -239,7 +218,7 @@ def test_texts_are_no_longer_than_the_settings_allow(
     assert "max_text_bytes" in run("import", str(path)).stderr
 
 
-def test_progress_is_for_terminals(home: Path, double: DaemonDouble, tmp_path: Path) -> None:
+def test_progress_is_for_terminals(home: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "words"}\n' * 50)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -261,9 +240,8 @@ def test_progress_is_for_terminals(home: Path, double: DaemonDouble, tmp_path: P
     assert out.endswith(b"Added 1 text. 49 were already stored.\n")
 
 
-def test_the_api_and_the_import_agree_on_ids(real: Run, daemon: Daemon, tmp_path: Path) -> None:
+def test_the_api_and_the_import_agree_on_ids(run: Run, served: Served, tmp_path: Path) -> None:
     given = {"text": " kept as\r\nit is \u2028", "source": "api"}
-    made: httpx.Response = daemon.client.post("/texts", json=given)
-    assert made.json()["created"] == 1
+    assert served.api.post("/texts", json=given).json()["created"] == 1
     path = write(tmp_path / "a.jsonl", json.dumps(given))
-    assert "Added 0 texts. 1 was already stored." in real("import", str(path)).stdout
+    assert "Added 0 texts. 1 was already stored." in run("import", str(path)).stdout

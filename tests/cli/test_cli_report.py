@@ -1,49 +1,41 @@
-"""`pocketllm report`, against a small real server."""
+"""`pocketllm report`, against the real application."""
 
 import json
-from pathlib import Path
 
 from tests.support.commands import Run
-from tests.support.daemon_documents import JOB, REPORT, RUNNING, SUCCEEDED
-from tests.support.daemon_double import DaemonDouble
-
-DONE = JOB | RUNNING | SUCCEEDED
+from tests.support.served import Served
 
 
-def jobs(*ids: str) -> list[dict[str, object]]:
-    return [DONE | {"id": identity} for identity in ids]
-
-
-def test_a_job_that_is_named(run: Run, double: DaemonDouble) -> None:
-    result = run("report", "job-1")
-    assert result.exit_code == 0, result.stderr
-    assert "Job job-1: learned" in result.stdout and "Wren" in result.stdout
-    assert "\x1b" not in result.stdout
-    assert double.requests == [("GET", "/jobs/job-1/report", None)]
-
-
-def test_the_newest_that_has_one(run: Run, double: DaemonDouble) -> None:
-    failed = DONE | {"id": "job-9", "state": "failed"}
-    double.jobs = [failed, *jobs("job-3", "job-2", "job-1")]
-    double.reports = {name: REPORT | {"job": name} for name in ("job-9", "job-2", "job-1")}
-    assert "Job job-2: learned" in run("report").stdout
-    assert ("GET", "/jobs/job-9/report", None) not in double.requests
-
-
-def test_json(run: Run, double: DaemonDouble) -> None:
-    double.jobs = jobs("job-1")
-    assert json.loads(run("report", "--json").stdout) == REPORT
-
-
-def test_there_is_none(run: Run, double: DaemonDouble) -> None:
+def test_a_job_that_is_named_or_the_newest_that_has_a_report(run: Run, served: Served) -> None:
     result = run("report")
     assert result.exit_code == 1 and "`pocketllm train`" in result.stderr
-    double.jobs, double.reports = jobs("job-1"), {}
+    jobs = [served.learn().replace("adapter-", "job-") for _ in range(2)]
+    served.api.clock.advance(1)
+    failed = served.api.post("/jobs", json={"steps": 2}).json()["id"]
+    served.run()
+    served.fail()
+    for named, job in ((["report", jobs[0]], jobs[0]), (["report"], jobs[1])):
+        result = run(*named)
+        assert result.exit_code == 0, result.stderr
+        assert f"Job {job}: learned" in result.stdout and "Wren" in result.stdout
+        assert "\x1b" not in result.stdout
+        assert json.loads(run(*named, "--json").stdout) == served.api.get(f"/jobs/{job}/report").json()
+    assert f"GET /jobs/{failed}/report" not in served.requests
+
+
+def test_a_job_without_a_report(run: Run, served: Served) -> None:
+    served.api.add("Wind west.")
+    job = served.api.post("/jobs").json()["id"]
+    served.run()
     assert "No job has a report yet" in run("report").stderr
-    assert "There is no /jobs/a%2Fb/report" in run("report", "a/b").stderr
+    assert "Try again when it has ended" in run("report", job).stderr
+    served.fail()
+    assert "No job has a report yet" in run("report").stderr
+    assert f"Job {job} failed, so there is no report" in run("report", job).stderr
+    assert "There is no such route" in run("report", "a/b").stderr
 
 
-def test_another_refusal_is_told(run: Run, double: DaemonDouble, home: Path) -> None:
-    double.jobs = jobs("job-1")
-    double.write_home(home, token="wrong")
-    assert "A token is needed" in run("report").stderr
+def test_another_refusal_is_told(run: Run, served: Served) -> None:
+    served.learn()
+    served.announce(token="wrong")
+    assert "is invalid or has expired" in run("report").stderr

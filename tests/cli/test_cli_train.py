@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,45 +18,56 @@ from pocketllm.errors import CommandError
 from pocketllm.home import Target, find_target
 from tests.support.commands import WAIT_SECONDS, Run, child_environment, output, terminal
 from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
-from tests.support.daemon_double import DaemonDouble
-
-FAILED = RUNNING | {"state": "failed", "error": "The worker died three times."}
-CANCELLED = RUNNING | {"state": "cancelled"}
+from tests.support.served import Served
 
 
 class TestTrain:
-    def test_follows_to_the_end(self, run: Run, double: DaemonDouble) -> None:
+    @pytest.fixture(autouse=True)
+    def _text(self, served: Served) -> None:
+        """Something to learn."""
+        served.api.add("Wind west, glass rising.")
+
+    def test_follows_to_the_end(self, run: Run, served: Served) -> None:
+        served.play(served.run, served.succeed)
         result = run("train", "--steps", "40", "--seed", "0")
         assert result.exit_code == 0
-        assert double.bodies("POST", "/jobs") == [{"steps": 40, "seed": 0}]
+        [job] = served.api.get("/jobs").json()["data"]
+        assert (job["total_steps"], job["seed"]) == (40, 0)
         assert "queued  step 0/40\nrunning  step 20/40" in result.stdout
         assert "3.5000 -> 3.2500 nats per token (-7.1 %)" in result.stdout
-        assert "/data/adapters/adapter-1" in result.stdout
+        assert str(served.api.services.folder.adapter(job["adapter"])) in result.stdout
 
-    @pytest.mark.parametrize(("ending", "words"), [(FAILED, "died three times"), (CANCELLED, "cancelled at step")])
-    def test_other_endings_are_errors(self, run: Run, double: DaemonDouble, ending: dict[str, Any], words: str) -> None:
-        double.script = [ending]
-        result = run("train")
-        assert result.exit_code == 1
-        assert words in result.stdout
+    def test_other_endings_are_errors(self, run: Run, served: Served) -> None:
+        def cancel() -> None:
+            job_id = served.api.runner.job_id
+            assert job_id is not None
+            served.api.services.scheduler.cancel(job_id, served.api.clock.now)
 
-    def test_json_of_a_failed_job_is_still_the_job(self, run: Run, double: DaemonDouble) -> None:
-        double.script = [FAILED]
-        result = run("train", "--json")
-        assert result.exit_code == 1
-        assert json.loads(result.stdout)["state"] == "failed"
+        for ending, words in ((served.fail, "Out of memory."), (cancel, "cancelled at step 150/300")):
+            served.play(served.run, ending)
+            result = run("train")
+            assert result.exit_code == 1
+            assert words in result.stdout
+        served.play(served.run, served.fail)
+        failed = run("train", "--json")
+        assert (failed.exit_code, json.loads(failed.stdout)["state"]) == (1, "failed")
 
-    def test_without_following(self, run: Run, double: DaemonDouble) -> None:
-        assert "Watch it with `pocketllm jobs job-1`" in run("train", "--no-follow").stdout
-        assert len(double.requests) == 1
+    def test_without_following(self, run: Run, served: Served) -> None:
+        options = ["--mode", "full", "--batch", "16", "--probes", "2", "--steps", "9"]
+        said = run("train", *options, "--no-follow").stdout
+        [job] = served.api.get("/jobs").json()["data"]
+        assert f"Watch it with `pocketllm jobs {job['id']}`" in said
+        assert served.requests == ["POST /jobs"]
+        settings = served.api.get(f"/jobs/{job['id']}").json()["settings"]
+        chosen: dict[str, Any] = {"mode": "full", "batch": 16, "probes": 2}
+        assert job["total_steps"] == 9 and chosen.items() <= settings.items()
 
-    def test_ctrl_c_stops_the_watching_and_not_the_job(self, double: DaemonDouble, home: Path) -> None:
+    def test_ctrl_c_stops_the_watching_and_not_the_job(self, served: Served) -> None:
         asked = threading.Event()
-        double.script = []
-        double.on_job_asked = asked.set
+        served.play(asked.set)
         child = subprocess.Popen(
             [sys.executable, "-m", "pocketllm", "train"],
-            env=child_environment(home),
+            env=child_environment(served.home),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -70,15 +80,15 @@ class TestTrain:
             _, stderr = child.communicate(timeout=WAIT_SECONDS)
         finally:
             child.kill()
+        [job] = served.api.get("/jobs").json()["data"]
         assert child.returncode == 130
-        assert "Stopped watching. Job job-1 continues in the daemon." in stderr
-        assert "pocketllm jobs cancel job-1" in stderr
+        assert f"Stopped watching. Job {job['id']} continues in the daemon." in stderr
+        assert f"pocketllm jobs cancel {job['id']}" in stderr
         assert "Traceback" not in stderr
-        assert double.jobs[0]["state"] == "queued"
-        assert not [path for method, path, _ in double.requests if path.endswith("/cancel")]
+        assert job["state"] == "queued"
 
 
-def test_follow_survives_a_daemon_that_is_away_for_a_moment(double: DaemonDouble) -> None:
+def test_follow_survives_a_daemon_that_is_away_for_a_moment() -> None:
     seen: list[str] = []
     away = Client(Target(url="http://127.0.0.1:9", token=None))
     with away, pytest.raises(CommandError, match=r"Job job-1 continues when the daemon runs again"):
@@ -86,21 +96,19 @@ def test_follow_survives_a_daemon_that_is_away_for_a_moment(double: DaemonDouble
     assert len(seen) == FAILED_POLLS_ALLOWED + 1
 
 
-def test_a_job_that_only_waits_is_given_up_with_its_reasons(double: DaemonDouble, home: Path) -> None:
-    paused = JOB | {"state": "paused", "reasons": ["The device is hot (44 °C)."]}
-    double.jobs, double.script = [dict(JOB)], [RUNNING, paused]
-    with (
-        Client(find_target(None, home)) as client,
-        pytest.raises(CommandError, match=r"paused for 0 seconds: The device is hot"),
-    ):
-        follow(client, JOB, lambda job: None, stall_seconds=0, pause=lambda: None)
+def test_a_job_is_followed_until_it_is_far_enough_or_waits_for_too_long(served: Served) -> None:
+    def heat() -> None:
+        served.api.battery.value, served.api.power.value = 5.0, False
+        served.api.tick()
 
-
-def test_a_job_is_followed_until_it_is_far_enough(double: DaemonDouble, home: Path) -> None:
-    double.jobs, double.script = [dict(JOB)], [RUNNING, SUCCEEDED]
-    with Client(find_target(None, home)) as client:
-        job = follow(client, JOB, lambda job: None, enough=lambda job: job["step"] >= 1, pause=lambda: None)
-    assert job["state"] == "running"
+    served.api.add("Wind west, glass rising.")
+    job = served.api.post("/jobs", json={"steps": 40}).json()
+    served.play(served.run, heat)
+    with Client(find_target(None, served.home)) as client:
+        job = follow(client, job, lambda job: None, enough=lambda job: job["step"] >= 1, pause=lambda: None)
+        assert (job["state"], job["step"]) == ("running", 20)
+        with pytest.raises(CommandError, match=r"paused for 0 seconds: battery 5 % is below"):
+            follow(client, job, lambda job: None, stall_seconds=0, pause=lambda: None)
 
 
 def test_plain_lines_come_at_new_stages_and_every_few_seconds_if_there_is_news() -> None:

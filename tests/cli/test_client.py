@@ -13,14 +13,8 @@ from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
 from pocketllm.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
-from tests.support.daemon_documents import JOB
-from tests.support.daemon_double import TOKEN, DaemonDouble, announcement
-
-
-@pytest.fixture
-def double() -> Iterator[DaemonDouble]:
-    with DaemonDouble() as running:
-        yield running
+from tests.support.in_process_app import TOKEN
+from tests.support.served import Served, announcement
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:
@@ -28,8 +22,8 @@ def target(url: str, token: str | None = TOKEN) -> Target:
 
 
 @pytest.fixture
-def client(double: DaemonDouble) -> Iterator[Client]:
-    with Client(target(double.url)) as connected:
+def client(served: Served) -> Iterator[Client]:
+    with Client(target(served.url)) as connected:
         yield connected
 
 
@@ -50,19 +44,18 @@ def environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
 
 
 def test_the_data_folder_is_the_daemons(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert configured_data_dir() == Path.home() / ".local/share/pocketllm"
+    usual = Path.home() / ".local/share/pocketllm"
+    assert configured_data_dir() == usual
+    for broken in ("data_dir = ", "data_dir = 7"):
+        (tmp_path / "config.toml").write_text(broken)
+        assert configured_data_dir() == usual
+    (tmp_path / "config.toml").unlink()
     environ.setenv("XDG_DATA_HOME", "/share")
     assert configured_data_dir() == load_settings({}).data_dir == Path("/share/pocketllm")
     (tmp_path / "config.toml").write_text('data_dir = "/configured"')
     assert configured_data_dir() == load_settings({}).data_dir == Path("/configured")
     environ.setenv("POCKETLLM_DATA_DIR", "/named")
     assert configured_data_dir() == load_settings({}).data_dir == Path("/named")
-
-
-@pytest.mark.parametrize("content", ["data_dir = ", "data_dir = 7"])
-def test_a_broken_config_does_not_break_commands(environ: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.toml").write_text(content)
-    assert configured_data_dir() == Path.home() / ".local/share/pocketllm"
 
 
 def test_address_precedence(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,16 +105,13 @@ def test_the_folders_token_stays_on_the_device(environ: pytest.MonkeyPatch, tmp_
     assert find_target("http://192.0.2.7:2407", home).token == "mine"
 
 
-@pytest.mark.parametrize("url", ["localhost:2407", "ftp://host", "http://", "http://host:99999", "http://[::1"])
-def test_what_is_no_address_is_refused(tmp_path: Path, url: str) -> None:
-    with pytest.raises(UsageError, match="looks like"):
-        find_target(url, tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"url": 7}', '{"url": "nonsense"}', '{"pid": 3}'])
-def test_a_broken_daemon_file_counts_as_none(environ: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
-    (tmp_path / "daemon.json").write_text(content)
-    assert find_target(None, tmp_path).url == DEFAULT_URL
+def test_what_is_no_address_is_refused(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for url in ("localhost:2407", "ftp://host", "http://", "http://host:99999", "http://[::1"):
+        with pytest.raises(UsageError, match="looks like"):
+            find_target(url, tmp_path)
+    for broken in ("", "{", "[]", '{"url": 7}', '{"url": "nonsense"}', '{"pid": 3}'):
+        (tmp_path / "daemon.json").write_text(broken)
+        assert find_target(None, tmp_path).url == DEFAULT_URL, broken
 
 
 def test_owner_token(tmp_path: Path) -> None:
@@ -131,47 +121,45 @@ def test_owner_token(tmp_path: Path) -> None:
     assert owner_token(tmp_path) == "secret"
 
 
-def test_the_token_is_sent(client: Client, double: DaemonDouble) -> None:
-    client.get("adapters")
-    assert double.authorizations == [f"Bearer {TOKEN}"]
-
-
-def test_each_verb(client: Client, double: DaemonDouble) -> None:
+def test_each_verb(client: Client, served: Served) -> None:
     assert client.get("health")["status"] == "ok"
     assert client.post("texts", body=[{"text": "a"}, {"text": "a"}])["duplicates"] == 1
-    assert client.post("jobs", body={"steps": 5})["total_steps"] == 5
-    assert client.post("jobs", "job-1", "cancel")["state"] == "cancelled"
+    job = client.post("jobs", body={"steps": 5})
+    assert job["total_steps"] == 5
+    assert client.post("jobs", job["id"], "cancel")["state"] == "cancelled"
+    served.requests.clear()
+    client.get("jobs", limit=5, after=None)  # what is not given is not sent
+    assert served.requests == ["GET /jobs?limit=5"]
+    client.post("tokens", body={"name": "notes", "scopes": ["ingest"]})
     assert client.delete("tokens", "notes") == {}
 
 
-def test_what_is_not_given_is_not_sent(client: Client, double: DaemonDouble) -> None:
-    client.get("jobs", limit=5, after=None)
-    assert double.requests == [("GET", "/jobs?limit=5", None)]
+def test_a_list_is_read_page_by_page(client: Client, served: Served) -> None:
+    added = {served.api.add(f"Note {number}.")[0] for number in range(5)}
+    found = [text["id"] for text in client.pages("texts", limit=2)]
+    assert (len(found), set(found), len(served.requests)) == (5, added, 3)
 
 
-def test_a_list_is_read_page_by_page(client: Client, double: DaemonDouble) -> None:
-    double.jobs = [JOB | {"id": f"job-{number}"} for number in range(250)]
-    assert list(client.pages("jobs", limit=100)) == double.jobs
-    assert len(double.requests) == 3
-
-
-def test_an_id_cannot_reach_another_route(client: Client, double: DaemonDouble) -> None:
+def test_an_id_cannot_reach_another_route(client: Client, served: Served) -> None:
     with pytest.raises(DaemonRefused):
         client.get("jobs", "../status")
-    assert double.requests[-1][1] == "/jobs/..%2Fstatus"
+    assert served.requests[-1] == "GET /jobs/..%2Fstatus"
 
 
 def test_a_refusal_carries_the_daemons_document(client: Client) -> None:
-    with pytest.raises(DaemonRefused, match="There is no /jobs/nope") as caught:
+    with pytest.raises(DaemonRefused, match="There is no job 'nope'") as caught:
         client.get("jobs", "nope")
     assert caught.value.status == 404
     assert caught.value.problem()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("token", "hint"), [(None, "No token was sent: none was found"), ("old", "not this daemon's")])
-def test_401_says_which_token_was_used(double: DaemonDouble, token: str | None, hint: str) -> None:
-    with Client(target(double.url, token)) as stranger, pytest.raises(DaemonRefused, match=hint):
-        stranger.get("adapters")
+def test_401_says_which_token_was_used(served: Served) -> None:
+    for token, hint in ((None, "No token was sent: none was found"), ("old", "not this daemon's")):
+        with Client(target(served.url, token)) as stranger:
+            with pytest.raises(DaemonRefused, match=hint):
+                stranger.get("adapters")
+            with pytest.raises(DaemonRefused, match=hint):
+                list(stranger.stream("generate", body={"prompt": "x"}))
 
 
 def test_no_daemon() -> None:
@@ -190,18 +178,17 @@ def test_a_daemon_that_does_not_answer() -> None:
         client.get("status")
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
+def test_another_program_on_the_port() -> None:
+    answers = [
         (200, b"<html>Printer</html>"),
         (404, b"<html>Printer</html>"),
         (404, b'{"title": "Not Found"'),
         (500, b'{"detail": "Out of paper", "error": "E13"}'),
-    ],
-)
-def test_another_program_on_the_port(status: int, body: bytes) -> None:
+    ]
+
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            status, body = answers.pop()
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -210,30 +197,26 @@ def test_another_program_on_the_port(status: int, body: bytes) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = Thread(target=server.handle_request)
-        thread.start()
-        with (
-            Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
-            pytest.raises(NotADaemon, match="not like PocketLLM"),
-        ):
-            client.get("status")
-        thread.join()
+        while answers:
+            thread = Thread(target=server.handle_request)
+            thread.start()
+            with (
+                Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
+                pytest.raises(NotADaemon, match="not like PocketLLM"),
+            ):
+                client.get("status")
+            thread.join()
 
 
-def test_stream_yields_tokens_and_the_end(client: Client, double: DaemonDouble) -> None:
-    *tokens, done = client.stream("generate", body={"prompt": "Tea for"})
-    assert [event.json()["text"] for event in tokens] == double.tokens
+def test_stream_yields_tokens_and_the_end(client: Client, served: Served) -> None:
+    *tokens, done = client.stream("generate", body={"prompt": "Tea for", "seed": 1})
+    assert [event.json()["text"] for event in tokens] == served.words.words
     assert done.event == "done"
     assert done.json()["seed"] == 1
-    assert double.bodies("POST", "/generate") == [{"prompt": "Tea for", "stream": True}]
+    assert [request.prompt for request in served.words.asked] == ["Tea for"]
 
 
-def test_a_stream_that_breaks_off_is_an_error(client: Client, double: DaemonDouble) -> None:
-    double.breaks_off = True
+def test_a_stream_that_breaks_off_is_an_error(client: Client, served: Served) -> None:
+    served.breaks_off = True
     with pytest.raises(DaemonLost, match="in the middle"):
         list(client.stream("generate", body={"prompt": "x"}))
-
-
-def test_a_stream_may_be_refused(double: DaemonDouble) -> None:
-    with Client(target(double.url, "old")) as stranger, pytest.raises(DaemonRefused, match="A token is needed"):
-        list(stranger.stream("generate", body={"prompt": "x"}))

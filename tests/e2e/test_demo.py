@@ -1,4 +1,4 @@
-"""The demo: its folder, its daemon, its honesty. The daemon is a small double, started as a real process."""
+"""The demo: its folder, its daemon, its honesty. The daemon is a process with the real application in it."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,40 +22,41 @@ from pocketllm.cli.demo import MARKER, PROMPTS, prepare_folder, run_demo
 from pocketllm.cli.main import app
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.errors import CommandError
-from tests.support.daemon_documents import JOB, RUNNING, SUCCEEDED
-from tests.support.daemon_double import DaemonDouble
+from pocketllm.storage.store import Store
+from tests.support.in_process_app import in_process_app
 from tests.support.paths import ROOT
 
 WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
-DOUBLE = [
+SERVED = [
     *(sys.executable, "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.daemon_double import main; main()",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.served import main; main()",
 ]
-UNPROVEN = SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
-
-
-def following(*changes: dict[str, Any]) -> list[str]:
-    """Return the command of a daemon whose job changes like this each time it is looked at."""
-    return [*DOUBLE, "--script", json.dumps(changes)]
 
 
 class Demo:
     """Runs the demo in a folder and keeps what it printed."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    def __init__(self, data_dir: Path, model: Path) -> None:
+        self.data_dir, self.model = data_dir, model
         self.console = Console(file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False)
 
-    def run(self, command: list[str], *, keep: bool = False) -> dict[str, Any]:
+    def run(self, acts: str, *, keep: bool = False) -> dict[str, Any]:
+        """acts: what the job does while it is looked at; see tests.support.served."""
+        return self.run_with([*SERVED, "--acts", acts], keep=keep)
+
+    def run_with(self, command: list[str], *, keep: bool = False) -> dict[str, Any]:
         return run_demo(
-            self.console,
-            data_dir=self.data_dir,
-            install=lambda models_dir, console: "tiny",
-            steps=40,
-            keep=keep,
-            serve_command=command,
+            self.console, data_dir=self.data_dir, install=self.install, steps=40, keep=keep, serve_command=command
         )
+
+    def install(self, models: Path, _console: Console) -> str:
+        """Link the tiny model."""
+        models.mkdir(exist_ok=True)
+        if not (models / "tiny").exists():
+            (models / "tiny").symlink_to(self.model)
+        return "tiny"
 
     @property
     def text(self) -> str:
@@ -63,20 +65,20 @@ class Demo:
 
     @property
     def daemon_is_gone(self) -> bool:
-        # The double removes the file in its last line, when it was stopped in order.
+        # It removes the file in its last line, when it was stopped in order.
         return (self.data_dir / MARKER).exists() and not (self.data_dir / "daemon.json").exists()
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Demo:
-    return Demo(tmp_path / "demo data")
+def demo(tmp_path: Path, tiny_bf16: ModelFolder) -> Demo:
+    return Demo(tmp_path / "demo data", tiny_bf16.path)
 
 
-def test_the_whole_way(demo: Demo) -> None:
-    result = demo.run(following(RUNNING, SUCCEEDED))
+def test_the_whole_way_and_the_next_steps_can_be_copied(demo: Demo) -> None:
+    result = demo.run("run succeed")
     assert result["learned"] is True
     assert [answer["prompt"] for answer in result["answers"]] == list(PROMPTS)
-    assert result["folder"] == "/data/adapters/adapter-1"
+    assert result["folder"] == str(demo.data_dir / "adapters" / result["job"]["adapter"])
     for part in (
         "sample notes",
         "3.5000 -> 3.2500",
@@ -89,18 +91,6 @@ def test_the_whole_way(demo: Demo) -> None:
     ):
         assert part in demo.text
     assert demo.daemon_is_gone
-
-
-@pytest.mark.smoke
-def test_the_real_demo_learns(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pocketllm", "demo", "--json", "--data-dir", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["learned"]
-
-
-def test_the_next_steps_can_be_copied(demo: Demo) -> None:
-    demo.run(following(RUNNING, SUCCEEDED))
     lines = [line.strip() for line in demo.text.splitlines()]
     [serve] = [shlex.split(line) for line in lines if " serve --data-dir " in line]
     assert shutil.which(serve[0])  # also where the environment is not active
@@ -111,22 +101,29 @@ def test_the_next_steps_can_be_copied(demo: Demo) -> None:
         subprocess.run(["sh", "-n", "-c", line], check=True)
 
 
+@pytest.mark.smoke
+def test_the_real_demo_learns(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pocketllm", "demo", "--json", "--data-dir", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["learned"]
+
+
 def test_it_says_plainly_when_nothing_was_learned(demo: Demo) -> None:
-    result = demo.run(following(RUNNING, UNPROVEN))
-    assert result["learned"] is False
+    assert demo.run("run unproven")["learned"] is False
     assert "did not fall by more than noise" in demo.text
     assert demo.daemon_is_gone
 
 
 def test_a_failed_job_ends_the_demo_and_the_daemon(demo: Demo) -> None:
     with pytest.raises(CommandError, match=r"The job failed: Out of memory\."):
-        demo.run(following({"state": "failed", "error": "Out of memory."}))
+        demo.run("run fail")
     assert demo.daemon_is_gone
 
 
 def test_a_daemon_that_dies_at_the_start_shows_its_log(demo: Demo) -> None:
     with pytest.raises(CommandError, match=r"(?s)exit code 3\..*boom"):
-        demo.run([sys.executable, "-c", "print('boom'); raise SystemExit(3)"])
+        demo.run_with([sys.executable, "-c", "print('boom'); raise SystemExit(3)"])
 
 
 def test_a_daemon_that_never_answers_is_stopped(tmp_path: Path) -> None:
@@ -152,11 +149,12 @@ def test_what_a_dead_daemon_leaves_running_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_the_daemon_too(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_daemon_too(tmp_path: Path, tiny_bf16: ModelFolder, number: signal.Signals) -> None:
     code = (
         "from pathlib import Path; from rich.console import Console; from pocketllm.cli.demo import run_demo\n"
-        f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), install=lambda *_: 'tiny', "
-        f"serve_command={following()!r})"
+        f"link = lambda models: models.mkdir() or (models / 'tiny').symlink_to({str(tiny_bf16.path)!r})\n"
+        f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), serve_command={SERVED!r}, "
+        "install=lambda models, console: link(models) or 'tiny')"
     )
     child = subprocess.Popen(
         [sys.executable, "-u", "-c", code],
@@ -191,7 +189,7 @@ def test_a_foreign_folder_is_not_touched(demo: Demo) -> None:
     (demo.data_dir / "adapters").mkdir(parents=True)
     (demo.data_dir / "pocketllm.db").write_text("mine")
     with pytest.raises(CommandError, match="nothing in it was touched"):
-        demo.run(following())
+        demo.run("")
     assert sorted(path.name for path in demo.data_dir.iterdir()) == ["adapters", "pocketllm.db"]
     assert (demo.data_dir / "pocketllm.db").read_text() == "mine"
 
@@ -236,18 +234,30 @@ def test_a_link_is_removed_and_not_followed(demo: Demo) -> None:
     assert not (demo.data_dir / "adapters").exists()
 
 
-def test_keep_goes_on_from_what_was_learned(demo: Demo) -> None:
-    earlier_demo(demo.data_dir)
-    demo.run(following(RUNNING, SUCCEEDED), keep=True)
-    assert (demo.data_dir / "adapters" / "a-1").is_dir()
-    assert (demo.data_dir / "pocketllm.db").exists()
+def test_keep_goes_on_from_what_was_learned_whatever_a_crashed_daemon_left(demo: Demo) -> None:
+    demo.run("run succeed")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        # Its port now belongs to another program, which must be neither waited for nor asked.
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 1, "url": url}))
+        demo.run("run succeed", keep=True)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    store = Store.open(DataFolder(demo.data_dir).database)
+    [second] = [adapter for adapter in store.adapters.all() if adapter.parent]
+    assert {adapter.id for adapter in store.adapters.all()} == {second.id, second.parent}
+    store.close()
 
 
 def test_keep_goes_on_with_a_job_that_was_interrupted(demo: Demo) -> None:
-    earlier_demo(demo.data_dir)
-    paused = JOB | {"id": "job-0", "state": "paused", "reasons": ["the daemon was restarted"]}
-    result = demo.run([*following(RUNNING, SUCCEEDED), "--jobs", json.dumps([paused])], keep=True)
-    assert result["job"]["id"] == "job-0"
+    prepare_folder(demo.data_dir, keep=False)
+    demo.install(demo.data_dir / "models", demo.console)
+    with in_process_app(demo.data_dir) as killed:
+        killed.add("Wind west, glass rising.")
+        job = killed.post("/jobs", json={"steps": 40}).json()["id"]
+        killed.tick()
+    assert demo.run("run succeed", keep=True)["job"]["id"] == job
     assert "the daemon was restarted" in demo.text
 
 
@@ -260,15 +270,6 @@ def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
     ):
         prepare_folder(demo.data_dir, keep=False)
     assert (demo.data_dir / "pocketllm.db").exists()
-
-
-def test_what_a_crashed_daemon_left_does_not_matter(demo: Demo) -> None:
-    earlier_demo(demo.data_dir)
-    with DaemonDouble() as other:
-        # Its port now belongs to another daemon, which must be neither waited for nor asked.
-        (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 1, "url": other.url}))
-        demo.run(following(RUNNING, SUCCEEDED), keep=True)
-        assert {path for _, path, _ in other.requests} <= {"/health"}
 
 
 def test_the_command_refuses_a_foreign_folder(tmp_path: Path) -> None:

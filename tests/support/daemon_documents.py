@@ -1,4 +1,4 @@
-"""What the daemon's double answers; a test holds it to the real daemon's documents."""
+"""Documents as the daemon gives them, for tests of what people see and of what a job has made."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ SUCCEEDED: Document = {
     "adapter": "adapter-1",
     "finished_at": "2026-05-01T10:02:05Z",
 }
-READING: Document = {
+_READING: Document = {
     "value": None,
     "unit": None,
     "source": "sysfs",
@@ -84,8 +84,8 @@ STATUS: Document = {
         ],
     },
     "readings": [
-        READING | {"name": "charging", "value": True},
-        READING | {"name": "temperature", "unit": "°C", "source": "none", "reason": "no sensor"},
+        _READING | {"name": "charging", "value": True},
+        _READING | {"name": "temperature", "unit": "°C", "source": "none", "reason": "no sensor"},
     ],
     "worker": {"running": False, "pid": None, "job": None},
     "generator": {
@@ -98,7 +98,7 @@ STATUS: Document = {
     "texts": {"count": 3, "new_words": 300, "threshold_words": 1000},
     "jobs": {"queued": 0, "running": 0, "paused": 0, "succeeded": 2, "failed": 1, "cancelled": 0},
 }
-PREDICTED: Document = {
+_PREDICTED: Document = {
     "library_bytes": 280_000_000,
     "working_bytes": 61_000_000,
     "anonymous_bytes": 246_000_000,
@@ -109,7 +109,7 @@ PREDICTED: Document = {
     "kept_bytes": 4_700_000,
     "kept_seconds": 0.05,
 }
-SLOWER: Document = {"peak_bytes": 340_000_000, "seconds_per_step": 1.5, "seconds": 60.0}
+_SLOWER: Document = {"peak_bytes": 340_000_000, "seconds_per_step": 1.5, "seconds": 60.0}
 PLAN: Document = {
     "model": "tiny",
     "mode": "lora",
@@ -121,39 +121,13 @@ PLAN: Document = {
     "micro_batch": 8,
     "kept_layers": 2,
     "reductions": [],
-    "predicted": PREDICTED,
+    "predicted": _PREDICTED,
     "alternatives": [
-        {"method": "exact", "prediction": PREDICTED, "reason": None},
-        {"method": "mezo", "prediction": PREDICTED | SLOWER, "reason": None},
+        {"method": "exact", "prediction": _PREDICTED, "reason": None},
+        {"method": "mezo", "prediction": _PREDICTED | _SLOWER, "reason": None},
     ],
     "memory_limit_bytes": 1_500_000_000,
     "enough_text": {"enough": True, "texts": 3, "new_words": 300},
-}
-ADAPTERS: list[Document] = [
-    {
-        "id": f"adapter-{number}",
-        "job": f"job-{number}",
-        "model": "tiny",
-        "mode": "lora",
-        "parent": f"adapter-{number - 1}" if number > 1 else None,
-        "serving": number == 2,
-        "outcome": "worse" if number == 3 else "learned",
-        "held_out_loss_before": 3.5,
-        "held_out_loss_now": 3.25,
-        "folder": f"/data/adapters/adapter-{number}",
-        "created_at": "2026-05-01T10:02:05Z",
-    }
-    for number in (3, 2, 1)
-]
-ANSWER: Document = {
-    "model": "tiny",
-    "adapter": "adapter-1",
-    "finish_reason": "length",
-    "prompt_tokens": 4,
-    "completion_tokens": 3,
-    "tokens_per_second": 12.5,
-    "recalled": [],
-    "seed": 1,
 }
 REPORT: Document = {
     "job": "job-1",
