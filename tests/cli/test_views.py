@@ -1,224 +1,338 @@
-"""What people see: every state, and what stands there when nothing is known yet."""
+"""What people see: every state, what stands there when nothing is known, on any screen; and nothing steers it."""
 
+import platform
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from rich.console import Group, RenderableType
 
-from pocketllm.cli.job_views import (
-    job_details,
-    jobs_table,
-    outcome,
-    progress_line,
-    quantity,
-    status_panel,
-)
-from pocketllm.cli.report_view import answers_table
+from pocketllm.api.native.schemas.jobs import JobDetailOut, JobOut, RunOut, TextOut
+from pocketllm.api.native.schemas.plan import PlanOut
+from pocketllm.api.native.schemas.reports import ReportOut
+from pocketllm.api.native.status import StatusOut
+from pocketllm.cli.job_views import job_details, jobs_table, outcome, plan_view, progress_line, quantity, status_panel
+from pocketllm.cli.models import calibration_text, encoding_text, models_table, moved_text
+from pocketllm.cli.report_view import answers_table, curve_plot, recall_text, report_view, words_table
+from pocketllm.cli.texts import text_details, texts_table
 from pocketllm.cli.views import age_text, bytes_text, change_text, count_text, duration_text, loss_text, printable
-from tests.support.daemon_documents import JOB, RUNNING, STATUS, SUCCEEDED
+from tests.support.daemon_documents import JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
 from tests.support.rendering import rendered
+from tests.support.snapshots import assert_snapshot
 
+SNAPSHOTS = Path(__file__).parent / "snapshots"
 NOW = datetime(2026, 5, 1, 10, 3, tzinfo=UTC)
 STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
-PAUSED = JOB | RUNNING | {"state": "paused", "reasons": ["The device is hot (44 °C).", "Someone uses it."]}
-FAILED = JOB | RUNNING | {"state": "failed", "error": "The worker ran out of memory; lower the sequence length."}
-UNPROVEN = JOB | RUNNING | SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
-DETAIL = JOB | {"settings": {}, "events": [], "runs": []}
+RUN: Document = {
+    "job": "job-1",
+    "began_at": "2026-03-01T23:10:00Z",
+    "ended_at": "2026-03-02T01:10:00Z",
+    "seconds": 7200.0,
+    "began_because": "power, battery 80 %",
+    "ended_because": "not on external power",
+    "cpu_seconds": 6000.0,
+    "battery_began_percent": 80.0,
+    "battery_ended_percent": 78.0,
+    "battery_watt_hours": -3.26,
+    "hottest_battery_celsius": 36.4,
+    "hottest_zone_celsius": None,
+}
+UNKNOWN = dict.fromkeys(("ended_at", "ended_because", "battery_ended_percent", "hottest_battery_celsius"))
+LASTING = RUN | UNKNOWN | {"battery_watt_hours": 11.04}
+DETAIL = JOB | {
+    "settings": {"learning_rate": 0.001},
+    "plan": None,
+    "curve": REPORT["curve"],
+    "report": None,
+    "events": [{"at": "2026-05-01T10:00:05Z", "kind": "paused", "message": "The device [44] is hot."}],
+    "runs": [RUN],
+}
+PAUSED = RUNNING | {"state": "paused", "reasons": ["The device is hot (44 °C).", "Someone uses it."]}
+FAILED = RUNNING | {"state": "failed", "error": "The worker ran out of memory; lower the sequence length."}
+UNPROVEN = RUNNING | SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
+BUSY = STATUS | {
+    "model": STATUS["model"] | {"adapter": "adapter-1", "message": "The database does not list set-aside."},
+    "training": {"allowed": True, "blockers": []},
+    "worker": {"running": True, "pid": 11, "job": "job-1"},
+    "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61, "backend": None},
+    "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000},
+    "jobs": dict.fromkeys(STATUS["jobs"], 0),
+}
+#: No model, and no battery.
+BARE = STATUS | {
+    "model": {"name": None, "ready": False, "message": "Run `pocketllm models add`.", "adapter": None},
+    "readings": [STATUS["readings"][1] | {"name": "battery", "reason": "no battery", "absent": True}],
+}
+WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01, "texts": 9}
+MODEL: Document = {
+    "name": "smol",
+    "parameters": 134_515_008,
+    "weights_bytes": 269_060_000,
+    "license": "apache-2.0",
+    "source": "a [file].gguf",
+    "default": True,
+    "dtype": "bfloat16",
+    "compute_dtype": "bfloat16",
+    "quantization_error": None,
+    "calibration": {
+        "loss_deviation": 0.00042,
+        "gemm_flops_by_dtype": {"float32": 2.15e11, "bfloat16": 1.2345e12},
+        "machine": platform.machine(),
+    },
+}
+COMPLETION: Document = {
+    "id": "text-1",
+    "kind": "completion",
+    "source": "chat",
+    "text": "Who?",
+    "completion": "Anna.",
+    "label": None,
+    "messages": None,
+    "words": 2,
+    "held_out": True,
+    "created_at": "2026-05-01T08:00:00Z",
+}
+LABELLED = COMPLETION | {"kind": "labelled", "completion": None, "label": "positive", "held_out": False}
+CHAT = COMPLETION | {
+    "kind": "chat",
+    "text": "",
+    "completion": None,
+    "messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}],
+}
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(None, "-"), (0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (412_000_000, "412.0 MB"), (2.5e9, "2.5 GB")],
-)
-def test_bytes(count: float | None, text: str) -> None:
-    assert bytes_text(count) == text
+def jobs(width: int, *found: Document) -> RenderableType:
+    return jobs_table({"data": found, "has_more": bool(found)}, width=width, now=NOW)
 
 
-@pytest.mark.parametrize(("count", "text"), [(None, "-"), (12, "12"), (134_515_008, "134.5M"), (1.1e9, "1.1B")])
-def test_count(count: float | None, text: str) -> None:
-    assert count_text(count) == text
+def report(width: int, verdict: Document | None = None, **changed: Any) -> RenderableType:
+    return report_view(REPORT | {"verdict": REPORT["verdict"] | (verdict or {})} | changed, width=width)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3723, "1:02:03")]
-)
-def test_duration(seconds: float | None, text: str) -> None:
-    assert duration_text(seconds) == text
+NO_CURVE: Document = {"held_out": [], "training": []}
+UNDECIDED = {"outcome": "too little text to tell yet", "overall": WORSE | {"standard_error": None}}
+VIEWS: dict[str, Callable[[int], RenderableType]] = {
+    "jobs": lambda width: jobs(width, *(JOB | {"state": state} for state in STATES), JOB | RUNNING, JOB | UNPROVEN),
+    "jobs, none": jobs,
+    "job, queued": lambda _: job_details(DETAIL | {"settings": {}, "events": [], "runs": []}, NOW),
+    "job, paused": lambda _: job_details(DETAIL | PAUSED | {"error": "It broke.", "runs": [RUN, LASTING]}, NOW),
+    "outcome": lambda _: outcome(JOB | RUNNING | SUCCEEDED, "/data/adapters/adapter-1"),
+    "outcome, unproven": lambda _: outcome(JOB | UNPROVEN, None),
+    "outcome, failed and cancelled": lambda _: Group(
+        outcome(JOB | FAILED, None), outcome(JOB | {"state": "cancelled"}, None)
+    ),
+    "status": lambda _: status_panel(STATUS, NOW),
+    "status, busy": lambda _: status_panel(BUSY, NOW),
+    "status, bare": lambda _: status_panel(BARE, NOW),
+    "plan": lambda _: plan_view(PLAN),
+    "report": report,
+    "report, worse": lambda width: report(width, {"outcome": "worse", "overall": WORSE, "old": WORSE, "base": WORSE}),
+    "report, unproven": lambda width: report(width, {"outcome": "no proof of learning"}),
+    "report, another outcome": lambda width: report(width, {"outcome": "odd"}),
+    "report, undecided": lambda width: report(width, UNDECIDED),
+    "report, without content": lambda width: report(width, words=None, completions=None),
+    "report, empty": lambda width: report(width, words=[], completions=[], verbatim_recall=None, curve=NO_CURVE),
+    "models": lambda _: models_table([MODEL, MODEL | {"name": "other", "license": "", "default": False}], Path("/m")),
+    "models, none": lambda _: models_table([], Path("/models")),
+    "texts": lambda width: texts_table({"data": [COMPLETION, CHAT], "next": "text-1"}, width=width, now=NOW),
+    "text of each kind": lambda _: Group(*(text_details(text, NOW) for text in (COMPLETION, LABELLED, CHAT))),
+    "answers": lambda _: answers_table(REPORT["completions"]),
+}
 
 
-@pytest.mark.parametrize(
-    ("at", "text"),
-    [
-        (None, "-"),
-        ("2026-05-01T10:02:30Z", "30 s ago"),
-        ("2026-05-01T09:51:00+00:00", "12 min ago"),
-        ("2026-05-01T12:00:00+07:00", "5 h ago"),
-        ("2026-04-01T00:00:00Z", "30 d ago"),
-        ("2026-05-01T10:03:05Z", "0 s ago"),  # the clocks differ a little
-    ],
-)
-def test_age(at: str | None, text: str) -> None:
-    assert age_text(at, NOW) == text
+@pytest.fixture
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The runs of a job are shown in local time."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
-def test_a_loss_of_zero_is_not_unknown() -> None:
+def lines_of(view: Callable[[int], RenderableType], width: int) -> list[str]:
+    """The lines of a view, none of which is longer than the screen is wide."""
+    lines = rendered(view(width), width).splitlines()
+    assert [line for line in lines if len(line) > width] == []
+    return lines
+
+
+@pytest.mark.usefixtures("_utc")
+def test_what_people_see(subtests: pytest.Subtests) -> None:
+    for name, view in VIEWS.items():
+        with subtests.test(name):
+            for width in (40, 80, 99, 100, 160):
+                lines_of(view, width)
+            assert_snapshot("\n".join([*lines_of(view, 60), *lines_of(view, 120)]), SNAPSHOTS / f"{name}.txt")
+
+
+def shape(document: Any) -> Any:
+    """The document with its values taken out; of a list, the first element's."""
+    if isinstance(document, dict):
+        return {name: shape(value) for name, value in document.items()}
+    return [shape(value) for value in document[:1]] if isinstance(document, list) else None
+
+
+def test_the_documents_have_the_daemons_fields() -> None:
+    models: list[tuple[type[BaseModel], Document]] = [
+        *((JobOut, JOB), (JobOut, JOB | RUNNING | SUCCEEDED), (JobDetailOut, DETAIL)),
+        *((RunOut, RUN), (StatusOut, STATUS), (PlanOut, PLAN), (ReportOut, REPORT), (TextOut, COMPLETION)),
+    ]
+    for model, document in models:
+        assert shape(model.model_validate(document).model_dump(mode="json", by_alias=True)) == shape(document)
+
+
+HOSTILE = "[red]\x1b[2J\x1b]0;owned\x07\r\x9b31m\x00"
+#: Fields with words of the owner, a model or another program.
+FOREIGN = {
+    *("reasons", "error", "message", "reason", "began_because", "ended_because", "reductions", "model"),
+    *("word", "prompt", "base", "personal", "text", "completion", "label", "content", "license"),
+}
+
+
+def hostile(document: Any, name: str = "") -> Any:
+    """The document with words in these fields that steer a terminal."""
+    if isinstance(document, dict):
+        return {key: hostile(value, key) for key, value in document.items()}
+    if isinstance(document, list):
+        return [hostile(value, name) for value in document]
+    return HOSTILE if isinstance(document, str) and name in FOREIGN else document
+
+
+@pytest.mark.parametrize("width", [50, 120])
+def test_words_of_others_cannot_steer_the_terminal(width: int, subtests: pytest.Subtests) -> None:
+    texts = [hostile(text) | {"source": HOSTILE} for text in (COMPLETION, LABELLED, CHAT)]
+    views = {
+        "line": progress_line(hostile(JOB | PAUSED)),
+        "job": job_details(hostile(DETAIL | PAUSED | {"error": "It broke."}), NOW),
+        "outcome": outcome(hostile(JOB | FAILED), None),
+        "status": status_panel(hostile(STATUS), NOW),
+        "busy": status_panel(hostile(BUSY), NOW),
+        "plan": plan_view(hostile(PLAN | {"reductions": ["less"]})),
+        "report": report_view(hostile(REPORT), width=width),
+        "words": words_table(hostile(REPORT["words"])),
+        "answers": answers_table(hostile(REPORT["completions"])),
+        "models": models_table([hostile(MODEL) | {"source": HOSTILE}], Path("/models")),
+        "texts": texts_table({"data": texts, "next": None}, width=width, now=NOW),
+        **{text["kind"]: text_details(text, NOW) for text in texts},
+    }
+    for name, view in views.items():
+        with subtests.test(name):
+            shown = rendered(view, width)
+            assert not any((ord(letter) < 32 and letter != "\n") or 127 <= ord(letter) < 160 for letter in shown)
+            assert width < 120 or "[red][2J" in shown
+    assert printable("a\x1b[2Jb\x07c\x9bd\ne\tf é") == "a[2Jbcd\ne\tf é"
+
+
+def test_units() -> None:
+    sizes: dict[float | None, str] = {
+        None: "-",
+        0: "0 B",
+        999: "999 B",
+        1500: "1.5 kB",
+        412e6: "412.0 MB",
+        2.5e9: "2.5 GB",
+    }
+    assert {count: bytes_text(count) for count in sizes} == sizes
+    counts: dict[float | None, str] = {None: "-", 12: "12", 134_515_008: "134.5M", 1.1e9: "1.1B"}
+    assert {count: count_text(count) for count in counts} == counts
+    durations: dict[float | None, str] = {None: "-", 0: "0:00", 59.6: "1:00", 65: "1:05", 3723: "1:02:03"}
+    assert {seconds: duration_text(seconds) for seconds in durations} == durations
+    ages: dict[str | None, str] = {
+        None: "-",
+        "2026-05-01T10:02:30Z": "30 s ago",
+        "2026-05-01T09:51:00+00:00": "12 min ago",
+        "2026-05-01T12:00:00+07:00": "5 h ago",
+        "2026-04-01T00:00:00Z": "30 d ago",
+        "2026-05-01T10:03:05Z": "0 s ago",  # the clocks differ a little
+    }
+    assert {at: age_text(at, NOW) for at in ages} == ages
+    quantities: list[tuple[bool | float, str | None, str]] = [
+        *((True, None, "yes"), (False, None, "no"), (31.25, "%", "31.25 %"), (2.423e10, "bytes", "24.2 GB")),
+        (3, None, "3"),
+    ]
+    for value, unit, text in quantities:
+        assert quantity(value, unit) == text
+    # Zero is not unknown.
     assert loss_text(0.0) == "0.0000"
     assert change_text({"held_out_loss_before": 1.0, "held_out_loss_now": 0.0}) == "1.0000 -> 0.0000"
 
 
-def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07c\x9bd\ne\tf é") == "a[2Jbcd\ne\tf é"
-
-
-def listed(*jobs: dict[str, Any], has_more: bool = False, width: int = 120) -> str:
-    return rendered(jobs_table({"data": jobs, "has_more": has_more}, width=width, now=NOW), width)
-
-
-def test_empty_list_of_jobs_says_how_to_get_one() -> None:
-    text = listed()
-    assert "pocketllm add" in text
-    assert "pocketllm train" in text
-
-
-@pytest.mark.parametrize("width", [45, 120])
-@pytest.mark.parametrize("state", STATES)
-def test_every_state_is_listed_at_every_width(state: str, width: int) -> None:
-    text = listed(JOB | {"state": state}, width=width)
-    assert state in text
-    assert "job-1" in text
-    assert "3 min ago" in text
-
-
-def test_list_shows_the_numbers_and_that_there_is_more() -> None:
-    text = listed(JOB | RUNNING, UNPROVEN, has_more=True)
-    for part in ("20/40", "3.2500", "3.5000 -> 3.4000", "210 tok/s", "1:05", "412.0 MB", "no proof of learning"):
-        assert part in text
-    assert "--limit" in text
-
-
-def test_a_narrow_list_leaves_out_what_is_less_important() -> None:
-    text = listed(JOB | RUNNING, width=60)
-    assert "3.4000" in text
-    assert "tok/s" not in text
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_progress_line_of_every_state(state: str) -> None:
-    assert progress_line(JOB | {"state": state}).startswith(f"{state}  step 0/40")
-
-
-def test_progress_line_before_the_first_step_says_what_takes_so_long() -> None:
+def test_a_line_of_progress_says_what_is_known_and_what_takes_so_long() -> None:
+    for state in STATES:
+        assert progress_line(JOB | {"state": state}).startswith(f"{state}  step 0/40")
+        assert state in rendered(job_details(DETAIL | {"state": state}, NOW))
+    expected = "running  step 20/40  loss 3.2500  held-out 3.5000 -> 3.4000  210 tok/s  1:05 left"
+    assert progress_line(JOB | RUNNING) == expected
+    assert progress_line(JOB | PAUSED).endswith("The device is hot (44 °C).; Someone uses it.")
     events = [{"at": "2026-05-01T10:00:05Z", "kind": "preparing", "message": "activation PCA: pass 1 of 3"}]
     assert progress_line(JOB | {"state": "running"}).endswith("before the first step")
     assert progress_line(JOB | {"state": "running", "events": events}).endswith("pass 1 of 3")
     assert "pass 1 of 3" not in progress_line(JOB | RUNNING | {"events": events})
 
 
-def test_progress_line_of_a_running_job() -> None:
-    expected = "running  step 20/40  loss 3.2500  held-out 3.5000 -> 3.4000  210 tok/s  1:05 left"
-    assert progress_line(JOB | RUNNING) == expected
+def test_a_curve_falls_from_the_left_top_to_the_right_bottom() -> None:
+    lines = curve_plot(REPORT["curve"], 80)
+    assert lines[0].startswith("   3.50 │●") and lines[0].count("●") == 1
+    low = next(line for line in lines if line.startswith("   3.10 │"))
+    assert "·" in low and "●" not in low
+    assert lines[-2].split() == ["0", "step", "40"] and "held out" in lines[-1]
 
 
-def test_progress_line_gives_the_reasons() -> None:
-    assert progress_line(PAUSED).endswith("The device is hot (44 °C).; Someone uses it.")
-
-
-def test_outcome_of_a_job_that_learned() -> None:
-    text = rendered(outcome(JOB | RUNNING | SUCCEEDED, "/data/adapters/adapter-1"))
-    for part in ("learned", "3.5000 -> 3.2500", "-7.1 %", "40 steps in 2:00", "412.0 MB", "/data/adapters/adapter-1"):
-        assert part in text
-
-
-def test_outcome_without_proof_says_so() -> None:
-    text = rendered(outcome(UNPROVEN, None))
-    assert "no proof of learning" in text
-    assert "+0.3 %" in text
-    assert "not served" in text
-
-
-@pytest.mark.parametrize(
-    ("job", "words"),
-    [
-        (FAILED, ["failed", "ran out of memory", "20/40"]),
-        (JOB | {"state": "cancelled"}, ["cancelled", "no reason was recorded"]),
-    ],
-)
-def test_outcome_of_a_job_that_did_not_succeed(job: dict[str, Any], words: list[str]) -> None:
-    text = rendered(outcome(job, None))
-    assert all(word in text for word in words)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_details_of_every_state(state: str) -> None:
-    assert state in rendered(job_details(DETAIL | {"state": state}, NOW))
-
-
-def test_details_show_reasons_error_settings_and_events() -> None:
-    event = {"at": "2026-05-01T10:00:05Z", "kind": "paused", "message": "The device [44] is hot."}
-    job = DETAIL | PAUSED | {"error": "It broke.", "settings": {"learning_rate": 0.001}, "events": [event]}
-    text = rendered(job_details(job, NOW))
-    for part in ("The device is hot (44 °C).", "It broke.", "learning_rate", "0.001", "The device [44] is hot."):
-        assert part in text
-
-
-def test_a_sensor_that_the_machine_lacks_is_not_unknown() -> None:
-    battery = {"name": "battery", "value": None, "unit": "%", "source": "x", "reason": "no battery", "absent": True}
-    text = rendered(status_panel(STATUS | {"readings": [battery]}, NOW))
-    assert "none: no battery" in text
-    assert "unknown" not in text
-
-
-def test_status_shows_each_blocker_with_its_numbers() -> None:
-    text = rendered(status_panel(STATUS, NOW))
-    assert "The battery is low. (31 %, limit 40 %), began 1 h ago" in text
-    assert "unknown: no sensor" in text
-    assert "new words; a job starts at 1,000" in text
-    assert "2 succeeded, 1 failed" in text
-    assert "tiny, ready" in text
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [(True, None, "yes"), (False, None, "no"), (31.25, "%", "31.25 %"), (2.423e10, "bytes", "24.2 GB"), (3, None, "3")],
-)
-def test_quantities_of_sensors(value: bool | float, unit: str | None, text: str) -> None:
-    assert quantity(value, unit) == text
-
-
-def test_status_of_a_busy_daemon() -> None:
-    busy = STATUS | {
-        "model": {"name": "tiny", "ready": True, "message": None, "adapter": "adapter-1"},
-        "training": {"allowed": True, "blockers": []},
-        "worker": {"running": True, "pid": 11, "job": "job-1"},
-        "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61, "backend": None},
-        "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000},
-        "jobs": dict.fromkeys(STATUS["jobs"], 0),
+def test_odd_curves(subtests: pytest.Subtests) -> None:
+    flat = [{"step": step, "held_out_loss": 3.0} for step in range(200)]
+    steep = [{"step": step * 5000, "loss": 1e6 / (step + 1)} for step in range(200)]
+    curves: dict[str, Document] = {
+        "one measurement": NO_CURVE | {"held_out": flat[:1]},
+        "one step": NO_CURVE | {"training": [{"step": 1, "loss": 3.0}]},
+        "flat": NO_CURVE | {"held_out": flat},
+        "long and steep": NO_CURVE | {"training": steep},
     }
-    text = rendered(status_panel(busy, NOW))
-    for part in (
-        "adapter-1",
-        "job job-1, pid 11",
-        "loaded, pid 12, unloads in 1:01",
-        "3 stored, 1,200 new words; a job starts at 1,000",
-        "none yet",
-    ):
-        assert part in text
-    assert "blocked by" not in text
+    for name, curve in curves.items():
+        for width in (40, 200):
+            with subtests.test(name, width=width):
+                lines = curve_plot(curve, width)
+                assert all(len(line) <= width for line in lines)
+                assert "●" in "".join(lines[:8]) or "·" in "".join(lines[:8])
+    assert curve_plot(NO_CURVE, 80) == []
 
 
-def test_a_status_says_what_the_owner_is_to_know_of_a_model_that_works() -> None:
-    model = STATUS["model"] | {"message": "The database does not list the adapters in set-aside."}
-    assert "ready. The database does not list" in rendered(status_panel(STATUS | {"model": model}, NOW), width=120)
+def test_verbatim_recall_is_told_with_advice_where_there_is_much_beyond_the_base_models() -> None:
+    def told(base: float, personal: float) -> str:
+        return recall_text({"places": 200, "base": base, "personal": personal}).plain
+
+    little = told(0.005, 0.01)
+    assert little.startswith("From 1.0 % of 200 places") and "base model from 0.5 %" in little and "app" not in little
+    assert "Any app that can query" in told(0, 0.125)
+    assert "Any app" not in told(0.2, 0.21)
 
 
-def test_status_without_a_model_says_what_to_do() -> None:
-    missing = STATUS | {
-        "model": {"name": None, "ready": False, "message": "Run `pocketllm models add`.", "adapter": None}
-    }
-    assert "none: Run `pocketllm models add`." in rendered(status_panel(missing, NOW))
+def test_a_long_word_is_folded() -> None:
+    text = rendered(words_table([{"word": "x" * 300, "base": 0.0, "personal": 0.5}]), 40)
+    assert text.count("x") == 300 and "500.00" in text
+    assert all(len(line) <= 40 for line in text.splitlines())
 
 
-def test_answers_stand_side_by_side_without_control_characters() -> None:
-    text = rendered(answers_table([{"prompt": "Fog.", "base": "Before it.", "personal": "After\x1b[2J it."}]))
-    assert "Before it." in text
-    assert "After[2J it." in text
+def test_a_model_that_was_measured_elsewhere_is_named() -> None:
+    moved = MODEL | {"name": "other", "calibration": MODEL["calibration"] | {"machine": "abacus"}}
+    text = rendered(models_table([MODEL, moved], Path("/models")), 300)
+    assert f"other was measured on abacus, but this device is {platform.machine()}" in text
+    assert "`pocketllm models calibrate other`" in text
+    assert "calibrate smol" not in text
+    assert moved_text(MODEL | {"calibration": None}) == ""
+
+
+def test_how_a_models_weights_are_stored_and_what_was_measured() -> None:
+    assert encoding_text(MODEL) == "bfloat16"
+    assert encoding_text(MODEL | {"compute_dtype": "float32"}) == "bfloat16, computes in fp32"
+    packed = MODEL | {"dtype": "int4", "quantization_error": 0.0718}
+    assert encoding_text(packed) == "int4, error 7.2 %, computes in bf16"
+    assert calibration_text(MODEL) == (
+        "smol computes in bf16 here, 0.0004 nats per token from fp32's loss. "
+        "Billion operations per second: fp32 215, bf16 1,234."
+    )
+    assert calibration_text(MODEL | {"compute_dtype": "float32"}).startswith("smol computes in fp32 here. ")
