@@ -15,6 +15,7 @@ def assert_snapshot(shown: str, file: Path) -> None:
     if WRITE in os.environ:
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(f"{line.rstrip()}\n" for line in shown.splitlines()))
+    assert file.exists(), f"{WRITE}=1 writes it; look at it then"
     assert _words(shown) == _words(file.read_text())
 
 
