@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -216,25 +216,18 @@ def results_file(name: str, options: argparse.Namespace) -> Path:
     return folder / f"{name}{'-quick' if options.quick else ''}.json"
 
 
-def stored_runs(name: str, options: argparse.Namespace, *, seconds: float, key: Set[str]) -> dict[str, Any] | None:
-    """Return `raw` of the results that `keep` wrote; None where there are none.
+def stored_runs(name: str, options: argparse.Namespace, *, seconds: float) -> dict[str, Any] | None:
+    """Return `raw` of the results that `keep` wrote; None where there are none. seconds: the length of a run.
 
-    seconds: the length of a run. key: the fields that tell runs apart. Raises SystemExit if the file is unreadable,
-    of other runs, or of another commit: what is compared is measured by one.
+    Raises SystemExit if they are of other runs or of another commit: what is compared is measured by one.
     """
     file = results_file(name, options)
     if not file.exists():
         return None
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        raw: dict[str, Any] = stored["raw"]
-        commit, length, runs = stored["commit"], raw["seconds"], list(raw["runs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"--resume keeps figures, but {file} is unreadable: {error!r}") from error
-    if length != seconds or not all(isinstance(run, dict) and key <= run.keys() for run in runs):
-        raise SystemExit(f"{file} is of runs of {length:g} s, or of another form: leave --resume out.")
-    if commit != options.commit:
-        raise SystemExit(f"{file} is of commit {commit}, and this is {options.commit}: leave --resume out.")
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    raw: dict[str, Any] = stored["raw"]
+    if (stored["commit"], raw["seconds"]) != (options.commit, seconds):
+        raise SystemExit(f"{file} is of commit {stored['commit']}, {raw['seconds']:g} s a run: leave --resume out.")
     return raw
 
 

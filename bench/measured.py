@@ -31,12 +31,10 @@ class Measurement:
     exit_code: int  #: negative: the signal that ended it
     seconds: float  #: from start to end, imports and all
     peak_rss_bytes: int  #: by the kernel's own count, file pages included
-    peak_anonymous_bytes: int  #: the larger of what was sampled from outside and what the process reports
+    peak_anonymous_bytes: int  #: the most that was sampled from outside
     report: dict[str, Any]  #: empty when it made none
     error: str  #: the last line that it wrote to stderr
     timed_out: bool
-    limit_bytes: int | None = None  #: of the cgroup that it ran in
-    group_peak_bytes: int | None = None  #: the most that was charged to the cgroup
 
     @property
     def completed(self) -> bool:
@@ -62,18 +60,13 @@ def run(
     for file in evict:
         _evict(file)
     with (
-        cgroups.limited(limit_bytes) if limit_bytes is not None else nullcontext() as group,
+        cgroups.limited(limit_bytes) if limit_bytes is not None else nullcontext(list[str]()) as in_group,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
         started = time.monotonic()
         process = subprocess.Popen(
-            group.command(command) if group else command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+            [*in_group, *command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
         )
         try:
             sampled, maxrss, timed_out = _watch(process, timeout_seconds)
@@ -82,19 +75,27 @@ def run(
             process.wait()
             raise
         seconds = time.monotonic() - started
-        report = _report(_lines(out))
         error_lines = _lines(err)
         return Measurement(
             exit_code=process.returncode,
             seconds=seconds,
             peak_rss_bytes=maxrss,
-            peak_anonymous_bytes=max(sampled, int(report.get("peak_anonymous_bytes") or 0)),
-            report=report,
+            peak_anonymous_bytes=sampled,
+            report=_report(_lines(out)),
             error=error_lines[-1] if error_lines else "",
             timed_out=timed_out,
-            limit_bytes=limit_bytes,
-            group_peak_bytes=group.peak_bytes() if group else None,
         )
+
+
+def report_of(command: Sequence[str], what: str, **how: Any) -> dict[str, Any]:
+    """The report of a command that is to run to its end. Raises SystemExit, which says what failed, when it does not.
+
+    how: see `run`.
+    """
+    found = run(command, **how)
+    if not found.completed:
+        raise SystemExit(f"{what} failed: {found.error or f'exit code {found.exit_code}'}")
+    return found.report
 
 
 def smallest_limit(

@@ -1,27 +1,19 @@
-"""Every call of the benches into our engine.
-
-python -m bench.ours step --folder DIR --mode lora --batch 8 --tokens 128 --steps 2    (or --turns: see bench.turns)
-python -m bench.ours load --folder DIR
-
-does it in this process, as the worker would, and prints one line of JSON.
-"""
+"""Every call of the benches into our engine: `load`, `steps` and `prepare_step` do what the worker would do."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.child import memory_of, write_line
-from bench.turns import serve
+from bench.child import memory_of
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
@@ -43,10 +35,6 @@ from pocketllm.mezo.method import MeZO, MeZOPlan
 
 Array = NDArray[np.float64]
 
-#: Of a step: MeZO on an adapter, two-sided along one direction as published, or along as many as the worker takes by
-#: default; the same on all parameters; exact gradients of an adapter.
-MODES = ("lora", "directions", "full", "exact")
-
 _SEED = 0
 _EPSILON, _STEP_SIZE = 1e-3, 1e-7
 #: More than any model here needs in memory.
@@ -66,7 +54,9 @@ def load_model(folder: Path, replicas: int = 1) -> LanguageModel:
 def planned(folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None) -> Planned:
     """The plan of the worker for one such step: with its default limit, or in full mode whatever it needs.
 
-    mode: see MODES. memory_bytes: in place of the default limit.
+    mode: "lora" is MeZO on an adapter, two-sided along one direction as published, "directions" along as many as the
+    worker takes by default, "full" the former on all parameters; "exact" is exact gradients of an adapter.
+    memory_bytes: in place of the default limit.
     """
     requested = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
     memory_bytes = _ENOUGH_BYTES if mode == "full" else memory_bytes
@@ -112,7 +102,7 @@ def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Bat
 
 
 def prepare_step(
-    folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None
+    folder: str, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None
 ) -> Callable[[], float]:
     """Open the model and return what does one whole step each time it is called, and returns the loss.
 
@@ -121,8 +111,8 @@ def prepare_step(
     learns labelled texts, each of `tokens` tokens with one mask, its loss over two label words' rows.
     mode and memory_bytes: see `planned`.
     """
-    plan = planned(folder, mode=mode, batch=batch, tokens=tokens, memory_bytes=memory_bytes).plan
-    model = load_model(folder, plan.replicas)
+    plan = planned(Path(folder), mode=mode, batch=batch, tokens=tokens, memory_bytes=memory_bytes).plan
+    model = load_model(Path(folder), plan.replicas)
     blocks = random_blocks(model, batch, tokens)
     method: Method
     if mode == "exact":
@@ -259,47 +249,23 @@ def _whole_plan(folder: Path, mode: str, blocks: Batch) -> JobPlan:
     return planned(folder, mode=mode, batch=len(blocks), tokens=blocks.inputs.shape[1]).plan
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run steps, or load a model, and report."""
-    parser = argparse.ArgumentParser(prog="python -m bench.ours", description="Run our engine in this process.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="run whole steps")
-    step.add_argument("--mode", choices=MODES, default="lora")
-    step.add_argument("--batch", type=int, required=True)
-    step.add_argument("--tokens", type=int, required=True)
-    step.add_argument("--steps", type=int, default=1)
-    step.add_argument("--memory-mb", type=int, help="training.memory_bytes in MB, in place of the default")
-    step.add_argument("--turns", action="store_true", help="a step for each line of stdin")
-    load = commands.add_parser("load", help="load a model, ready to run")
-    for command in (step, load):
-        command.add_argument("--folder", type=Path, required=True, help="a model folder")
-    options = parser.parse_args(arguments)
-    if options.command == "load":
-        write_line(_load(options))
-    elif options.turns:
-        serve(prepare_step(options.folder, mode=options.mode, batch=options.batch, tokens=options.tokens))
-    else:
-        write_line(_steps(options))
-    return 0
-
-
-def _load(options: argparse.Namespace) -> dict[str, object]:
+def load(folder: str) -> dict[str, object]:
+    """Load a model, ready to run: the seconds that it takes."""
     started = time.perf_counter()
-    model = load_model(options.folder)
-    return {"seconds": time.perf_counter() - started, "model": type(model).__name__}
+    load_model(Path(folder))
+    return {"seconds": time.perf_counter() - started}
 
 
-def _steps(options: argparse.Namespace) -> dict[str, object]:
-    work = {"mode": options.mode, "batch": options.batch, "tokens": options.tokens}
-    work["memory_bytes"] = options.memory_mb * 10**6 if options.memory_mb else None
-    plan = planned(options.folder, **work)
+def steps(folder: str, count: int, **work: Any) -> dict[str, object]:
+    """Run whole steps (see `prepare_step`)."""
+    plan = planned(Path(folder), **work)
     # What the libraries take is measured here, as it is for the worker when a model is imported.
     libraries = memory_of()
     prediction = plan.prediction
     predicted = prediction.peak_bytes - prediction.library_bytes + libraries["RssAnon"] + libraries["RssFile"]
-    step = prepare_step(options.folder, **work)
+    step = prepare_step(folder, **work)
     seconds, loss = [], float("nan")
-    for _ in range(options.steps):
+    for _ in range(count):
         started = time.perf_counter()
         loss = step()
         seconds.append(time.perf_counter() - started)
@@ -311,7 +277,3 @@ def _steps(options: argparse.Namespace) -> dict[str, object]:
         "loss": loss,
         "peak_rss_bytes": memory_of().get("VmHWM"),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,21 +2,17 @@
 
 A model that was calibrated computes, like ours, in the dtype that is fastest here, or in the one that is named.
 
-python -m bench.peers {forward,textbook,lora,adam,chunks,int8} (--shape SHAPE | --folder DIR) --batch N --tokens N
-
-runs steps of one peer in this process and prints one line of JSON, or takes turns (--turns: see bench.turns). A causal
-model learns to continue the text, its loss over every token. A RoBERTa gets a head of two classes, as people who
-fine-tune it on labelled text do; that is its best: the whole logits over the vocabulary would cost it gigabytes.
+A causal model learns to continue the text, its loss over every token. A RoBERTa gets a head of two classes, as people
+who fine-tune it on labelled text do; that is its best: the whole logits over the vocabulary would cost it gigabytes.
 `chunks` and `int8` are for causal models.
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils.logging import disable_progress_bar
 
 from bench import int8
-from bench.child import memory_of, write_line
-from bench.shapes import SHAPES, config_of
-from bench.turns import serve
+from bench.child import memory_of
+from bench.shapes import config_of
 from pocketllm.engine.formats.architectures import MASKED_FAMILIES
 from pocketllm.engine.formats.model_folder import open_model_folder
 
@@ -83,8 +78,24 @@ def forward_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     return step
 
 
+def mezo_step(
+    perturb: Callable[[float], None], loss: Callable[[], float], *, epsilon: float, rate: float
+) -> tuple[float, float]:
+    """One step of Algorithm 1 of MeZO (arXiv 2305.17333) in four passes over the parameters; returns L+ and L-.
+
+    perturb: adds z to the parameters, so many times.
+    """
+    perturb(epsilon)
+    plus = loss()
+    perturb(-2 * epsilon)
+    minus = loss()
+    perturb(epsilon)
+    perturb(-rate * (plus - minus) / (2 * epsilon))
+    return plus, minus
+
+
 def textbook_step(model: Any, batch: Batch, micro_batch: int) -> Step:
-    """Algorithm 1 of MeZO (arXiv 2305.17333) over all parameters: four passes that draw z anew from the seed.
+    """MeZO over all parameters; each pass draws z anew from the step's seed.
 
     In place, unlike the published code, which allocates a new tensor a parameter in each pass.
     """
@@ -92,23 +103,18 @@ def textbook_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     parameters = list(model.parameters())
     seeds = iter(range(_SEED, sys.maxsize))
 
-    def perturb(seed: int, scale: float) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in parameters:
-            z = torch.normal(0.0, 1.0, parameter.shape, dtype=parameter.dtype, generator=generator)
-            parameter.add_(z, alpha=scale)
-
     @torch.inference_mode()
     def step() -> float:
         seed = next(seeds)
-        perturb(seed, EPSILON)
-        loss_plus = _loss(model, batch, micro_batch)
-        perturb(seed, -2 * EPSILON)
-        loss_minus = _loss(model, batch, micro_batch)
-        perturb(seed, EPSILON)
-        projected_gradient = (loss_plus - loss_minus) / (2 * EPSILON)
-        perturb(seed, -LEARNING_RATE * projected_gradient)
-        return (loss_plus + loss_minus) / 2
+
+        def perturb(scale: float) -> None:
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in parameters:
+                z = torch.normal(0.0, 1.0, parameter.shape, dtype=parameter.dtype, generator=generator)
+                parameter.add_(z, alpha=scale)
+
+        losses = mezo_step(perturb, lambda: _loss(model, batch, micro_batch), epsilon=EPSILON, rate=LEARNING_RATE)
+        return sum(losses) / 2
 
     return step
 
@@ -193,13 +199,27 @@ def _micro_batches(batch: Batch, size: int) -> list[tuple[Batch, float]]:
     ]
 
 
-def prepare_step(peer: str, source: str | Path, options: argparse.Namespace) -> Step:
-    """Build the peer and its batch."""
-    model = int8.build(str(source)) if peer == "int8" else build(source, options.dtype)
-    if options.checkpointing:
+def prepare_step(
+    peer: str,
+    *,
+    batch: int,
+    tokens: int,
+    shape: str = "",
+    folder: str | None = None,
+    dtype: str | None = None,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
+) -> Step:
+    """Build a peer and its batch.
+
+    shape: random weights of that shape, or folder: a model folder stored as floats. dtype: of a folder's weights, in
+    place of the one that ours compute in. micro_batch: texts at a time; gradients or losses are summed. checkpointing:
+    activations are computed again.
+    """
+    model = int8.build(shape) if peer == "int8" else build(Path(folder) if folder else shape, dtype)
+    if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = random_batch(model, batch=options.batch, tokens=options.tokens)
-    return PEERS[peer](model, batch, options.micro_batch or options.batch)
+    return PEERS[peer](model, random_batch(model, batch=batch, tokens=tokens), micro_batch or batch)
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -207,33 +227,18 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _REFUSALS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one peer. The exit code is 0, also when it ran out of memory: `died_bytes` says so then."""
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description="Run steps of one peer.")
-    parser.add_argument("peer", choices=list(PEERS))
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--shape", choices=list(SHAPES), help="random weights")
-    source.add_argument("--folder", type=Path, help="a model folder stored as floats")
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--micro-batch", type=int, help="texts at a time; gradients or losses are summed")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
-    parser.add_argument("--turns", action="store_true", help="a step for each line of stdin")
-    parser.add_argument("--dtype", help="of a folder's weights, in place of the one that ours compute in")
-    parser.add_argument("--cap-gb", type=float, help="let the kernel refuse more memory than this")
-    options = parser.parse_args(arguments)
-    if options.cap_gb is not None:
-        cap = int(options.cap_gb * _GB)
-        resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
-    report: dict[str, Any] = {"peer": options.peer, "died_bytes": None}
+def steps(count: int, cap_gb: float, **work: Any) -> dict[str, Any]:
+    """Run steps of a peer (see `prepare_step`), which the kernel gives no more memory than the cap.
+
+    `died_bytes` is how large the process was when it was refused more.
+    """
+    cap = int(cap_gb * _GB)
+    resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    report: dict[str, Any] = {"died_bytes": None}
+    seconds = []
     try:
-        step = prepare_step(options.peer, options.shape or options.folder, options)
-        if options.turns:
-            serve(step)
-            return 0
-        seconds = []
-        for _ in range(options.steps):
+        step = prepare_step(**work)
+        for _ in range(count):
             started = time.perf_counter()
             report["loss"] = step()
             seconds.append(time.perf_counter() - started)
@@ -245,9 +250,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "died_bytes": memory_of().get("VmHWM"),
             "died_because": str(error).partition("\n")[0] or type(error).__name__,
         }
-    write_line(report)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return report

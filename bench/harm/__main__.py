@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import measured
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.child import command
+from bench.harness import Limit, finish, parser, progress, start
 from bench.learn.__main__ import divide, sample_text
 from bench.shapes import learner, models_folder
 from pocketllm.daemon.settings import TrainingSettings
@@ -28,10 +29,6 @@ LIMITS = {
 }
 #: Of a run, before it counts as hung.
 _TIMEOUT_SECONDS = 3600.0
-_CAPTION = (
-    "Loss in nats per token; instructions: the part of fifty short ones that are answered rightly, greedily, in per "
-    "cent. gain_kept: nats won on held-out text with the safeguard over those won without it."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         blocks = Path(scratch) / "blocks.npz"
         divide(text, folder, blocks)
         runs = {}
-        for name, extra in (("with", []), ("without", ["--unguarded"])):
+        work = {"folder": folder, "blocks": blocks, "steps": steps, "batch": batch, "seed": options.seed}
+        for name in ("with", "without"):
             progress(f"{name} samples of the base model ...")
-            command = [sys.executable, "-m", "bench.harm.run", "--folder", str(folder), "--blocks", str(blocks)]
-            command += ["--steps", str(steps), "--batch", str(batch), "--seed", str(options.seed), *extra]
-            found = measured.run(command, timeout_seconds=_TIMEOUT_SECONDS)
-            if not found.completed:
-                raise SystemExit(f"The run {name} samples failed: {found.error or f'exit code {found.exit_code}'}")
-            runs[name] = found.report
+            run = command("bench.harm.run", "run", guarded=name == "with", **work)
+            runs[name] = measured.report_of(run, f"The run {name} samples", timeout_seconds=_TIMEOUT_SECONDS)
     raw = {"text": text.name, "runs": runs}
-    return finish("harm", [_table(runs)], values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+    return finish("harm", [], values=values_of(runs), limits=LIMITS, raw=raw, options=options)
 
 
 def values_of(runs: dict[str, dict[str, Any]]) -> dict[str, float | None]:
@@ -68,14 +62,6 @@ def values_of(runs: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         "instruct_drop": drop,
         "gain_kept": won["with"] / won["without"] if won["without"] else 0.0,
     }
-
-
-def _table(runs: dict[str, dict[str, Any]]) -> Any:
-    rows = []
-    for name, one in [("base", runs["with"]["before"]), *((f"{n} samples", run["after"]) for n, run in runs.items())]:
-        right = f"{one['instructions']:.0f}" if "instructions" in one else "-"
-        rows.append([name, f"{one['held_out']:.3f}", f"{one['ordinary']:.3f}", right])
-    return table("What learning costs elsewhere", ["", "held out", "ordinary", "instructions"], rows, caption=_CAPTION)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,23 +1,14 @@
-"""A default job on a text, and what it costs the model elsewhere: one run of bench.harm.
-
-python -m bench.harm.run --folder DIR --blocks FILE --steps 300 --seed 0 [--unguarded]
-
-Prints one line of JSON: losses on held-out and on ordinary text and the instructions answered, before and after.
-"""
+"""A default job on a text, and what it costs the model elsewhere: one run of bench.harm."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.child import write_line
 from bench.harm.instructions import share_right
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
@@ -39,32 +30,35 @@ _ANSWER_TOKENS = 24
 
 
 @torch.no_grad()
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Learn, and measure before and after."""
-    division = learn_text.load(options.blocks)
-    plan = planned(options.folder, mode="exact", batch=options.batch, tokens=division.training.inputs.shape[1]).plan
-    model = load_model(options.folder, plan.replicas)
-    samples = None if options.unguarded else rehearsal_of(model, options.steps * rehearsed(plan))
+def run(folder: str, blocks: str, *, steps: int, batch: int, seed: int, guarded: bool) -> dict[str, Any]:
+    """Learn, and measure before and after: losses on held-out and on ordinary text, and the instructions answered.
+
+    guarded: with samples of the base model in the steps.
+    """
+    division = learn_text.load(blocks)
+    plan = planned(Path(folder), mode="exact", batch=batch, tokens=division.training.inputs.shape[1]).plan
+    model = load_model(Path(folder), plan.replicas)
+    samples = rehearsal_of(model, steps * rehearsed(plan)) if guarded else None
     model.set_parameters(None)
     before = _measured(model, division)
     training, validation = split((division.training,))
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
-    method = exact_method(model, plan, seed=options.seed, samples=samples)
+    method = exact_method(model, plan, seed=seed, samples=samples)
     points = exact_passes(read_shapes(model.folder), plan)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         curve = Curve(1e9, lambda: 0.0)  # only counts the steps
         stopping = train(
             method,
-            Scratch(Path(folder), curve),
+            Scratch(Path(scratch), curve),
             Run(
-                steps=options.steps,
-                batch=shuffled(training, size=batch, seed=options.seed),
-                remaining=lambda step: 1 - (step - 1) / options.steps,
+                steps=steps,
+                batch=shuffled(training, size=batch, seed=seed),
+                remaining=lambda step: 1 - (step - 1) / steps,
                 validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
                 check_every=validation_interval(training, validation, batch=batch, points=points),
                 measure=lambda _step: None,
-                measure_every=options.steps,
+                measure_every=steps,
                 clock=time.monotonic,
             ),
         )
@@ -87,20 +81,3 @@ def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, 
         return str(tokenizer.decode(greedy(model, ids, stop_ids=stop_ids, max_tokens=_ANSWER_TOKENS)))
 
     return found | {"instructions": share_right(answer)} if tokenizer.chat_template else found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run once."""
-    parser = argparse.ArgumentParser(prog="python -m bench.harm.run", description="One run of bench.harm.")
-    parser.add_argument("--folder", type=Path, required=True, help="a model folder")
-    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn.text")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--unguarded", action="store_true", help="without samples of the base model in the steps")
-    write_line(run(parser.parse_args(arguments)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

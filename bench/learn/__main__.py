@@ -22,20 +22,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
-from bench.harness import (
-    Limit,
-    as_by_itself,
-    finish,
-    keep,
-    parser,
-    progress,
-    provenance,
-    results_file,
-    start,
-    stored_runs,
-    table,
-)
-from bench.learn import plot
+from bench.child import command
+from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
 from bench.learn.curve import Run, best_runs, seconds_to
 from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
@@ -52,22 +40,22 @@ LIMITS = {
 _OURS, _PEERS = "bench.learn.ours", "bench.learn.peers"
 #: The peer that takes the least memory.
 _CHECKPOINTED = "autograd, checkpointing, chunks"
-#: Name -> the module that runs it, its method there, and further options.
-CONTENDERS: dict[str, tuple[str, ...]] = {
-    "inference": (_OURS, "inference"),
-    "prompt": (_OURS, "prompt"),
-    "mezo": (_OURS, "mezo"),
-    "textbook": (_PEERS, "textbook"),
-    "exact": (_OURS, "exact"),
-    "autograd, chunks": (_PEERS, "autograd", "--chunks"),
-    "autograd": (_PEERS, "autograd"),
-    "autograd, checkpointing": (_PEERS, "autograd", "--checkpointing"),
-    _CHECKPOINTED: (_PEERS, "autograd", "--checkpointing", "--chunks"),
+#: Name -> the module that runs it, its method there, and what it does otherwise.
+CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "inference": (_OURS, "inference", {}),
+    "prompt": (_OURS, "prompt", {}),
+    "mezo": (_OURS, "mezo", {}),
+    "textbook": (_PEERS, "textbook", {}),
+    "exact": (_OURS, "exact", {}),
+    "autograd, chunks": (_PEERS, "autograd", {"chunks": True}),
+    "autograd": (_PEERS, "autograd", {}),
+    "autograd, checkpointing": (_PEERS, "autograd", {"checkpointing": True}),
+    _CHECKPOINTED: (_PEERS, "autograd", {"checkpointing": True, "chunks": True}),
     # As the weights are stored: half the memory, and slower where ours compute in fp32.
-    "autograd, chunks, bfloat16": (_PEERS, "autograd", "--chunks", "--dtype", "bfloat16"),
+    "autograd, chunks, bfloat16": (_PEERS, "autograd", {"chunks": True, "dtype": "bfloat16"}),
     # Fewer blocks a step, and so more steps: each at a rate of its own.
-    **{f"exact, batch {n}": (_OURS, "exact", "--batch", str(n)) for n in (4, 2)},
-    **{f"autograd, chunks, batch {n}": (_PEERS, "autograd", "--chunks", "--batch", str(n)) for n in (4, 2)},
+    **{f"exact, batch {n}": (_OURS, "exact", {"batch": n}) for n in (4, 2)},
+    **{f"autograd, chunks, batch {n}": (_PEERS, "autograd", {"chunks": True, "batch": n}) for n in (4, 2)},
 }
 #: The first rates of a peer's method; see bench.rates.
 RATES = {"textbook": (3e-3, 6e-3, 12e-3), "autograd": (2e-3, 4e-3, 8e-3)}
@@ -78,19 +66,6 @@ _TOKENS = 64
 _MB = 10**6
 #: A run may take this many times its seconds, and these for loading and measuring, before it counts as hung.
 _PATIENCE, _SLACK_SECONDS = 4.0, 600.0
-_CAPTION = (
-    "Nats per token by which the loss on held-out text fell, mean over the seeds. Textbook: MeZO as published, "
-    "Gaussian z over rank 8 factors of every linear map. Autograd: transformers, backpropagation into such factors, "
-    "AdamW, warm-up and cosine; chunks: the loss without all logits at once; batch: blocks a step, else 8. All "
-    "compute in the dtype that is fastest on this machine, unless another one is named. Peers run without the "
-    "settings of the daemon's children. A method's "
-    "rate is searched with the first seed, by the contender that stands here with several, until the best is at no "
-    "edge; the best goes on to the others. Prompt: no training, 960 tokens of the training text in "
-    "front of each held-out block. Peak: resident memory of the whole "
-    "process when it has learned. In all: seconds of the whole process, with imports, measuring and, for exact, "
-    "drawing the base model's samples, which are kept with the model."
-)
-
 
 Save = Callable[[], None]
 
@@ -104,7 +79,7 @@ class Writer:
         """runs: of all writers; those that are there already are not made again. save: called after each run."""
         self._name, self._folder, self._blocks, self._options, self._runs = name, folder, blocks, options, runs
         self._save = save
-        self._rates: dict[tuple[str, ...], float] = {}  #: of a method with a batch size, the best one found
+        self._rates: dict[tuple[str, int | None], float] = {}  #: of a method with a batch size, the best one found
 
     def run(self, contender: str, seed: int, rate: float | None = None) -> Run | None:
         """The run, from the stored ones or made now; None when it fails."""
@@ -113,15 +88,11 @@ class Writer:
             if key.items() <= run.items():
                 return run
         progress(f"{_label(key)}, seed {seed} ...")
-        options, (module, method, *further) = self._options, CONTENDERS[contender]
+        options, (module, method, variant) = self._options, CONTENDERS[contender]
+        work = {"folder": self._folder, "blocks": self._blocks, "batch": options.batch, "seconds": options.seconds}
+        work |= {"seed": seed, **({"prompts": options.prompts} if module == _OURS else {"rate": rate}), **variant}
         found = measured.run(
-            [
-                *(sys.executable, "-m", module, method, "--folder", str(self._folder), "--blocks", str(self._blocks)),
-                *("--batch", str(options.batch), "--seconds", str(options.seconds), "--seed", str(seed)),
-                *(() if rate is None else ("--rate", str(rate))),
-                *(("--prompts", *map(str, options.prompts)) if module == _OURS else ()),
-                *further,
-            ],
+            command(module, "learn", method=method, **work),
             timeout_seconds=_SLACK_SECONDS + _PATIENCE * options.seconds,
             environment=as_by_itself() if module == _PEERS else None,
         )
@@ -136,8 +107,8 @@ class Writer:
 
     def first_runs(self, contender: str) -> None:
         """With the first seed; the first contender of a method and batch size, at all rates that the search wants."""
-        _, method, *further = CONTENDERS[contender]
-        key = (method, *(further[further.index("--batch") :] if "--batch" in further else ()))
+        _, method, variant = CONTENDERS[contender]
+        key = (method, variant.get("batch"))
 
         def score(rate: float) -> float:
             run = self.run(contender, 0, rate)
@@ -155,7 +126,7 @@ class Writer:
     def further_seeds(self) -> None:
         """Of the best contender of each method, at its best rate; a seed at a time, so that the methods take turns."""
         first = [run for run in self._runs if run["writer"] == self._name]
-        methods = dict.fromkeys(method for _, method, *_ in CONTENDERS.values() if method != "inference")
+        methods = dict.fromkeys(method for _, method, _ in CONTENDERS.values() if method != "inference")
         best = [found[0] for method in methods if (found := best_runs(first, method))]
         for seed in range(1, self._options.seeds):
             for run in best:
@@ -226,8 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
-    key = {"writer", "contender", "rate", "seed"}
-    found = stored_runs("learn", options, seconds=options.seconds, key=key) if options.resume else None
+    found = stored_runs("learn", options, seconds=options.seconds) if options.resume else None
     raw = {"seconds": options.seconds, "sizes": {}, "runs": []} | (found or {})
     runs, sizes = raw["runs"], raw["sizes"]
 
@@ -250,13 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 writer.first_runs(contender)
             writer.further_seeds()
     tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
-    exit_code = finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
-    file = results_file("learn", options)
-    try:
-        plot.draw(file, file.with_suffix(".svg"))
-    except ValueError as error:
-        progress(f"No plot: {error}")
-    return exit_code
+    return finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
 
 
 def _label(run: Mapping[str, Any]) -> str:
@@ -283,16 +247,13 @@ def _table(runs: Sequence[Run]) -> Any:
     rows.sort(key=lambda row: row[1], reverse=True)
     title = runs[0]["writer"] if runs else ""
     columns = ["contender", "fell by, nats", "spread (seeds)", "steps", "peak, MB", "in all, s"]
-    return table(title, columns, rows, caption=_CAPTION)
+    return table(title, columns, rows)
 
 
 def divide(text: Path, folder: Path, blocks: Path) -> dict[str, Any]:
     """Write a text's blocks; returns how many there are. Raises SystemExit when it has too little."""
-    command = ["--text", str(text), "--model", str(folder), "--tokens", str(_TOKENS), "--output", str(blocks)]
-    found = measured.run([sys.executable, "-m", "bench.learn.text", *command])
-    if not found.completed:
-        raise SystemExit(f"{text} cannot be divided into blocks: {found.error}")
-    return found.report
+    work = command("bench.learn.text", "write", text=text, model=folder, output=blocks, tokens=_TOKENS)
+    return measured.report_of(work, f"Dividing {text} into blocks")
 
 
 def sample_text(scratch: Path) -> Path:

@@ -1,26 +1,22 @@
 """Our methods in bench.learn, as the worker runs them.
 
-python -m bench.learn.ours METHOD --folder DIR --blocks FILE --seconds 120 --seed 0
-
-METHOD is `mezo`, `exact`, `prompt` (no training, but some of the text in the prompt) or `inference` (for its memory).
-Prints one line of JSON: the held-out loss over time, from when the model is loaded; what a method measures and chooses
-before its first step counts.
+`learn` is one run: `mezo`, `exact`, `prompt` (no training, but some of the text in the prompt) or `inference` (for its
+memory). The held-out loss is told over time, from when the model is loaded; what a method measures and chooses before
+its first step counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.child import memory_of, write_line
+from bench.child import memory_of
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
 from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
@@ -157,48 +153,48 @@ def teach_exact(
 
 
 @torch.no_grad()
-def inference(options: argparse.Namespace) -> dict[str, Any]:
+def inference(folder: str, blocks: str, *, batch: int, **_: Any) -> dict[str, Any]:
     """The losses of a batch of the training text, a few times: for its memory."""
-    model = open_model(options.folder)
-    batch = learn_text.load(options.blocks).training[slice(0, options.batch)]
+    model = open_model(Path(folder))
+    some = learn_text.load(blocks).training[slice(0, batch)]
     for _ in range(3):
-        model.block_losses(batch, options.batch)
+        model.block_losses(some, batch)
     return {"peak_rss_bytes": memory_of().get("VmHWM")}
 
 
 @torch.no_grad()
-def prompt(options: argparse.Namespace) -> dict[str, Any]:
+def prompt(folder: str, blocks: str, *, seed: int, prompts: Sequence[int], **_: Any) -> dict[str, Any]:
     """The base model, with each number of tokens of the training text in front of the held-out blocks."""
-    model = open_model(options.folder)
-    division = learn_text.load(options.blocks)
+    model = open_model(Path(folder))
+    division = learn_text.load(blocks)
     base = model.mean_loss([division.held_out])
-    won = {tokens: base - _prompted(model, division, tokens, options.seed) for tokens in options.prompts}
+    won = {tokens: base - _prompted(model, division, tokens, seed) for tokens in prompts}
     return {"loss": base, "prompts": won, "reduction": won[max(won)]}
 
 
-def mezo(options: argparse.Namespace) -> dict[str, Any]:
+def mezo(folder: str, blocks: str, *, seconds: float, seed: int, **_: Any) -> dict[str, Any]:
     """Our MeZO, with as many blocks a step as the worker takes."""
-    model = open_model(options.folder)
-    division = learn_text.load(options.blocks)
-    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
+    model = open_model(Path(folder))
+    division = learn_text.load(blocks)
+    curve = Curve(seconds, lambda: model.mean_loss([division.held_out]))
     sample = division.training[slice(0, PCA_BLOCKS)]
-    found = teach_mezo(model, (division.training,), sample, curve, seed=options.seed, batch=SHARED_BATCH)
+    found = teach_mezo(model, (division.training,), sample, curve, seed=seed, batch=SHARED_BATCH)
     return curve.report() | found
 
 
 @torch.no_grad()
-def exact(options: argparse.Namespace) -> dict[str, Any]:
+def exact(folder: str, blocks: str, *, batch: int, seconds: float, seed: int, prompts: Sequence[int]) -> dict[str, Any]:
     """Exact gradients, and what the longest prompt adds to the adapter that they have taught."""
-    division = learn_text.load(options.blocks)
+    division = learn_text.load(blocks)
     tokens = division.training.inputs.shape[1]
-    plan = planned(options.folder, mode="exact", batch=options.batch, tokens=tokens).plan
-    model = load_model(options.folder, plan.replicas)
+    plan = planned(Path(folder), mode="exact", batch=batch, tokens=tokens).plan
+    model = load_model(Path(folder), plan.replicas)
     samples, samples_seconds = timed_rehearsal(model)
     give_back_free_memory()  # as the worker does then
-    curve = Curve(options.seconds, lambda: model.mean_loss([division.held_out]))
-    found = teach_exact(model, plan, (division.training,), curve, seed=options.seed, samples=samples)
+    curve = Curve(seconds, lambda: model.mean_loss([division.held_out]))
+    found = teach_exact(model, plan, (division.training,), curve, seed=seed, samples=samples)
     report = curve.report() | found  # with the peak before the prompt, which takes more
-    prompted = _prompted(model, division, max(options.prompts), options.seed)
+    prompted = _prompted(model, division, max(prompts), seed)
     return report | {"prompted_reduction": curve.points[0][2] - prompted, "samples_seconds": samples_seconds}
 
 
@@ -212,23 +208,14 @@ def _prompted(model: LanguageModel, division: learn_text.Division, tokens: int, 
     return model.mean_loss([learn_text.with_prompt(division, tokens, seed)])
 
 
-METHODS = {"inference": inference, "prompt": prompt, "mezo": mezo, "exact": exact}
+METHODS: dict[str, Callable[..., dict[str, Any]]] = {
+    "inference": inference,
+    "prompt": prompt,
+    "mezo": mezo,
+    "exact": exact,
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one method."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn.ours", description="Let our engine learn a text.")
-    parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a model folder")
-    parser.add_argument("--blocks", type=Path, required=True, help="from bench.learn.text")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[256, 960], help="tokens in front of each block")
-    options = parser.parse_args(arguments)
-    write_line(METHODS[options.method](options))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def learn(method: str, **work: Any) -> dict[str, Any]:
+    """One run. work: a model folder, the file of blocks, `batch`, `seconds`, `seed`, and the lengths of `prompts`."""
+    return METHODS[method](**work)

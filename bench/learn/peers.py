@@ -1,18 +1,13 @@
 """The peers of bench.learn, each as good as we could make it with transformers and torch, on the same batches.
 
-python -m bench.learn.peers METHOD --folder DIR --blocks FILE --seconds 120 --seed 0 --rate 4e-3
-
-METHOD is `textbook` (MeZO as published, over low-rank factors) or `autograd` (backpropagation into low-rank factors,
-AdamW, warm-up and cosine). Prints one line of JSON: the held-out loss over time, from when the model is loaded. With
---turns TOKENS in place of --blocks it takes steps on random tokens instead (bench.turns).
+`learn` is one run: `textbook` (MeZO as published, over low-rank factors) or `autograd` (backpropagation into low-rank
+factors, AdamW, warm-up and cosine). bench.step lets `autograd` take steps on random tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from bench import peers
-from bench.child import write_line
 from bench.learn import text as learn_text
 from bench.learn.curve import POINTS, Curve, Schedule
-from bench.turns import serve
 from pocketllm.engine.data.batches import Batch, batch_at
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
@@ -141,23 +134,18 @@ class Peer:
 
 
 def textbook(peer: Peer, rate: float, seed: int) -> Step:
-    """Algorithm 1 of MeZO: Gaussian z drawn again from the step's seed, a constant learning rate."""
+    """MeZO: Gaussian z drawn again from the step's seed, a constant learning rate."""
     peer.add_factors(seed)
-
-    def perturb(step: int, scale: float) -> None:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        for factor in peer.factors:
-            factor.data.add_(torch.randn(factor.shape, generator=generator), alpha=scale)
 
     @torch.no_grad()
     def step(batch: Batch, number: int, _share: float) -> float:
-        perturb(number, _EPSILON)
-        plus = float(peer.loss(batch))
-        perturb(number, -2 * _EPSILON)
-        minus = float(peer.loss(batch))
-        perturb(number, _EPSILON)
-        perturb(number, -rate * (plus - minus) / (2 * _EPSILON))
-        return (plus + minus) / 2
+        def perturb(scale: float) -> None:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            for factor in peer.factors:
+                factor.data.add_(torch.randn(factor.shape, generator=generator), alpha=scale)
+
+        losses = peers.mezo_step(perturb, lambda: float(peer.loss(batch)), epsilon=_EPSILON, rate=rate)
+        return sum(losses) / 2
 
     return step
 
@@ -201,57 +189,29 @@ def teach(
     return curve
 
 
-def _peer(options: argparse.Namespace) -> Peer:
-    model = peers.build(options.folder, options.dtype)
-    return Peer(model, checkpointing=options.checkpointing, chunks=options.chunks)
+def built(folder: str, *, checkpointing: bool = False, chunks: bool = False, dtype: str | None = None) -> Peer:
+    """The peer of a model folder of Llama's kind, stored as floats. dtype: in place of the one that ours compute in."""
+    return Peer(peers.build(Path(folder), dtype), checkpointing=checkpointing, chunks=chunks)
 
 
-def learn(options: argparse.Namespace) -> dict[str, Any]:
-    """One run; the held-out loss over time."""
-    division = learn_text.load(options.blocks)
-    peer = _peer(options)
+def learn(
+    method: str, folder: str, blocks: str, *, batch: int, seconds: float, seed: int, rate: float, **variant: Any
+) -> dict[str, Any]:
+    """One run; the held-out loss over time, from when the model is loaded. variant: see `built`."""
+    division, peer = learn_text.load(blocks), built(folder, **variant)
     training = (division.training[slice(0, -1)],)  # the last is short
-
-    def batch(number: int) -> Batch:
-        return batch_at(training, step=number, size=options.batch, seed=options.seed)
-
-    def prepare() -> Step:
-        return METHODS[options.method](peer, options.rate, options.seed)
-
-    return teach(prepare, batch, options.seconds, lambda: peer.held_out(division.held_out)).report()
+    return teach(
+        lambda: METHODS[method](peer, rate, seed),
+        lambda number: batch_at(training, step=number, size=batch, seed=seed),
+        seconds,
+        lambda: peer.held_out(division.held_out),
+    ).report()
 
 
-def take_turns(options: argparse.Namespace) -> None:
-    """Steps on one batch of random tokens."""
-    peer = _peer(options)
-    step = METHODS[options.method](peer, options.rate, options.seed)
-    ids = torch.randint(peer.model.config.vocab_size, (options.batch, options.turns + 1))
+def prepare_step(folder: str, *, batch: int, tokens: int, **variant: Any) -> Callable[[], float]:
+    """What takes a step of `autograd` on one batch of random tokens."""
+    peer = built(folder, **variant)
+    step = autograd(peer, rate=1e-3, seed=0)
+    ids = torch.randint(peer.model.config.vocab_size, (batch, tokens + 1))
     blocks = Batch(inputs=ids[:, :-1], targets=ids[:, 1:])
-    serve(lambda: step(blocks, 1, 1.0))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one peer."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn.peers", description="Let one peer learn a text.")
-    parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a model folder of Llama's kind, stored as floats")
-    work = parser.add_mutually_exclusive_group(required=True)
-    work.add_argument("--blocks", type=Path, help="from bench.learn.text")
-    work.add_argument("--turns", type=int, metavar="TOKENS", help="a step for each line of stdin, on texts this long")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations instead of keeping them")
-    parser.add_argument("--dtype", help="of the weights, in place of the one that ours compute in")
-    parser.add_argument("--chunks", action="store_true", help="the loss in chunks of positions, not of all logits")
-    options = parser.parse_args(arguments)
-    if options.turns:
-        take_turns(options)
-    else:
-        write_line(learn(options))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return lambda: step(blocks, 1, 1.0)

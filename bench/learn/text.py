@@ -1,14 +1,10 @@
 """One text, divided as every contender of bench.learn gets it: what to learn from, and what to measure with.
 
-python -m bench.learn.text --text FILE --model DIR --output FILE --tokens 64
-
-writes the token ids in a process of its own, since a tokenizer's memory is nobody's learning.
+`write` is called in a process of its own, since a tokenizer's memory is nobody's learning.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.child import write_line
 from pocketllm.engine.data.batches import Batch, pack
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id
@@ -35,8 +30,8 @@ class Division:
     held_out: Batch
 
 
-def load(file: Path) -> Division:
-    """What `main` wrote."""
+def load(file: str) -> Division:
+    """What `write` wrote."""
     arrays = np.load(file)
     return Division(
         training=_blocks(arrays["training_inputs"], arrays["training_targets"]),
@@ -80,38 +75,25 @@ def _blocks(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
     return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the blocks of a text."""
-    parser = argparse.ArgumentParser(prog="python -m bench.learn.text", description="Divide a text into blocks.")
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True, help="a model folder, for its tokenizer")
-    parser.add_argument("--tokens", type=int, required=True, help="tokens a block")
-    parser.add_argument("--output", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    text = options.text.read_text(encoding="utf-8", errors="replace")
-    tokenizer = open_model_folder(options.model).tokenizer()
+def write(text: str, model: str, output: str, *, tokens: int) -> dict[str, int]:
+    """Write the blocks of a text file; returns how many there are. model: a folder, for its tokenizer."""
+    tokenizer = open_model_folder(Path(model)).tokenizer()
 
     def encoded(part: str) -> Sequence[int]:
         ids: list[int] = tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
-    division = divide(text, encoded, eos_id(tokenizer), tokens=options.tokens)
+    written = Path(text).read_text(encoding="utf-8", errors="replace")
+    division = divide(written, encoded, eos_id(tokenizer), tokens=tokens)
     np.savez(
-        options.output,
+        output,
         training_inputs=division.training.inputs.numpy(),
         training_targets=division.training.targets.numpy(),
         held_out_inputs=division.held_out.inputs.numpy(),
         held_out_targets=division.held_out.targets.numpy(),
     )
-    write_line(
-        {
-            "training_blocks": len(division.training),
-            "training_tokens": division.training.tokens,
-            "held_out_tokens": division.held_out.tokens,
-        }
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {
+        "training_blocks": len(division.training),
+        "training_tokens": division.training.tokens,
+        "held_out_tokens": division.held_out.tokens,
+    }

@@ -13,14 +13,14 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from bench import cgroups, measured
 from bench.child import available_bytes
 from bench.harness import Limit, finish, parser, progress, provenance, results_file, start, table
-from bench.measured import MIB, Measurement
+from bench.measured import MIB
 from bench.memory.rows import EXACT, OUR_ROWS, OURS, PEER_ROWS, Row, chosen
 from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
@@ -62,63 +62,28 @@ LIMITS = {
 Measured = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A measured row."""
-
-    row: Row
-    free: Measurement  #: without a limit
-    fits_1gib: bool | None  #: None: not tried, or not possible here
-    smallest_limit_bytes: int | None  #: None also when not even 1 GiB is enough; `fits_1gib` tells
-
-    @property
-    def died_bytes(self) -> int | None:
-        """The resident memory at which it died, refused more or killed; None when it ended otherwise."""
-        if self.free.exit_code < 0:
-            return self.free.peak_rss_bytes
-        died: int | None = self.free.report.get("died_bytes")
-        return died
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Peak RSS of steps that were done; None when they were not."""
-        return self.free.peak_rss_bytes if self.free.completed and self.died_bytes is None else None
-
-    @property
-    def outcome(self) -> str:
-        """The peak in MB, or what happened instead."""
-        if self.peak_bytes is not None:
-            return f"{self.peak_bytes / _MB:,.0f}"
-        if self.died_bytes is not None:
-            return f"died at {self.died_bytes / _MB / 1000:.1f} GB"
-        return "failed"
-
-    def to_json(self) -> dict[str, Any]:
-        """For the raw results, from which the values, the table and the plot are made."""
-        report = self.free.report
-        return asdict(self.row) | {
-            "tokens": report.get("tokens", self.row.tokens),
-            "peak_rss_mb": _mb(self.peak_bytes),
-            "peak_anonymous_mb": _mb(self.free.peak_anonymous_bytes),
-            "predicted_mb": _mb(report.get("predicted_bytes")),  # None for peers
-            "seconds_a_step": min(report.get("seconds") or [], default=None),  # of the fastest
-            "fits_1gib": self.fits_1gib,
-            "smallest_limit_mb": _mb(self.smallest_limit_bytes),
-            "died_mb": _mb(self.died_bytes),
-            "error": self.free.report.get("died_because") or ("" if self.free.completed else self.free.error),
-        }
-
-
-def measure(row: Row, models: Path, *, cap_gb: float, limits: bool, quick: bool) -> Result:
+def measure(row: Row, models: Path, *, cap_gb: float, limits: bool, quick: bool) -> Measured:
     """Measure one row; under hard limits too where the row wants it and `limits` says that it is possible."""
     folder = ensure(models, row.shape, row.dtype) if row.ours or row.shape == SMOLLM2 else None
     command = row.command(folder, cap_gb)
     progress(f"{row.key}: {row.label}, {row.batch} x {row.tokens} ...")
     free = measured.run(command)
-    result = Result(row=row, free=free, fits_1gib=None, smallest_limit_bytes=None)
-    progress(f"  {result.outcome} MB, {free.seconds:.0f} s in all" if free.completed else f"  failed: {free.error}")
+    # The resident memory at which it died, refused more or killed.
+    died = free.peak_rss_bytes if free.exit_code < 0 else free.report.get("died_bytes")
+    found: Measured = asdict(row) | {
+        "tokens": free.report.get("tokens", row.tokens),
+        "peak_rss_mb": _mb(free.peak_rss_bytes if free.completed and died is None else None),
+        "peak_anonymous_mb": _mb(free.peak_anonymous_bytes),
+        "predicted_mb": _mb(free.report.get("predicted_bytes")),  # None for peers
+        "seconds_a_step": min(free.report.get("seconds") or [], default=None),  # of the fastest
+        "fits_1gib": None,  # not tried, or not possible here
+        "smallest_limit_mb": None,  # also when not even 1 GiB is enough
+        "died_mb": _mb(died),
+        "error": free.report.get("died_because") or ("" if free.completed else free.error),
+    }
+    progress(f"  peak {found['peak_rss_mb']} MB, {free.seconds:.0f} s in all {found['error']}")
     if not (limits and free.completed and folder and row.ours and row.under_limit):
-        return result
+        return found
 
     def completes(limit: int) -> bool:
         limited = measured.run(
@@ -128,14 +93,14 @@ def measure(row: Row, models: Path, *, cap_gb: float, limits: bool, quick: bool)
         return limited.completed
 
     if not row.search_limit:
-        return replace(result, fits_1gib=completes(GIB_BYTES))
+        return found | {"fits_1gib": completes(GIB_BYTES)}
     smallest = measured.smallest_limit(
         completes,
         floor=int(_SURELY_TOO_SMALL * free.peak_anonymous_bytes),
         ceiling=GIB_BYTES,
         resolution=_QUICK_RESOLUTION_BYTES if quick else measured.RESOLUTION_BYTES,
     )
-    return replace(result, fits_1gib=smallest is not None, smallest_limit_bytes=smallest)
+    return found | {"fits_1gib": smallest is not None, "smallest_limit_mb": _mb(smallest)}
 
 
 def values_of(rows: Sequence[Measured]) -> dict[str, float | None]:
@@ -156,10 +121,9 @@ def values_of(rows: Sequence[Measured]) -> dict[str, float | None]:
             values[f"{model}_bs64_over_bs8"] = _ratio(large["peak_rss_mb"], small["peak_rss_mb"])
     if exact := ours.get("smollm2_exact"):
         values["smollm2_exact_over_peer"] = _ratio(exact["peak_rss_mb"], values["smollm2_peer_peak_mb"])
-    errors = [_prediction_error(row) for row in ours.values()]
-    if errors:
-        known = [error for error in errors if error is not None]
-        values["predicted_error_worst"] = max(known) if len(known) == len(errors) else None
+    if ours:
+        errors = [abs((_ratio(row["predicted_mb"], row["peak_rss_mb"]) or math.nan) - 1) for row in ours.values()]
+        values["predicted_error_worst"] = None if any(map(math.isnan, errors)) else max(errors)
     return values
 
 
@@ -172,11 +136,6 @@ def _survived(row: Measured, limit_mb: float | None) -> float | None:
     if row["fits_1gib"] is None:
         return None
     return limit_mb if row["fits_1gib"] else math.inf
-
-
-def _prediction_error(row: Measured) -> float | None:
-    peak, predicted = row["peak_rss_mb"], row["predicted_mb"]
-    return abs(predicted - peak) / peak if peak and predicted else None
 
 
 def _mb(size: int | None) -> float | None:
@@ -204,22 +163,8 @@ def _cells(measured_row: Measured) -> list[str]:
 
 
 _COLUMNS = (
-    "row",
-    "texts x tokens",
-    "peak RSS, MB",
-    "anonymous, MB",
-    "predicted, MB",
-    "s a step",
-    "hard 1 GiB",
-    "smallest limit, MB",
-    "paper, MB",
-)
-_CAPTION = (
-    "Each row is a fresh process, and its numbers are of the whole process: Python, torch and the weights included. "
-    "All run with the memory settings of the daemon's children (MALLOC_*, OMP_WAIT_POLICY). Peers: bf16, fused AdamW, "
-    "factors of rank 8 in bf16; RoBERTa peers have a classification head, so no logits over the vocabulary. A peer "
-    "dies when it asks for more than the cap ({cap:.1f} GB). A hard limit is a cgroup's, without swap; the pages of "
-    "the weights file count."
+    *("row", "texts x tokens", "peak RSS, MB", "anonymous, MB", "predicted, MB", "s a step", "hard 1 GiB"),
+    *("smallest limit, MB", "paper, MB"),
 )
 
 
@@ -233,38 +178,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     can_limit = cgroups.can_limit()
     if not can_limit:
         progress("Memory cgroups cannot be written here; the columns of hard limits stay empty.")
-    kept = _kept(options) if options.resume else {}
-    if options.rows is None:
-        rows = [row for row in rows if row.key not in kept]
+    kept = _kept(results_file("memory", options)) if options.resume else {}
     found = dict(kept)
     with models_folder(options.models) as models:
         for row in rows:
-            result = measure(row, models, cap_gb=options.cap_gb, limits=can_limit, quick=options.quick)
-            found[row.key] = provenance(options) | result.to_json()
+            if options.rows is not None or row.key not in kept:
+                result = measure(row, models, cap_gb=options.cap_gb, limits=can_limit, quick=options.quick)
+                found[row.key] = provenance(options) | result
     raw = [found[row.key] for row in (*OUR_ROWS, *PEER_ROWS) if row.key in found]
     values = values_of(raw)
-    shown = table(
-        "Memory of a training step", _COLUMNS, [_cells(row) for row in raw], caption=_CAPTION.format(cap=options.cap_gb)
-    )
-    return finish("memory", [shown], values=values, limits=_limits_for(values), raw=raw, options=options)
+    limits = {name: limit for name, limit in LIMITS.items() if name in values}  # of the rows that were chosen
+    caption = f"A peer dies when it asks for more than the cap ({options.cap_gb:.1f} GB)."
+    shown = table("Memory of a training step", _COLUMNS, [_cells(row) for row in raw], caption=caption)
+    return finish("memory", [shown], values=values, limits=limits, raw=raw, options=options)
 
 
-def _kept(options: argparse.Namespace) -> dict[str, Measured]:
+def _kept(file: Path) -> Mapping[str, Measured]:
     """The rows in the results, by key. A row without a commit of its own is of the results' commit."""
-    file = results_file("memory", options)
     if not file.exists():
         return {}
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        about = {name: stored[name] for name in ("commit", "date", "arguments")}
-        return {row["key"]: about | row for row in stored["raw"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"--resume keeps rows, but {file} is unreadable: {error!r}") from error
-
-
-def _limits_for(values: Mapping[str, float | None]) -> dict[str, Limit]:
-    """Those of the rows that were chosen."""
-    return {name: limit for name, limit in LIMITS.items() if name in values}
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    about = {name: stored[name] for name in ("commit", "date", "arguments")}
+    return {row["key"]: about | row for row in stored["raw"]}
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from bench.child import command
 from bench.shapes import SMOLLM2
 
 #: Values of `Row.method`.
@@ -15,12 +16,7 @@ OURS, EXACT = "MeZO, ours", "exact, ours"
 FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exact", "AdamW"
 CHUNKS = "LoRA, exact, loss in chunks"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
-_TINY = {
-    "opt-1.3b": "opt-tiny",
-    "roberta-large": "roberta-tiny",
-    "llama-2-7b": "llama-tiny",
-    SMOLLM2: "llama-tiny",
-}
+_TINY = {"opt-1.3b": "opt-tiny", "roberta-large": "roberta-tiny", "llama-2-7b": "llama-tiny", SMOLLM2: "llama-tiny"}
 _QUICK_TOKENS = 16
 
 
@@ -62,26 +58,23 @@ class Row:
 
         folder: the model's, of ours and of what a peer cannot make from its shape. cap_gb: stops a peer.
         """
-        work = ["--batch", str(self.batch), "--tokens", str(self.tokens), "--steps", str(self.steps)]
+        work: dict[str, Any] = {"batch": self.batch, "tokens": self.tokens, "count": self.steps}
         if self.ours:
-            work += ["--memory-mb", str(self.memory_mb)] if self.memory_mb else []
-            return [sys.executable, "-m", "bench.ours", "step", "--folder", str(folder), "--mode", self.mode, *work]
+            memory_bytes = self.memory_mb and self.memory_mb * 10**6
+            return command("bench.ours", "steps", folder=folder, mode=self.mode, memory_bytes=memory_bytes, **work)
         chunks = "int8" if self.dtype == "int8" else "chunks"
         peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam", CHUNKS: chunks}[self.method]
-        source = ["--shape", self.shape] if folder is None else ["--folder", str(folder)]
-        command = [sys.executable, "-m", "bench.peers", peer, *source, *work, "--cap-gb", f"{cap_gb:.3f}"]
-        if self.micro_batch:
-            command += ["--micro-batch", str(self.micro_batch)]
-        return [*command, "--checkpointing"] if self.checkpointing else command
+        work |= {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing, "cap_gb": round(cap_gb, 3)}
+        return command("bench.peers", "steps", peer=peer, shape=self.shape, folder=folder, **work)
 
 
-def _ours(key: str, shape: str, *, paper_gb: float | None, batch: int = 8, **settings: object) -> Row:
-    row = Row(key=key, method=OURS, shape=shape, dtype="int8", mode="lora", batch=batch, steps=2, paper_gb=paper_gb)
-    return replace(row, **settings)  # type: ignore[arg-type]
+def _ours(key: str, shape: str, **settings: Any) -> Row:
+    row = Row(key=key, method=OURS, shape=shape, dtype="int8", mode="lora", steps=2)
+    return replace(row, **settings)
 
 
-def _exact(key: str, shape: str, *, paper_gb: float | None = None, **settings: object) -> Row:
-    return _ours(key, shape, paper_gb=paper_gb, method=EXACT, mode="exact", **settings)  # type: ignore[arg-type]
+def _exact(key: str, shape: str, **settings: Any) -> Row:
+    return _ours(key, shape, method=EXACT, mode="exact", **settings)
 
 
 #: Figures of arXiv 2407.01031, in GB: the only typed-in ones.
@@ -98,57 +91,45 @@ OUR_ROWS: Sequence[Row] = (
     _exact("smollm2_exact", SMOLLM2, dtype="bfloat16", tokens=64),
     _exact("smollm2_exact_small", SMOLLM2, dtype="bfloat16", tokens=64, memory_mb=_SMALL_MB),
     # As the worker runs MeZO by default: 15 directions that share four blocks.
-    _ours("smollm2_directions", SMOLLM2, paper_gb=None, dtype="bfloat16", mode="directions", batch=4, tokens=64),
+    _ours("smollm2_directions", SMOLLM2, dtype="bfloat16", mode="directions", batch=4, tokens=64),
     # All four batch sizes are in the plot.
     *(_ours(f"roberta_lora_bs{n}", "roberta-large", paper_gb=_PAPER_ROBERTA, batch=n) for n in (8, 16, 32, 64)),
     _ours("roberta_full", "roberta-large", paper_gb=_PAPER_ROBERTA, dtype="bfloat16", mode="full"),
     _ours("opt13_full", "opt-1.3b", paper_gb=_PAPER_OPT, dtype="bfloat16", mode="full"),
-    _ours("llama7b", "llama-2-7b", paper_gb=None, dtype="int4", batch=2, tokens=64, under_limit=True),
+    _ours("llama7b", "llama-2-7b", dtype="int4", batch=2, tokens=64, under_limit=True),
 )
 
-_INT8_BS8 = Row(
-    key="opt13_int8_bs8", method=CHUNKS, shape="opt-1.3b", dtype="int8", mode="lora", checkpointing=True, steps=2
-)
-_OPT_PEERS: Sequence[Row] = (
-    Row(key="opt13_forward_bs8", method=FORWARD, shape="opt-1.3b"),
-    Row(key="opt13_forward_bs64_micro8", method=FORWARD, shape="opt-1.3b", batch=64, micro_batch=8),
-    Row(key="opt13_textbook_bs8", method=TEXTBOOK, shape="opt-1.3b"),
-    Row(key="opt13_textbook_bs64_micro8", method=TEXTBOOK, shape="opt-1.3b", batch=64, micro_batch=8),
-    Row(key="opt13_backprop_bs8", method=BACKPROP, shape="opt-1.3b", mode="lora", checkpointing=True),
-    Row(key="opt13_backprop_bs64", method=BACKPROP, shape="opt-1.3b", mode="lora", batch=64, checkpointing=True),
-    Row(
-        key="opt13_backprop_bs64_micro8",
-        method=BACKPROP,
-        shape="opt-1.3b",
-        mode="lora",
-        batch=64,
-        micro_batch=8,
-        checkpointing=True,
-    ),
-    _INT8_BS8,
-    replace(_INT8_BS8, key="opt13_int8_bs64_micro8", batch=64, micro_batch=8),
+
+def _peer(key: str, method: str, shape: str, **settings: Any) -> Row:
+    return Row(key=key, method=method, shape=shape, **settings)
+
+
+_LORA = {"mode": "lora", "checkpointing": True}
+PEER_ROWS: Sequence[Row] = (
+    _peer("opt13_forward_bs8", FORWARD, "opt-1.3b"),
+    _peer("opt13_forward_bs64_micro8", FORWARD, "opt-1.3b", batch=64, micro_batch=8),
+    _peer("opt13_textbook_bs8", TEXTBOOK, "opt-1.3b"),
+    _peer("opt13_textbook_bs64_micro8", TEXTBOOK, "opt-1.3b", batch=64, micro_batch=8),
+    _peer("opt13_backprop_bs8", BACKPROP, "opt-1.3b", **_LORA),
+    _peer("opt13_backprop_bs64", BACKPROP, "opt-1.3b", batch=64, **_LORA),
+    _peer("opt13_backprop_bs64_micro8", BACKPROP, "opt-1.3b", batch=64, micro_batch=8, **_LORA),
+    _peer("opt13_int8_bs8", CHUNKS, "opt-1.3b", dtype="int8", steps=2, **_LORA),
+    _peer("opt13_int8_bs64_micro8", CHUNKS, "opt-1.3b", dtype="int8", steps=2, batch=64, micro_batch=8, **_LORA),
     # Two steps: from the second on, the moments are there while activations are.
-    Row(key="opt13_adam_bs8", method=ADAM, shape="opt-1.3b", steps=2),
-    Row(key="opt13_adam_bs64", method=ADAM, shape="opt-1.3b", batch=64, steps=2),
+    _peer("opt13_adam_bs8", ADAM, "opt-1.3b", steps=2),
+    _peer("opt13_adam_bs64", ADAM, "opt-1.3b", batch=64, steps=2),
+    # The fastest of bench.step.
+    _peer("smollm2_peer", CHUNKS, SMOLLM2, mode="lora", tokens=64, steps=2),
+    # All four batch sizes are in the plot.
+    *(
+        row
+        for n in (8, 16, 32, 64)
+        for row in (
+            _peer(f"roberta_adam_bs{n}", ADAM, "roberta-large", batch=n, steps=2),
+            _peer(f"roberta_backprop_bs{n}", BACKPROP, "roberta-large", batch=n, **_LORA),
+        )
+    ),
 )
-_PLOT_PEERS: Sequence[Row] = tuple(
-    row
-    for n in (8, 16, 32, 64)
-    for row in (
-        Row(key=f"roberta_adam_bs{n}", method=ADAM, shape="roberta-large", batch=n, steps=2),
-        Row(
-            key=f"roberta_backprop_bs{n}",
-            method=BACKPROP,
-            shape="roberta-large",
-            mode="lora",
-            batch=n,
-            checkpointing=True,
-        ),
-    )
-)
-#: The fastest of bench.step.
-_SMOLLM2_PEER = Row(key="smollm2_peer", method=CHUNKS, shape=SMOLLM2, mode="lora", tokens=64, steps=2)
-PEER_ROWS: Sequence[Row] = (*_OPT_PEERS, _SMOLLM2_PEER, *_PLOT_PEERS)
 
 
 def chosen(patterns: Sequence[str] | None, *, skip_peers: bool, quick: bool) -> list[Row]:
@@ -166,14 +147,5 @@ def chosen(patterns: Sequence[str] | None, *, skip_peers: bool, quick: bool) -> 
 
 
 def _shrunk(row: Row) -> Row:
-    micro_batch = 2 if row.micro_batch else None
-    batch = max(2, row.batch // 4)
-    return replace(
-        row,
-        shape=_TINY[row.shape],
-        batch=batch,
-        tokens=_QUICK_TOKENS,
-        memory_mb=None,
-        micro_batch=micro_batch,
-        paper_gb=None,
-    )
+    smaller: dict[str, Any] = {"shape": _TINY[row.shape], "batch": max(2, row.batch // 4), "tokens": _QUICK_TOKENS}
+    return replace(row, micro_batch=2 if row.micro_batch else None, memory_mb=None, paper_gb=None, **smaller)

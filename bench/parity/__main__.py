@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 import pocketllm
 from bench import ours, textbook
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, finish, parser, progress, start
 from bench.parity.gradients import worst_cosine
 from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -48,49 +47,26 @@ _BYTES = 256  # ids below this are in the tiny model's vocabulary
 Ids = tuple[torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrajectoryErrors:
-    """How far our run is from the textbook's."""
+def trajectory_errors(folder: Path) -> dict[str, float]:
+    """How far our run on the tiny Llama in `folder` is from the textbook's, relative.
 
-    losses: float  #: the largest relative difference of a loss
-    parameters: float  #: the largest relative difference of a tensor, by norms, at the end
-    moved: float  #: how far the textbook's run moved them, relative; all tensors together
-
-    @property
-    def worst(self) -> float:
-        """The bench's value."""
-        return max(self.losses, self.parameters)
-
-
-def trajectory_errors(folder: Path, *, steps: int) -> TrajectoryErrors:
-    """Run both on the tiny Llama in `folder`."""
+    losses: the largest difference of a loss; parameters: of a tensor, by norms, at the end; moved: how far the
+    textbook's run moved them, all tensors together.
+    """
     ids = torch.randint(0, _BYTES, (_TINY_BATCH, _TINY_TOKENS + 1), generator=torch.Generator().manual_seed(0))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    run = ours.trajectory(folder, inputs, targets, steps=steps, seed=SEED, epsilon=EPSILON, rate=RATE)
-    reference = textbook.train(
-        folder,
-        inputs,
-        targets,
-        names=list(run.parameters),
-        noise=ours.gaussian,
-        steps=steps,
-        seed=SEED,
-        epsilon=EPSILON,
-        rate=RATE,
-    )
-    return compare(run, reference)
-
-
-def compare(run: ours.Trajectory, reference: textbook.Run) -> TrajectoryErrors:
-    """The errors of a run, whose parameters must be the reference's and in the same order."""
+    settings: dict[str, Any] = {"steps": STEPS, "seed": SEED, "epsilon": EPSILON, "rate": RATE}
+    run = ours.trajectory(folder, inputs, targets, **settings)
+    names = list(run.parameters)
+    reference = textbook.train(folder, inputs, targets, names=names, noise=ours.gaussian, **settings)
     mine, theirs = np.array(run.losses), np.array(reference.losses)
-    return TrajectoryErrors(
-        losses=float((np.abs(mine - theirs) / np.abs(theirs)).max()),
-        parameters=max(
+    return {
+        "losses": float((np.abs(mine - theirs) / np.abs(theirs)).max()),
+        "parameters": max(
             _distance({name: run.parameters[name]}, {name: value}) for name, value in reference.parameters.items()
         ),
-        moved=_distance(reference.parameters, reference.start),
-    )
+        "moved": _distance(reference.parameters, reference.start),
+    }
 
 
 def _distance(mine: Mapping[str, NDArray[np.float64]], theirs: Mapping[str, NDArray[np.float64]]) -> float:
@@ -110,15 +86,9 @@ def two_sided_error(folder: Path, ids: Ids, modes: Sequence[str]) -> float:
 
 
 def sample_blocks(folder: Path) -> Ids:
-    """The sample notes in the model's own tokens, (blocks, tokens) ids and the next ids.
-
-    A model without a tokenizer, as the random ones are, reads bytes.
-    """
+    """The sample notes in the model's own tokens, (blocks, tokens) ids and the next ids."""
     text = (Path(pocketllm.__file__).parent / "sample_notes.txt").read_text(encoding="utf-8")
-    if (folder / "tokenizer.json").exists():
-        tokens = torch.tensor(open_model_folder(folder).tokenizer()(text, add_special_tokens=False).input_ids)
-    else:
-        tokens = torch.tensor(list(text.encode()))
+    tokens = torch.tensor(open_model_folder(folder).tokenizer()(text, add_special_tokens=False).input_ids)
     blocks = (len(tokens) - 1) // _BLOCK
     length = blocks * _BLOCK
     return tokens[:length].view(blocks, _BLOCK), tokens[1 : length + 1].view(blocks, _BLOCK)
@@ -130,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = _TINY if options.quick else SMOLLM2
     with models_folder(options.models) as models:
         progress(f"{STEPS} steps against the textbook ...")
-        errors = trajectory_errors(ensure(models, _TINY, "float32"), steps=STEPS)
+        errors = trajectory_errors(ensure(models, _TINY, "float32"))
         folders = {dtype: ensure(models, shape, dtype) for dtype in TOLERANCES}
         inputs, targets = sample_blocks(folders["bfloat16"])
         if options.quick:
@@ -145,50 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sides[dtype] = two_sided_error(folder, some, ["lora"] if packed else ["lora", "full"])
             losses[dtype] = ours.mean_loss(folder, inputs, targets)
     values: dict[str, float | None] = {
-        "trajectory_rel_error": errors.worst,
+        "trajectory_rel_error": max(errors["losses"], errors["parameters"]),
         "gradient_worst_cosine": cosines[0],
         "gradient_worst_cosine_float32": cosines[1],
         "int8_loss_delta": losses["int8"] - losses["bfloat16"],
         "int4_loss_delta": losses["int4"] - losses["bfloat16"],
         **{f"two_sided_rel_error_{dtype}": error for dtype, error in sides.items()},
     }
-    return finish(
-        "parity",
-        [_trajectory_table(errors), _losses_table(shape, sides, losses)],
-        values=values,
-        limits=LIMITS,
-        raw={"losses": losses, "trajectory": vars(errors)},
-        options=options,
-    )
-
-
-def _trajectory_table(errors: TrajectoryErrors) -> Table:
-    return table(
-        f"{STEPS} steps of full-parameter MeZO, Gaussian z, against a dense float64 textbook",
-        ["what", "relative difference"],
-        [
-            ["losses, the worst of all", f"{errors.losses:.1e}"],
-            ["parameters at the end, the worst tensor", f"{errors.parameters:.1e}"],
-            ["(how far the run moved the parameters)", f"{errors.moved:.1e}"],
-        ],
-    )
-
-
-def _losses_table(shape: str, sides: Mapping[str, float], losses: Mapping[str, float]) -> Table:
-    return table(
-        f"{shape} by the dtype of its weights",
-        ["weights", "two-sided against separate", "tolerance", "loss on the sample notes, nats", "minus bfloat16's"],
-        [
-            [
-                dtype,
-                f"{sides[dtype]:.1e}",
-                f"{TOLERANCES[dtype]:.0e}",
-                f"{loss:.4f}",
-                f"{loss - losses['bfloat16']:+.4f}",
-            ]
-            for dtype, loss in losses.items()
-        ],
-    )
+    raw = {"losses": losses, "trajectory": errors}
+    return finish("parity", [], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

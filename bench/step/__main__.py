@@ -14,11 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench import measured
+from bench.child import command
 from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
 from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.turns import in_turns
+from bench.turns import Contender, in_turns
 
 LIMITS = {
     "lora_over_two_forwards": Limit(at_most=0.95),
@@ -57,51 +59,39 @@ _RATIOS: Mapping[str, tuple[str, Sequence[str], float]] = {
     "exact_over_checkpointed": (EXACT, CHECKPOINTED, 1),
     "exact_over_autograd_bfloat16": (EXACT, [STORED], 1),
 }
-_CAPTION = (
-    "Medians of {rounds} rounds, in each of which every contender takes two steps and the second is timed, each in a "
-    "process of its own; ours with the settings of the daemon's children, peers without. All compute in the dtype that "
-    "calibration found fastest on this machine, unless another one is named. Peers: transformers, the loss from "
-    "labels; autograd: LoRA of rank 8 on all linear maps of the layers and AdamW, by peft, or as in bench.learn, with "
-    "the loss of all logits or in chunks; checkpointing: activations are computed again. The floor: the matrix "
-    "products of a forward pass of {batch} texts at the best rate that a product of these sizes reached in the round. "
-    "MeZO's step and the exact one count two passes, that of 15 directions, with 16 points on half as many texts, "
-    "eight."
-)
 _LOADS = 3
 
 
-def contenders(
-    folder: Path, dense: Path, *, batch: int, tokens: int
-) -> dict[str, tuple[list[str], Mapping[str, str] | None]]:
-    """Name -> the command line that takes its turns, and its environment.
+def contenders(folder: Path, dense: Path, *, batch: int, tokens: int) -> dict[str, Contender]:
+    """All of them by name.
 
     folder: our model; dense: the same as bf16, for the peers and full-parameter training.
     """
     shared = max(1, batch * DIRECTIONS_BATCH // 8)
 
-    def ours(mode: str, model: Path, batch: int = batch) -> tuple[list[str], None]:
-        work = ("--mode", mode, "--folder", str(model), "--batch", str(batch), "--tokens", str(tokens), "--turns")
-        return [sys.executable, "-m", "bench.ours", "step", *work], None
+    def ours(mode: str, model: Path = folder, batch: int = batch) -> Contender:
+        work = {"folder": model, "mode": mode, "batch": batch, "tokens": tokens}
+        return command("bench.ours", "prepare_step", "--turns", **work), None
 
-    def peer(module: str, *arguments: str) -> tuple[list[str], Mapping[str, str]]:
-        work = ("--folder", str(dense), "--batch", str(batch))
-        return [sys.executable, "-m", module, *arguments, *work], as_by_itself()
+    def peer(module: str, **work: Any) -> Contender:
+        work |= {"folder": dense, "batch": batch, "tokens": tokens}
+        return command(module, "prepare_step", "--turns", **work), as_by_itself()
 
-    length, learning = ("--tokens", str(tokens)), ("autograd", "--turns", str(tokens))
+    peers, learners = "bench.peers", "bench.learn.peers"
     return {
-        LORA: ours("lora", folder),
-        DIRECTIONS: ours("directions", folder, shared),
+        LORA: ours("lora"),
+        DIRECTIONS: ours("directions", batch=shared),
         FULL: ours("full", dense),
-        EXACT: ours("exact", folder),
-        FORWARDS: peer("bench.peers", "forward", "--turns", *length),
-        TEXTBOOK: peer("bench.peers", "textbook", "--turns", *length),
-        AUTOGRAD[0]: peer("bench.peers", "lora", "--turns", *length),
-        AUTOGRAD[1]: peer("bench.learn.peers", *learning),
-        AUTOGRAD[2]: peer("bench.learn.peers", *learning, "--chunks"),
-        STORED: peer("bench.learn.peers", *learning, "--chunks", "--dtype", "bfloat16"),
-        CHECKPOINTED[0]: peer("bench.peers", "lora", "--turns", "--checkpointing", *length),
-        CHECKPOINTED[1]: peer("bench.learn.peers", *learning, "--chunks", "--checkpointing"),
-        FLOOR: peer("bench.step.floor", *length),
+        EXACT: ours("exact"),
+        FORWARDS: peer(peers, peer="forward"),
+        TEXTBOOK: peer(peers, peer="textbook"),
+        AUTOGRAD[0]: peer(peers, peer="lora"),
+        AUTOGRAD[1]: peer(learners),
+        AUTOGRAD[2]: peer(learners, chunks=True),
+        STORED: peer(learners, chunks=True, dtype="bfloat16"),
+        CHECKPOINTED[0]: peer(peers, peer="lora", checkpointing=True),
+        CHECKPOINTED[1]: peer(learners, chunks=True, checkpointing=True),
+        FLOOR: peer("bench.step.floor"),
     }
 
 
@@ -121,12 +111,8 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
 
 def load_seconds(folder: Path) -> float:
     """The median of a few loads, each in a fresh process, without the time for imports."""
-    command = [sys.executable, "-m", "bench.ours", "load", "--folder", str(folder)]
-    loads = [measured.run(command) for _ in range(_LOADS)]
-    for load in loads:
-        if not load.completed:
-            raise SystemExit(f"Loading {folder.name} failed: {load.error}")
-    return median(float(load.report["seconds"]) for load in loads)
+    load = command("bench.ours", "load", folder=folder)
+    return median(float(measured.report_of(load, f"Loading {folder.name}")["seconds"]) for _ in range(_LOADS))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [name, f"{median(taken):.3f}", f"{min(taken):.3f}", f"{median(taken) / median(seconds[FORWARDS]):.2f}"]
             for name, taken in seconds.items()
         ],
-        caption=_CAPTION.format(rounds=rounds, batch=batch),
     )
     return finish("step", [shown], values=values, limits=LIMITS, raw={"seconds": seconds}, options=options)
 

@@ -1,23 +1,18 @@
 """The least time that the matrix products of a forward pass can take here.
 
-python -m bench.step.floor --folder DIR --batch 8 --tokens 128
-
 A turn (bench.turns) measures anew the best rate that a product of the sizes of the model's linear maps reaches, and
 answers with the seconds of all of them, one forward pass of batch x tokens rows, at that rate.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from bench import peers
-from bench.child import write_line
 
 _REPEATS = 3
 #: The products whose rate is measured are of both signs of a probe: more rows are no slower a row.
@@ -53,20 +48,7 @@ class Floor:
         return 2 * rows * out * width / best
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer turns."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.step.floor", description="The time of a pass's matrix products."
-    )
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--tokens", type=int, required=True)
-    options = parser.parse_args(arguments)
-    floor = Floor(options.folder, batch=options.batch, tokens=options.tokens)
-    for _ in sys.stdin:
-        write_line({"seconds": floor.seconds()})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def prepare_step(folder: str, *, batch: int, tokens: int) -> Callable[[], dict[str, float]]:
+    """Build the model, and return what answers a turn."""
+    floor = Floor(Path(folder), batch=batch, tokens=tokens)
+    return lambda: {"seconds": floor.seconds()}
