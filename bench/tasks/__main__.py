@@ -23,6 +23,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench import measured
+from bench.child import command
 from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
 from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
@@ -44,12 +45,6 @@ LIMITS = {
     "mezo_over_textbook": Limit(at_least=1.001),  # a single sentence of the dev set more would do, a tie would not
 }
 _SLACK_SECONDS, _PATIENCE = 300.0, 3.0
-_CAPTION = (
-    "Probe: logistic regression on the last hidden state of the base model. Textbook: MeZO as published, Gaussian z "
-    "over rank 8 factors of every linear map. Autograd: transformers, backpropagation into such factors, AdamW. Both "
-    "run as they do by themselves, without the settings of the daemon's children. exact_minus_autograd_errors is in "
-    "standard errors of autograd's accuracy on this many sentences. In all: seconds of the whole process."
-)
 _QUICK_ROWS = 16
 
 #: Each says its method, rate (None where there is none to choose) and seed; the rest is its process's report.
@@ -70,7 +65,7 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
     name = name_of(data)
     limits = LIMITS if name == "sst2" else {key: limit for key, limit in LIMITS.items() if key != "mezo"}
     seconds = 1.0 if options.quick else 60 * options.minutes
-    raw = stored_runs(name, options, seconds=seconds, key={"method", "rate", "seed"}) if options.resume else None
+    raw = stored_runs(name, options, seconds=seconds) if options.resume else None
     raw = raw or {"seconds": seconds, "runs": []}
     runs: Runs = raw["runs"]
 
@@ -110,7 +105,7 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
             ]
         )
     columns = ["method", "accuracy on dev", "spread (seeds)", "steps", "in all, s"]
-    shown = table(f"{name} after {seconds / 60:g} minutes", columns, rows, caption=_CAPTION)
+    shown = table(f"{name} after {seconds / 60:g} minutes", columns, rows)
     return finish(name, [shown], values=values_of(runs), limits=limits, raw=raw, options=options)
 
 
@@ -143,13 +138,9 @@ def _run(
 ) -> dict[str, Any] | None:
     """What the run reports; None when it fails."""
     progress(f"{method}{'' if rate is None else f', rate {rate:g}'}, seed {seed} ...")
+    work: dict[str, Any] = {"method": method, "folder": folder, "data": data, "seconds": seconds, "seed": seed}
     found = measured.run(
-        [
-            *(sys.executable, "-m", "bench.tasks.runs", method, "--folder", str(folder), "--data", str(data)),
-            *("--seconds", str(seconds), "--seed", str(seed)),
-            *(("--rate", str(rate)) if rate is not None else ()),
-            *(("--dev-rows", str(_QUICK_ROWS)) if quick else ()),
-        ],
+        command("bench.tasks.runs", "run", **work, rate=rate, dev_rows=_QUICK_ROWS if quick else None),
         timeout_seconds=_SLACK_SECONDS + _PATIENCE * seconds,
         environment=as_by_itself() if _RATES[method] else None,
     )

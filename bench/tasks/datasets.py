@@ -4,54 +4,71 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.tasks.labelled import Labelled, Template
+import numpy as np
 
-_PATTERN = "{text} {label}"
+from pocketllm.engine.data.batches import Batches
+from pocketllm.engine.data.examples import Row, bucketed
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 #: Words of a BoolQ passage that are read; behind them stands the question.
 _PASSAGE_WORDS = 120
+
+
+class Labelled(NamedTuple):
+    """A text and its label, which is the target."""
+
+    text: str
+    label: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A folder's files, and how their rows are read."""
 
-    training: str  #: file with the examples to learn from
-    dev: str  #: and with those to measure with
-    tokens: int  #: of a block; longer texts are cut
-    template: Template
+    training: str = "train.jsonl"  #: file with the examples to learn from
+    dev: str = "val.jsonl"  #: and with those to measure with
+    tokens: int = 256  #: of a block; longer texts are cut
     text: Callable[[Mapping[str, Any]], str]  #: of a row, without the answer
-    labels: Mapping[str, str]  #: as the files write them -> as the template does
+    behind: str = " "  #: what stands behind the text, in front of the label's word
+    words: Mapping[str, str]  #: label as the files write it -> its word, with a space before it one token
 
     def examples(self, folder: Path, *, dev: bool) -> list[Labelled]:
         """The rows of a file. Raises SystemExit when it cannot be read."""
         file = folder / (self.dev if dev else self.training)
         try:
-            return [
-                Labelled(text=self.text(row), label=self.labels[str(row["label"])])
-                for row in _rows(file)
-                if str(row["label"]) in self.labels
-            ]
+            with file.open(encoding="utf-8", newline="") as lines:
+                rows: Iterable[Mapping[str, Any]] = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+                if file.suffix == ".jsonl":
+                    rows = map(json.loads, lines)
+                return [Labelled(self.text(row), str(row["label"])) for row in rows if str(row["label"]) in self.words]
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(f"{file} cannot be read: {error!r}. --data names a folder with it.") from error
 
+    def encode(self, examples: Sequence[Labelled], tokenizer: PreTrainedTokenizerBase, eos: int) -> Batches:
+        """The examples as blocks whose last token's successor is the label's word: a softmax over these words only."""
 
-def _rows(file: Path) -> list[Mapping[str, Any]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in lines]
-        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        def ids_of(text: str) -> list[int]:
+            ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
 
-
-def _superglue(text: Callable[[Mapping[str, Any]], str], words: Mapping[str, str]) -> Task:
-    """words: label in the files -> its answer."""
-    template = Template(pattern=_PATTERN, words={label: f" {word}" for label, word in words.items()})
-    labels = {label: label for label in words}
-    return Task(training="train.jsonl", dev="val.jsonl", tokens=256, template=template, text=text, labels=labels)
+        words = {label: ids_of(f" {word}") for label, word in self.words.items()}
+        assert all(len(ids) == 1 for ids in words.values()), f"words of several tokens: {words}"
+        behind, rows = ids_of(self.behind), []
+        for example in examples:
+            ids = [eos, *ids_of(example.text)[: self.tokens - 1 - len(behind)], *behind]
+            targets = np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
+            targets[-1] = words[example.label][0]
+            rows.append(Row(np.array(ids, dtype=np.int64), targets))
+        label_ids = tuple(words[label][0] for label in sorted(words))
+        return tuple(bucketed(rows, length=self.tokens, pad=eos, label_ids=label_ids))
 
 
 def _boolq(row: Mapping[str, Any]) -> str:
@@ -64,29 +81,24 @@ TASKS: Mapping[str, Task] = {
         training="train.tsv",
         dev="dev.tsv",
         tokens=128,
-        template=Template(pattern="{text} It was {label}", words={"positive": " great", "negative": " terrible"}),
         text=lambda row: row["sentence"].strip(),
-        labels={"0": "negative", "1": "positive"},
+        behind=" It was ",
+        words={"1": "great", "0": "terrible"},
     ),
-    "rte": _superglue(
-        lambda row: f'{row["premise"]}\nDoes this mean that "{row["hypothesis"]}" is true? Yes or No?',
-        {"entailment": "Yes", "not_entailment": "No"},
+    "rte": Task(
+        text=lambda row: f'{row["premise"]}\nDoes this mean that "{row["hypothesis"]}" is true? Yes or No?',
+        words={"entailment": "Yes", "not_entailment": "No"},
     ),
-    "cb": _superglue(
-        lambda row: f'Suppose {row["premise"]} Can we infer that "{row["hypothesis"]}"? Yes, No, or Maybe?',
-        {"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"},
+    "cb": Task(
+        text=lambda row: f'Suppose {row["premise"]} Can we infer that "{row["hypothesis"]}"? Yes, No, or Maybe?',
+        words={"entailment": "Yes", "contradiction": "No", "neutral": "Maybe"},
     ),
-    "boolq": _superglue(_boolq, {"True": "Yes", "False": "No"}),
+    "boolq": Task(text=_boolq, words={"True": "Yes", "False": "No"}),
 }
 
 
-def task_of(folder: Path) -> Task:
-    """The task in a folder. Raises SystemExit for one that is not known."""
-    return TASKS[name_of(folder)]
-
-
 def name_of(folder: Path) -> str:
-    """The name of the task in a folder, likewise."""
+    """The name of the task in a folder. Raises SystemExit for one that is not known."""
     name = folder.resolve().name.lower().replace("-", "")
     if name not in TASKS:
         raise SystemExit(f"The folder {folder.name!r} is none of these tasks: {', '.join(TASKS)}. Rename it.")

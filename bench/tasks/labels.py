@@ -24,15 +24,15 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from bench import measured
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.child import command
+from bench.harness import Limit, finish, parser, progress, start
 from bench.shapes import learner, models_folder
-from bench.tasks.datasets import task_of
+from bench.tasks.datasets import TASKS, Labelled, name_of
 from bench.tasks.runs import sampled
 from bench.world import daemon_on
 from bench.writers import learned, some_words, texts_of
 
 if TYPE_CHECKING:
-    from bench.tasks.labelled import Labelled
     from pocketllm.client import Client
 
 LIMITS = {"labels_over_probe": Limit(at_least=1), "first_answer_s": Limit(at_most=5)}
@@ -43,8 +43,8 @@ _SHORTEST, _LONGEST = 40, 200
 _WAYS = ("probe", "base", "personal")
 
 
-def name_of(label: str) -> str:
-    """The label as an owner would call it: of no template."""
+def own_name(label: str) -> str:
+    """The label as an owner would call it: no word of the task's."""
     return f"said {label}".replace("_", " ")
 
 
@@ -64,16 +64,18 @@ def write_writers(folder: Path, writers: Sequence[Sequence[str]], dev_rows: int)
 
 def run(client: Client, model: Path, data: Path, served: str, seed: int, dev_rows: int) -> dict[str, float]:
     """The accuracy of each way with the examples that this seed draws, and the seconds until the first answer."""
-    task = task_of(data)
+    task = TASKS[name_of(data)]
     rows, dev = task.examples(data, dev=False), task.examples(data, dev=True)[:dev_rows]
-    labels = sorted(task.template.words)
+    labels = sorted(task.words)
     per_class = _EXAMPLES // len(labels)
     examples = sampled(rows, seed, per_class)
-    client.post("texts", body=[{"text": row.text, "label": name_of(row.label), "source": "labels"} for row in examples])
+    client.post(
+        "texts", body=[{"text": row.text, "label": own_name(row.label), "source": "labels"} for row in examples]
+    )
     began = time.perf_counter()
-    client.post("classify", body={"text": dev[0].text, "labels": list(map(name_of, labels)), "adapter": served})
+    client.post("classify", body={"text": dev[0].text, "labels": list(map(own_name, labels)), "adapter": served})
     seconds = time.perf_counter() - began
-    names = [name_of(label) for label in labels]
+    names = [own_name(label) for label in labels]
     found = {
         "base": accuracy(client, "base", dev, names),
         "personal": accuracy(client, served, dev, names),
@@ -87,21 +89,14 @@ def accuracy(client: Client, adapter: str, rows: Sequence[Labelled], names: Sequ
     """The share of rows of which the daemon says the right label."""
     asked = {"labels": list(names), "adapter": adapter}
     found = [client.post("classify", body={"text": row.text} | asked)["label"] for row in rows]
-    return float(mean(label == name_of(row.label) for label, row in zip(found, rows, strict=True)))
+    return float(mean(label == own_name(row.label) for label, row in zip(found, rows, strict=True)))
 
 
 def probe(folder: Path, data: Path, seed: int, per_class: int, dev_rows: int) -> float:
     """The accuracy of logistic regression on the base model's features."""
-    found = measured.run(
-        [
-            *(sys.executable, "-m", "bench.tasks.runs", "probe", "--folder", str(folder), "--data", str(data)),
-            *("--seed", str(seed), "--per-class", str(per_class), "--dev-rows", str(dev_rows)),
-        ],
-        timeout_seconds=600,
-    )
-    if not found.completed:
-        raise SystemExit(f"The probe failed: {found.error or f'exit code {found.exit_code}'}")
-    return float(found.report["accuracy"])
+    work = {"folder": folder, "data": data, "seed": seed, "per_class": per_class, "dev_rows": dev_rows}
+    run = command("bench.tasks.runs", "run", method="probe", **work)
+    return float(measured.report_of(run, "The probe", timeout_seconds=600)["accuracy"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,17 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for way in _WAYS:
         values[f"labels_{way}"] = mean(one[way] for one in means.values())
         values |= {f"{name}/{way}": one[way] for name, one in means.items()}
-    shown = table(
-        f"Labels from {_EXAMPLES} examples",
-        ["task", "seed", *_WAYS],
-        [
-            [name, str(seed), *(f"{one[way]:.3f}" for way in _WAYS)]
-            for name, found in runs.items()
-            for seed, one in enumerate(found)
-        ],
-        caption=f"Accuracy on {dev_rows} sentences.",
-    )
-    return finish("labels", [shown], values=values, limits=LIMITS, raw={"runs": runs}, options=options)
+    return finish("labels", [], values=values, limits=LIMITS, raw={"runs": runs}, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,31 +1,23 @@
-"""One method of bench.tasks in this process.
-
-python -m bench.tasks.runs METHOD --folder DIR --data DIR --seconds 300 --seed 0
-
-METHOD is one of METHODS. Prints one line of JSON: the accuracy on the dev set.
-"""
+"""The methods of bench.tasks: `run` runs one, and tells its accuracy on the dev set."""
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bench.child import write_line
 from bench.learn.curve import Curve
 from bench.learn.ours import open_model, teach_exact, teach_mezo, timed_rehearsal
 from bench.learn.peers import METHODS as PEERS
-from bench.learn.peers import Peer, Step, teach
+from bench.learn.peers import Peer, teach
 from bench.ours import load_model, planned
 from bench.peers import build
-from bench.tasks.datasets import Task, task_of
-from bench.tasks.labelled import Labelled, encode_labelled
+from bench.tasks.datasets import TASKS, Labelled, name_of
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -42,6 +34,19 @@ _POINTS = 1
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a method gets."""
+
+    folder: Path  #: of the model
+    method: str
+    training: Batches
+    dev: Batches
+    seconds: float
+    seed: int
+    rate: float  #: of a peer
+
+
 def sampled(rows: Sequence[Labelled], seed: int, count: int = PER_CLASS) -> list[Labelled]:
     """So many of each label, in a random order."""
     draw = random.Random(seed)
@@ -51,12 +56,6 @@ def sampled(rows: Sequence[Labelled], seed: int, count: int = PER_CLASS) -> list
         chosen += draw.sample(of_label, min(count, len(of_label)))
     draw.shuffle(chosen)
     return chosen
-
-
-def blocks_of(folder: Path, task: Task, rows: Sequence[Labelled]) -> Batches:
-    """As the worker makes them."""
-    tokenizer = open_model_folder(folder).tokenizer()
-    return encode_labelled(rows, tokenizer, task.template, length=task.tokens, eos=eos_id(tokenizer))
 
 
 def accuracy(logits: Callable[[Batch], torch.Tensor], buckets: Batches) -> float:
@@ -88,26 +87,26 @@ def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
 
 
 @torch.inference_mode()
-def zero_shot(options: argparse.Namespace, _training: Batches, dev: Batches) -> dict[str, Any]:
+def zero_shot(work: Work) -> dict[str, Any]:
     """The base model."""
-    model = open_model(options.folder)
+    model = open_model(work.folder)
     model.set_parameters(None)
-    return {"accuracy": accuracy(our_logits(model), dev)}
+    return {"accuracy": accuracy(our_logits(model), work.dev)}
 
 
-def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
+def probe(work: Work) -> dict[str, Any]:
     """Logistic regression on the base model's features."""
-    model = open_model(options.folder)
+    model = open_model(work.folder)
     with torch.inference_mode():
         model.set_parameters(None)
-        parts = [(features(model, part), part) for bucket in training for part in bucket.split(_MEASURED_AT_ONCE)]
-        label_ids = torch.tensor(training[0].label_ids)
+        parts = [(features(model, part), part) for bucket in work.training for part in bucket.split(_MEASURED_AT_ONCE)]
+        label_ids = torch.tensor(work.training[0].label_ids)
         x = torch.cat([found for found, _ in parts])
         wanted = torch.cat([part.targets.max(1).values for _, part in parts])
         y = (wanted[:, None] == label_ids).int().argmax(1)
     x, y = x.clone(), y.clone()  # tensors of inference mode cannot be learned from
     centre, spread = x.mean(0), x.std(0) + 1e-6
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(work.seed))
     kept, tried = order[len(x) // 5 :], order[: len(x) // 5]
     scaled = (x - centre) / spread
     scores = {
@@ -117,7 +116,7 @@ def probe(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[
     penalty = max(scores, key=lambda one: scores[one])
     classify = _regress(scaled, y, penalty)
     with torch.inference_mode():
-        found = accuracy(lambda blocks: classify((features(model, blocks) - centre) / spread), dev)
+        found = accuracy(lambda blocks: classify((features(model, blocks) - centre) / spread), work.dev)
     return {"accuracy": found, "penalty": penalty}
 
 
@@ -139,42 +138,43 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
 
 
 @torch.no_grad()
-def mezo(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
+def mezo(work: Work) -> dict[str, Any]:
     """Our MeZO."""
-    model = open_model(options.folder)
-    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev), points=_POINTS)
-    sample = max(training, key=len)[slice(0, PCA_BLOCKS)]
-    found = teach_mezo(model, training, sample, curve, seed=options.seed, batch=_BATCH)
+    model = open_model(work.folder)
+    curve = Curve(work.seconds, lambda: accuracy(our_logits(model), work.dev), points=_POINTS)
+    sample = max(work.training, key=len)[slice(0, PCA_BLOCKS)]
+    found = teach_mezo(model, work.training, sample, curve, seed=work.seed, batch=_BATCH)
     return _report(curve) | found
 
 
 @torch.no_grad()
-def exact(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
+def exact(work: Work) -> dict[str, Any]:
     """Our exact gradients."""
-    tokens = max(bucket.inputs.shape[1] for bucket in training)
-    plan = planned(options.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
-    model = load_model(options.folder, plan.replicas)
+    tokens = max(bucket.inputs.shape[1] for bucket in work.training)
+    plan = planned(work.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
+    model = load_model(work.folder, plan.replicas)
     samples, samples_seconds = timed_rehearsal(model)
-    curve = Curve(options.seconds, lambda: accuracy(our_logits(model), dev), points=_POINTS)
-    found = teach_exact(model, plan, training, curve, seed=options.seed, samples=samples)
+    curve = Curve(work.seconds, lambda: accuracy(our_logits(model), work.dev), points=_POINTS)
+    found = teach_exact(model, plan, work.training, curve, seed=work.seed, samples=samples)
     return _report(curve) | found | {"samples_seconds": samples_seconds}
 
 
-def peer(options: argparse.Namespace, training: Batches, dev: Batches) -> dict[str, Any]:
+def peer(work: Work) -> dict[str, Any]:
     """Textbook MeZO or autograd, over rank 8 factors of every linear map."""
-    taught = Peer(build(options.folder), checkpointing=False, chunks=False)
-
-    def prepare() -> Step:
-        return PEERS[options.method](taught, options.rate, options.seed)
-
-    def batch(number: int) -> Batch:
-        return batch_at(training, step=number, size=_BATCH, seed=options.seed)
+    taught = Peer(build(work.folder), checkpointing=False, chunks=False)
 
     @torch.no_grad()
     def measure() -> float:
-        return accuracy(taught.choice_logits, dev)
+        return accuracy(taught.choice_logits, work.dev)
 
-    return _report(teach(prepare, batch, options.seconds, measure, points=_POINTS))
+    curve = teach(
+        lambda: PEERS[work.method](taught, work.rate, work.seed),
+        lambda number: batch_at(work.training, step=number, size=_BATCH, seed=work.seed),
+        work.seconds,
+        measure,
+        points=_POINTS,
+    )
+    return _report(curve)
 
 
 def _report(curve: Curve) -> dict[str, Any]:
@@ -185,26 +185,21 @@ def _report(curve: Curve) -> dict[str, Any]:
 METHODS = {"zero_shot": zero_shot, "probe": probe, "mezo": mezo, "exact": exact, "textbook": peer, "autograd": peer}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one method."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tasks.runs", description="Run one method on one task.")
-    parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--folder", type=Path, required=True, help="a model folder stored as floats")
-    parser.add_argument("--data", type=Path, required=True, help="a task's folder, as datasets.py names it")
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=1e-3, help="a peer's learning rate")
-    parser.add_argument("--per-class", type=int, default=PER_CLASS, help="examples of each label")
-    parser.add_argument("--dev-rows", type=int, help="only the first rows of the dev set")
-    options = parser.parse_args(arguments)
-    task = task_of(options.data)
-    chosen = sampled(task.examples(options.data, dev=False), options.seed, options.per_class)
-    training = blocks_of(options.folder, task, chosen)
-    dev = blocks_of(options.folder, task, task.examples(options.data, dev=True)[: options.dev_rows])
-    found = METHODS[options.method](options, training, dev)
-    write_line(found | {"dev_rows": sum(len(bucket) for bucket in dev)})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(
+    method: str,
+    folder: str,
+    data: str,
+    *,
+    seed: int,
+    seconds: float = 0.0,
+    rate: float | None = None,
+    per_class: int = PER_CLASS,
+    dev_rows: int | None = None,
+) -> dict[str, Any]:
+    """Run one method. folder: of a model stored as floats; data: of a task; dev_rows: only the first of the dev set."""
+    kind, tokenizer = TASKS[name_of(Path(data))], open_model_folder(Path(folder)).tokenizer()
+    chosen = sampled(kind.examples(Path(data), dev=False), seed, per_class)
+    training = kind.encode(chosen, tokenizer, eos_id(tokenizer))
+    dev = kind.encode(kind.examples(Path(data), dev=True)[:dev_rows], tokenizer, eos_id(tokenizer))
+    found = METHODS[method](Work(Path(folder), method, training, dev, seconds, seed, rate or 0.0))
+    return found | {"dev_rows": sum(len(bucket) for bucket in dev)}

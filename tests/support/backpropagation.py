@@ -4,13 +4,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from bench.tasks.labelled import Labelled, Template, encode_labelled
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.data.examples import Example, encode
+from pocketllm.engine.data.examples import Example, Row, bucketed, encode
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import reference_token_losses, some_adapter
@@ -20,8 +20,8 @@ from tests.support.tiny_models import byte_tokenizer
 #: Blocks with their weight in the objective.
 Parts = Sequence[tuple[Batch, float]]
 
-LABELS = Template(pattern="{text} It was {label}", words={"bad": "x", "good": "y"})
-LABELLED = [Labelled(text="grim" * (number + 1), label=("bad", "good")[number % 2]) for number in range(3)]
+#: The words of two labels: the softmax of a labelled text runs over these alone.
+LABEL_IDS = (60, 70)
 EXAMPLES: dict[str, list[Example]] = {
     "plain": [Example(f"Wind west, glass {number} rising.") for number in range(4)],
     "completion": [Example(f"Tea number {number}:", " hot" * (number % 2 + 1)) for number in range(4)],
@@ -29,16 +29,26 @@ EXAMPLES: dict[str, list[Example]] = {
         Example("", messages=[{"role": "user", "content": f"Hm {number}"}, {"role": "assistant", "content": "Aye."}])
         for number in range(3)
     ],
-    "label": [],  # LABELLED, which the benches alone know
+    "label": [],  # see `labelled`
 }
 
 
 def buckets_of(kind: str, *, is_mlm: bool) -> list[Batch]:
     """Small examples of one kind, encoded as a job does."""
-    tokenizer = masking_tokenizer() if is_mlm else byte_tokenizer()
     if kind == "label":
-        return list(encode_labelled(LABELLED, tokenizer, LABELS, length=48, eos=2, is_mlm=is_mlm))
+        return labelled()
+    tokenizer = masking_tokenizer() if is_mlm else byte_tokenizer()
     return list(encode(EXAMPLES[kind], tokenizer, length=24 if kind == "plain" else 48, eos=2, is_mlm=is_mlm))
+
+
+def labelled() -> list[Batch]:
+    """Texts of three lengths with one target each, as the benches alone learn them."""
+    rows = []
+    for number, length in enumerate((13, 17, 21)):
+        targets = np.full(length, IGNORE_INDEX, dtype=np.int64)
+        targets[-2] = LABEL_IDS[number % 2]
+        rows.append(Row(np.arange(20 + number, 20 + number + length, dtype=np.int64), targets))
+    return list(bucketed(rows, length=48, pad=2, label_ids=LABEL_IDS))
 
 
 def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, rank: int = 3) -> Adapter:
