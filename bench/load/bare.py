@@ -1,10 +1,7 @@
 """The bare endpoint: what one would write in ten minutes on the daemon's stack to put a text on disk.
 
-python -m bench.load.bare DATABASE
-
 One route that checks a small body and inserts a row, a transaction a request, in FastAPI's threads; SQLite as durable
 as the daemon has it (WAL, synchronous=FULL), uvicorn as the daemon starts it. No token, no ids by content, no index.
-Prints a line of JSON with its port, and runs until it is ended.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,14 +21,11 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic import Field as Described
-from sqlalchemy import Engine, MetaData, event
+from sqlalchemy import MetaData, event
 from sqlmodel import Field, Session, SQLModel, create_engine
 
-from bench.child import write_line
+from bench.child import command, write_line
 from bench.harness import ROOT
-
-#: As in pocketllm.storage.database.
-_BUSY_TIMEOUT_SECONDS = 15
 
 
 class Apart(SQLModel):
@@ -59,9 +52,13 @@ class NoteIn(BaseModel):
 
 def create_app(database: Path) -> FastAPI:
     """The application, its table made."""
-    engine = _engine(database)
-    Note.metadata.create_all(engine)
+    engine = create_engine(f"sqlite:///{database}", connect_args={"timeout": 15})  # as in pocketllm.storage.database
     app = FastAPI()
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Connection, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
 
     @app.post("/texts", status_code=HTTPStatus.CREATED)
     def add(note: NoteIn) -> dict[str, list[int | None]]:
@@ -72,41 +69,27 @@ def create_app(database: Path) -> FastAPI:
             session.commit()
         return {"ids": [row.id]}
 
+    Note.metadata.create_all(engine)
     return app
-
-
-def _engine(database: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{database}", connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Connection, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-    return engine
 
 
 @contextmanager
 def running_bare(database: Path) -> Iterator[int]:
     """The bare endpoint in a process of its own; its port. It is ended with the block."""
-    command = [sys.executable, "-m", "bench.load.bare", str(database)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit("The bare endpoint did not start; what it says stands above.")
-        yield int(json.loads(line)["port"])
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    with subprocess.Popen(command(__name__, "serve", database=database), cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit("The bare endpoint did not start; what it says stands above.")
+            yield int(json.loads(line)["port"])
+        finally:
+            process.kill()
 
 
-def main() -> int:
-    """Serve until the end."""
-    app = create_app(Path(sys.argv[1]))
+def serve(database: str) -> None:
+    """Print the port, and serve until the end."""
+    app = create_app(Path(database))
     # With the protocol named, as in pocketllm.server: else an answer waits 40 ms for more to send with it.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -114,8 +97,3 @@ def main() -> int:
         write_line({"port": listener.getsockname()[1]})
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False)
         uvicorn.Server(config).run(sockets=[listener])
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,17 @@
 """How fast the daemon's generator writes with an adapter, beside the peers on the same prompt, and how soon.
 
-python -m bench.load.decode FOLDER DTYPE --adapter DIR --tokens N
-
-is one peer, transformers' own `generate`: it loads model and adapter, merges the two, which is its fastest, writes
-greedily after each line of its input, and says each time how many tokens and seconds that were. The other one is
-llama.cpp's server itself, on the GGUF files of model and adapter that the daemon's llama.cpp reads.
+One peer is transformers' own `generate`, in a process of its own (`prepare_step`): it loads model and adapter, merges
+the two, which is its fastest, and writes greedily. The other one is llama.cpp's server itself, on the GGUF files of
+model and adapter that the daemon's llama.cpp reads.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from bench.child import write_line
-from bench.harness import ROOT, as_by_itself, progress
+from bench.child import command
+from bench.harness import as_by_itself, progress
+from bench.turns import started
 from bench.world import daemon_on, until
 from bench.writers import ended
 from pocketllm.cli.demo import sample_notes
@@ -160,30 +156,16 @@ def llama_speaker(model: Path, lora: Path, scratch: Path, tokens: int) -> Iterat
 @contextmanager
 def transformers_speaker(model: Path, adapter: Path, dtype: str, tokens: int) -> Iterator[Speaker]:
     """The peer in a process of its own, ended with the block."""
-    command = [sys.executable, "-m", "bench.load.decode", str(model), dtype]
-    command += ["--adapter", str(adapter), "--tokens", str(tokens)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=as_by_itself(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    asked, said = process.stdin, process.stdout
+    work = {"folder": model, "adapter": adapter, "dtype": dtype, "tokens": tokens}
+    with started(command(__name__, "prepare_step", "--turns", **work), as_by_itself()) as turn:
 
-    def speak() -> float:
-        asked.write("\n")
-        asked.flush()
-        line = said.readline()
-        if not line:
-            raise SystemExit("transformers' generate has failed; what it says stands above.")
-        answer = json.loads(line)
-        return float(answer["tokens"]) / float(answer["seconds"])
+        def speak() -> float:
+            answer = turn()
+            if answer is None:
+                raise SystemExit("transformers' generate has failed; what it says stands above.")
+            return float(answer["tokens"]) / float(answer["seconds"])
 
-    try:
         yield speak
-    finally:
-        process.kill()
-        process.wait()
-        asked.close()
-        said.close()
 
 
 def first_token(client: Client, *, chats: bool) -> float:
@@ -221,14 +203,8 @@ def _cold(client: Client, *, chats: bool) -> float:
     return first_token(client, chats=chats)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Be the peer."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load.decode", description="transformers' own generate.")
-    parser.add_argument("folder", type=Path, help="a model folder stored as floats")
-    parser.add_argument("dtype", choices=DTYPES)
-    parser.add_argument("--adapter", type=Path, required=True, help="in peft's format")
-    parser.add_argument("--tokens", type=int, required=True)
-    options = parser.parse_args(arguments)
+def prepare_step(folder: str, *, adapter: str, dtype: str, tokens: int) -> Callable[[], dict[str, float]]:
+    """Be the peer. folder: of a model stored as floats; adapter: in peft's format."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -236,28 +212,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     disable_progress_bar()
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as the daemon's generator does
-    tokenizer: Any = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        options.folder, dtype=getattr(torch, options.dtype), local_files_only=True
-    )
-    model = PeftModel.from_pretrained(model, options.adapter).merge_and_unload()
-    for _ in sys.stdin:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+    def step() -> dict[str, float]:
         began = time.perf_counter()
         inputs = tokenizer(PROMPT, return_tensors="pt")
         with torch.inference_mode():
             ids = model.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
-                max_new_tokens=options.tokens,
+                max_new_tokens=tokens,
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=tokenizer.eos_token_id,
             )[0]
         new = ids[inputs["input_ids"].shape[1] :]
         tokenizer.decode(new, skip_special_tokens=True)
-        write_line({"tokens": len(new), "seconds": time.perf_counter() - began})
-    return 0
+        return {"tokens": len(new), "seconds": time.perf_counter() - began}
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return step
