@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, finish, parser, progress, start
 from bench.peers import build
 from bench.shapes import learner, models_folder
 from bench.world import daemon_on
@@ -182,12 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "lm_eval_difference": max(differences.values()),
         "prose_for_tools_or_json": float(list(got.values()).count("prose")),
     }
-    shown = [
-        table("lm-eval beside transformers", ["prompts", "nats"], [[k, f"{v:.2g}"] for k, v in differences.items()]),
-        table("Clients that ask for tools or JSON", ["client", "gets"], [list(row) for row in got.items()]),
-    ]
     raw = {"lm_eval": scored, "transformers": theirs, "clients": got}
-    return finish("clients", shown, values=values, limits=LIMITS, raw=raw, options=options)
+    return finish("clients", [], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,10 +21,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench import measured
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, finish, parser, progress, start
 from pocketllm.storage.store import Store
 
 LIMITS = {
@@ -149,13 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "lost": lost + again[0],
         "doubled": doubled + again[1],
     }
-    names = ("first", "second", "after changes", "once more")
-    rows: list[list[Any]] = [
-        [name, f"{one.seconds:.1f}", f"{one.report['peak_rss_bytes'] / 1e6:.0f}"]
-        for name, one in zip(names, scans, strict=True)
-    ]
-    shown = table(f"Scans {options.files:,} files", ["scan", "s", "peak, MB"], rows)
-    return finish("folders", [shown], values=values, limits=LIMITS, raw={"files": options.files}, options=options)
+    return finish("folders", [], values=values, limits=LIMITS, raw={"files": options.files}, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.child import memory_of
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.harness import Limit, finish, parser, progress, start
 from bench.shapes import ensure, models_folder
 from pocketllm.child import running_daemon
 
@@ -57,15 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wakeups_a_minute": 60 * wakeups / passed,
         "memory_mb": resident / 1e6,
     }
-    shown = table(
-        f"The idle daemon, {passed:.0f} s",
-        ["processor, % of a core", "wake-ups a minute", "resident memory, MB"],
-        [[f"{values['cpu_percent']:.3f}", f"{values['wakeups_a_minute']:.1f}", f"{values['memory_mb']:.0f}"]],
-        caption="With no job that waits, it looks at queue and sensors once a minute, and asks for screen and battery, "
-        "each in a thread of its own: an answer wakes that thread a few times.",
-    )
     raw = {"seconds": passed, "cpu_seconds": cpu, "wakeups": wakeups}
-    return finish("idle", [shown], values=values, limits=LIMITS, raw=raw, options=options)
+    return finish("idle", [], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 def _cpu_seconds(pid: int) -> float:

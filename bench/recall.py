@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, progress, start, table
+from bench.harness import Limit, finish, progress, start
 from bench.world import as_owner, daemon_on
 from bench.writers import learned, measure_each, options_of, some_words, texts_of
 from pocketllm.api.native.recall import front
@@ -134,7 +134,7 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench."""
     options = options_of(arguments, "bench.recall", "What the owner's own passages in front of a prompt are worth.")
-    raw, sizes = measure_each(options, measured, full=_FULL, quick=_QUICK), _QUICK if options.quick else _FULL
+    raw = measure_each(options, measured, full=_FULL, quick=_QUICK)
     writers = list(raw.values())
 
     def gain(what: str, one: str, other: str) -> float:
@@ -147,16 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "top3_gain_recall": gain("top3", "personal, recall", "base, recall"),
         "found_at_5": mean(writer["found"] for writer in writers),
     }
-    shown = [
-        table(
-            title,
-            ["writer", *_SETTINGS],
-            [[name, *(f"{one[what][setting]:.{digits}f}" for setting in _SETTINGS)] for name, one in raw.items()],
-            caption=f"Of {sizes.texts} held-out texts of each writer, {sizes.scored_words} words each.",
-        )
-        for title, what, digits in (("Nats a token", "nats", 3), ("Next words among the top three, %", "top3", 1))
-    ]
-    return finish("recall", shown, values=values, limits=LIMITS, raw=raw, options=options)
+    return finish("recall", [], values=values, limits=LIMITS, raw=raw, options=options)
 
 
 if __name__ == "__main__":
