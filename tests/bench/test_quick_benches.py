@@ -12,7 +12,6 @@ from bench import measured
 from bench.child import command
 from bench.harness import RESULTS, ROOT
 from bench.learn import __main__ as learn
-from bench.memory import plot
 from pocketllm.daemon.child_environment import child_environment
 
 pytestmark = pytest.mark.slow
@@ -99,6 +98,8 @@ def test_peers_run_without_our_import_shims() -> None:
 
 
 def test_the_plot_of_memory_has_all_three_lines(tmp_path: Path) -> None:
+    from bench.memory import plot  # matplotlib takes a while to import
+
     plot.draw(RESULTS / "memory.json", tmp_path / "memory.svg")
     drawn = (tmp_path / "memory.svg").read_text()
     assert all(words in drawn for words in ("MeZO, ours", "LoRA by backpropagation", "Adam on all parameters"))
