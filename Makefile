@@ -2,12 +2,11 @@
 # make test               format, lint, types and the quick tests
 # make ci                 the same and what must always hold: kills, the demo, a wheel, OpenAI's client, the page
 # make nightly            every other test, other versions, emulated Arm: two hours; PARTS="tests lowest" for some of it
-# make soak               half an hour of load, kills and a charger that comes and goes; MINUTES=5 for less
+# make stress             kills, failing devices, hostile apps, a year of a phone: under two hours; ONLY="crash pause" for some
 # make help               this text
 
 # Python 3.11 or newer. Another one: make PYTHON=python3.13 test. LOCKED=1 installs the versions in constraints.txt.
 PYTHON ?= python3
-MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
@@ -15,7 +14,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PARALLEL := --numprocesses auto --dist loadfile --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test ci nightly soak format clean
+.PHONY: help demo lint test ci nightly stress format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
@@ -51,8 +50,8 @@ ci: lint
 nightly: $(VENV)
 	$(BIN)/python -m tests.nightly $(PARTS)
 
-soak: $(VENV)
-	$(BIN)/python -m bench.soak --minutes $(MINUTES)
+stress: $(VENV)
+	$(BIN)/python -m tests.stress $(ONLY)
 
 format: $(VENV)
 	$(BIN)/ruff format .

@@ -61,11 +61,12 @@ def markdown_files() -> list[Path]:
 
 
 def limits_of(name: str) -> Mapping[str, Limit]:
-    """The limits in the code of the bench with this name in its results. Raises ModuleNotFoundError."""
+    """The limits in the code of the bench or stress test of this name. Raises ModuleNotFoundError."""
     module = _MODULES.get(name, f"bench.{name}")
-    is_package = (ROOT / module.replace(".", "/")).is_dir()
-    found: Mapping[str, Limit] = import_module(f"{module}.__main__" if is_package else module).LIMITS
-    return found
+    modules = (f"{module}.__main__", module, f"tests.stress.test_{name}")
+    found = next((one for one in modules if (ROOT / f"{one.replace('.', '/')}.py").exists()), module)
+    limits: Mapping[str, Limit] = import_module(found).LIMITS
+    return limits
 
 
 def filled_in(text: str, results: Path = RESULTS) -> str:

@@ -26,6 +26,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STAYS_HERE), os.env
 if loopback_only.NOTES not in os.environ:  # the first process of the run
     os.environ[loopback_only.NOTES] = tempfile.mkstemp(prefix="left-this-machine-")[1]
 
+#: `make stress` and `make nightly` name this folder.
+collect_ignore = ["stress"]
+
 #: Examples have no deadline: beside other work they take as long as they take. `make nightly` takes hypothesis' own
 #: number of them, `make test` and `make ci` fewer.
 hypothesis.settings.register_profile("all", deadline=None)
@@ -49,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-programs", action="store_true", help="a test fails when a program that it needs is not installed"
     )
+    parser.addoption("--full", action="store_true", help="stress tests with the sizes that prove figures")
     parser.addoption(
         "--examples", type=int, default=3, help="how many requests of each kind and operation schemathesis makes"
     )

@@ -24,7 +24,7 @@ PARTS = {
     "newest": ("tests.versions", "newest"),
     "arm64": ("tests.arm64",),
     "arm64-system": ("tests.arm64_system",),
-    "soak": ("bench.soak", "--minutes=30"),
+    "stress": (*_PYTEST, "tests/stress"),
 }
 #: The programs that they use, each with its Debian package; root's rights are needed, too.
 _PROGRAMS = {
@@ -32,6 +32,7 @@ _PROGRAMS = {
     "chromium": "chromium",
     "dash": "dash",
     "faketime": "faketime",
+    "mkfs.ext4": "e2fsprogs",
     "qemu-system-aarch64": "qemu-system-arm",
     "runsvdir": "runit",
     "shellcheck": "shellcheck",

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.phone.installed import PROGRAMS, InstalledPhone
+from tests.support.installed_phone import PROGRAMS, InstalledPhone
 from tests.support.real_daemon import eventually
 from tests.support.tiny_models import tiny_model_folder
 

@@ -1,7 +1,5 @@
 """The service as Termux has it, with the real runit and the real daemon, in a prefix that looks like Termux's."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -12,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from pocketllm.service import Runit, own_command
+from tests.support.executables import executable
 
 TERMUX_SHELL = "/data/data/com.termux/files/usr/bin/sh"
 PROGRAMS = ("runsvdir", "sv", "start-stop-daemon", "dash")
@@ -55,11 +54,11 @@ class InstalledPhone:
         (self.home / "config.toml").write_text(_SETTINGS.format(model=model.name))
         (self.prefix / "tmp").mkdir(parents=True)
         self.calls.touch()
-        self._command("termux-battery-status", f"echo '{json.dumps(_BATTERY)}'")
-        self._command("getprop", "echo 1")
-        self._command("termux-api", _TERMUX_API.format(asked=self.asked, idle=self.idle_file), "libexec")
+        executable(self.prefix / "bin", "termux-battery-status", f"echo '{json.dumps(_BATTERY)}'")
+        executable(self.prefix / "bin", "getprop", "echo 1")
+        executable(self.prefix / "libexec", "termux-api", _TERMUX_API.format(asked=self.asked, idle=self.idle_file))
         for name in ("termux-wake-lock", "termux-wake-unlock"):
-            self._command(name, f'echo {name} >> "{self.calls}"')
+            executable(self.prefix / "bin", name, f'echo {name} >> "{self.calls}"')
         self.environment = {
             "HOME": str(self.home),
             "PREFIX": str(self.prefix),
@@ -72,12 +71,6 @@ class InstalledPhone:
         for file in [*(self.prefix / "var/service").rglob("*"), *self.home.glob(".*/**/*pocketllm*")]:
             if file.is_file() and (text := file.read_text(errors="replace")).startswith(f"#!{TERMUX_SHELL}"):
                 file.write_text(text.replace(TERMUX_SHELL, shutil.which("dash") or "", 1))
-
-    def _command(self, name: str, script: str, folder: str = "bin") -> None:
-        file = self.prefix / folder / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
 
     def boot(self) -> subprocess.Popen[bytes]:
         """What Termux:Boot does."""

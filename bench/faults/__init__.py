@@ -1,1 +1,0 @@
-"""What happens when the device fails."""

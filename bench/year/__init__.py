@@ -1,1 +1,0 @@
-"""A year of a phone on a fake clock."""

@@ -1,0 +1,161 @@
+"""Half an hour of a busy phone: clients, jobs, answers, deletions, kills and a charger that comes and goes.
+
+The daemon itself is not killed, since what grows in it is what is measured: its memory, file descriptors and threads
+in the last quarter of the time, beside those in the second one. Workers and generators are killed as they run.
+Nothing that was acknowledged may be lost, and in the end every job must have come to its end.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from bench.child import memory_of
+from bench.harness import Limit
+from bench.world import SEED, until
+from tests.support.stress.report import Report
+from tests.support.stress.world import Charger, World, posting
+
+LIMITS = {
+    "lost": Limit(at_most=0, always=True),
+    "stuck_jobs": Limit(at_most=0, always=True),
+    "errors_5xx": Limit(at_most=0, always=True),
+    "memory_growth_mb": Limit(at_most=10),
+    "descriptors_growth": Limit(at_most=4),
+    "threads_growth": Limit(at_most=4),
+}
+FULL_SECONDS, SMALL_SECONDS = 1800.0, 20.0
+#: Texts stay some time, so that the database grows and shrinks.
+DELETED_AFTER = 2000
+
+
+@dataclass(kw_only=True)
+class Owner:
+    """Asks for jobs and answers, deletes texts, kills processes and pulls the charger, in a random order."""
+
+    world: World
+    charger: Charger
+    rng: random.Random = field(default_factory=lambda: random.Random(SEED))
+    counts: dict[str, int] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    steps: dict[str, int] = field(default_factory=dict)  #: of jobs, when their workers were killed
+
+    def act(self) -> None:
+        """Do one thing."""
+        action = self.rng.choice([self.ask, self.answer, self.kill, self.pull, self.delete, self.watch])
+        self.counts[action.__name__] = self.counts.get(action.__name__, 0) + 1
+        try:
+            action()
+        except httpx.HTTPStatusError as error:
+            if error.response.is_server_error and error.response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                self.errors.append(f"{action.__name__}: {error.response.text[:200]}")
+        except httpx.HTTPError as error:
+            self.errors.append(f"{action.__name__}: {type(error).__name__}")
+
+    def ask(self) -> None:
+        """Ask for a job, when none is open."""
+        if not self.world.open_jobs():
+            self.world.ask_for_job()
+
+    def answer(self) -> None:
+        """Ask for some words."""
+        self.world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 8})
+
+    def kill(self) -> None:
+        """Kill the generator, or a worker that has made a step: a job whose workers die without one is given up."""
+        status = self.world.call("GET", "/status")
+        pids = {status["generator"]["pid"]}
+        for job in self.world.open_jobs():
+            if job["state"] == "running" and job["step"] > self.steps.get(job["id"], 0):
+                self.steps[job["id"]] = job["step"]
+                pids.add(status["worker"]["pid"])
+        for pid in pids - {None}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def pull(self) -> None:
+        """Pull the charger, or put it in."""
+        self.charger.plug(self.rng.random() < 0.7)
+
+    def delete(self) -> None:
+        """Delete old texts."""
+        page = self.world.call("GET", "/texts?limit=500")["data"]
+        if self.world.call("GET", "/status")["texts"]["count"] > DELETED_AFTER:
+            for text in page[-20:]:
+                self.world.call("DELETE", f"/texts/{text['id']}")
+                self.deleted.add(text["text"])
+
+    def watch(self) -> None:
+        """Read the pages that a dashboard reads."""
+        newest = self.world.call("GET", "/jobs")["data"][:1]
+        for path in (*(f"/jobs/{job['id']}" for job in newest), "/adapters", "/events?wait=0"):
+            self.world.call("GET", path)
+
+
+@contextmanager
+def sampled(pid: int, seconds: float) -> Iterator[dict[str, list[float]]]:
+    """What a process uses meanwhile, in sixty samples: MB, and numbers."""
+    samples: dict[str, list[float]] = {"memory": [], "descriptors": [], "threads": []}
+    ending = threading.Event()
+
+    def take() -> None:
+        while not ending.wait(seconds / 60):
+            with suppress(OSError):
+                samples["memory"].append(memory_of(pid)["VmRSS"] / 1e6)
+                samples["descriptors"].append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+                samples["threads"].append(len(list(Path(f"/proc/{pid}/task").iterdir())))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ending.set()
+        thread.join()
+
+
+def growth(values: list[float]) -> float:
+    """The median of the last quarter less that of the second."""
+    quarter = max(1, len(values) // 4)
+    return median(values[-quarter:]) - median(values[quarter : 2 * quarter] or values)
+
+
+def test_nothing_grows_and_nothing_is_lost(world: World, report: Report, tmp_path: Path) -> None:
+    seconds = FULL_SECONDS if report.full else SMALL_SECONDS
+    owner = Owner(world=world, charger=Charger(tmp_path / "power_supply"))
+    world.epochs = 2
+    world.configure(POWER_SUPPLIES=str(owner.charger.folder), GATE__REQUIRE_POWER="true")
+    world.start()
+    world.upload()
+    ends = time.monotonic() + seconds
+    with sampled(world.pid, seconds) as samples, posting(world, pause=0.05) as acknowledged:
+        while time.monotonic() < ends:
+            owner.act()
+            time.sleep(owner.rng.uniform(0.2, 2.0))
+    owner.charger.plug(True)
+    until(lambda: not world.open_jobs(), "the end of all jobs")
+    jobs = world.query("SELECT state, count(*) FROM job GROUP BY state")
+    there = {row[0] for row in world.query("SELECT text FROM text WHERE source LIKE 'client %'")}
+    report.values = {
+        "lost": float(len(acknowledged - there - owner.deleted)),
+        "stuck_jobs": float(sum(count for state, count in jobs if state == "failed")),
+        "errors_5xx": float(len(owner.errors)),
+        "memory_growth_mb": growth(samples["memory"]),
+        "descriptors_growth": growth(samples["descriptors"]),
+        "threads_growth": growth(samples["threads"]),
+        "memory_mb": median(samples["memory"]),
+        "acknowledged": float(len(acknowledged)),
+        "jobs": float(sum(count for _, count in jobs)),
+        "kills": float(owner.counts.get("kill", 0)),
+    }
+    report.raw = {"samples": samples, "errors": owner.errors, "jobs": jobs, "counts": owner.counts}
+    report.end()
