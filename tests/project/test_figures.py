@@ -49,7 +49,7 @@ OTHERS = {
 }
 #: Sizes of downloads, an adapter of rank 8, the default of total_memory_bytes, the paper's memory.
 ANYWHERE = {"1.3 GB", "1.5 GB", "280 MB", "9.8 MB", "1 GB", "6.5 GB", "4 GB"}
-COMMITTED = [pytest.param(file, id=file.stem) for file in sorted(RESULTS.glob("*.json")) if "-quick" not in file.stem]
+COMMITTED = [file for file in sorted(RESULTS.glob("*.json")) if "-quick" not in file.stem]
 
 
 def test_the_readme_is_one_page_and_links_every_other() -> None:
@@ -59,14 +59,19 @@ def test_the_readme_is_one_page_and_links_every_other() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in markdown_files()])
-def test_links_lead_to_files_and_headings(file: Path) -> None:
-    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", file.read_text()):
-        path = file.parent / target if target else file
-        assert path.exists(), target
-        if heading:
-            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
-            assert heading in [re.sub(r"[^a-z0-9 -]", "", found.lower()).replace(" ", "-") for found in headings]
+def headings_of(file: Path) -> set[str]:
+    """The headings as GitHub's links name them."""
+    found = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_links_lead_to_files_and_headings(subtests: pytest.Subtests) -> None:
+    for file in markdown_files():
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", file.read_text()):
+            path = file.parent / target if target else file
+            with subtests.test(file=str(file.relative_to(ROOT)), link=f"{target}#{heading}"):
+                assert path.exists()
+                assert not heading or heading in headings_of(path)
 
 
 def documents() -> list[Path]:
@@ -74,11 +79,13 @@ def documents() -> list[Path]:
     return [file for file in markdown_files() if file.parent.name not in ("bench", "notes")]
 
 
-@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in documents()])
-def test_a_figure_is_drawn_from_a_result(file: Path) -> None:
-    allowed = ANYWHERE | OTHERS.get(str(file.relative_to(ROOT)), set())
-    written = set(QUANTITY.findall(NOT_PROSE.sub("", file.read_text())))
-    assert not written - allowed, "mark it as bench/readme.py says, or name it above if no bench measures it"
+def test_a_figure_is_drawn_from_a_result(subtests: pytest.Subtests) -> None:
+    for file in documents():
+        name = str(file.relative_to(ROOT))
+        written = set(QUANTITY.findall(NOT_PROSE.sub("", file.read_text())))
+        with subtests.test(file=name):
+            unmarked = written - ANYWHERE - OTHERS.get(name, set())
+            assert not unmarked, "mark it as bench/readme.py says, or name it above if no bench measures it"
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -86,29 +93,32 @@ def read(file: Path) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize("file", COMMITTED)
-def test_a_result_says_what_it_was_measured_on(file: Path) -> None:
-    summary = read(file)
-    assert re.fullmatch(r"[0-9a-f]{40}", summary.get("commit", "")), "run the bench on a commit"
-    assert datetime.fromisoformat(summary["date"]).tzinfo is not None
-    assert summary["arguments"]["quick"] is False and summary["machine"]["cpu"]
+def test_a_result_says_what_it_was_measured_on(subtests: pytest.Subtests) -> None:
+    for file in COMMITTED:
+        summary = read(file)
+        with subtests.test(result=file.stem):
+            assert re.fullmatch(r"[0-9a-f]{40}", summary.get("commit", "")), "run the bench on a commit"
+            assert datetime.fromisoformat(summary["date"]).tzinfo is not None
+            assert summary["arguments"]["quick"] is False and summary["machine"]["cpu"]
 
 
-@pytest.mark.parametrize("file", COMMITTED)
-def test_a_results_limits_are_those_of_the_code(file: Path) -> None:
-    summary, limits = read(file), limits_of(file.stem)
-    assert summary["limits"] == {name: limit.bound for name, limit in limits.items()}, "run the bench again"
-    assert set(summary.get("at_least", ())) == {name for name, limit in limits.items() if limit.at_most is None}
-    assert limits.keys() <= summary["values"].keys()
+def test_a_results_limits_are_those_of_the_code(subtests: pytest.Subtests) -> None:
+    for file in COMMITTED:
+        summary, limits = read(file), limits_of(file.stem)
+        with subtests.test(result=file.stem):
+            assert summary["limits"] == {name: limit.bound for name, limit in limits.items()}, "run the bench again"
+            assert set(summary.get("at_least", ())) == {name for name, limit in limits.items() if limit.at_most is None}
+            assert limits.keys() <= summary["values"].keys()
 
 
-@pytest.mark.parametrize("file", COMMITTED)
-def test_what_is_compared_was_measured_in_one_run(file: Path) -> None:
-    summary = read(file)
-    if file.stem == "memory":  # rows of memory alone do not depend on the hour
-        assert all(len(row["commit"]) == 40 for row in summary["raw"])
-    elif isinstance(runs := summary["raw"].get("runs"), list):
-        assert {run.get("commit", summary["commit"]) for run in runs} == {summary["commit"]}
+def test_what_is_compared_was_measured_in_one_run(subtests: pytest.Subtests) -> None:
+    for file in COMMITTED:
+        summary = read(file)
+        with subtests.test(result=file.stem):
+            if file.stem == "memory":  # rows of memory alone do not depend on the hour
+                assert all(len(row["commit"]) == 40 for row in summary["raw"])
+            elif isinstance(runs := summary["raw"].get("runs"), list):
+                assert {run.get("commit", summary["commit"]) for run in runs} == {summary["commit"]}
 
 
 @pytest.fixture
@@ -126,10 +136,11 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("file", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in markdown_files()])
-def test_what_is_marked_is_filled_in(file: Path) -> None:
-    text = file.read_text()
-    assert text == filled_in(text), "run `python -m bench.readme`"
+def test_what_is_marked_is_filled_in(subtests: pytest.Subtests) -> None:
+    for file in markdown_files():
+        text = file.read_text()
+        with subtests.test(file=str(file.relative_to(ROOT))):
+            assert text == filled_in(text), "run `python -m bench.readme`"
 
 
 def test_a_bench_without_results_has_no_figures(tmp_path: Path) -> None:
@@ -149,31 +160,25 @@ def test_a_table_holds_values_and_limits(results: Path) -> None:
     assert filled_in(TABLE, results) == TABLE
 
 
-@pytest.mark.parametrize(
-    ("mark", "shown"),
-    [
+def test_a_wrong_figure_is_corrected(results: Path) -> None:
+    for mark, shown in (
         ("step over_floor", "1.54"),
         ("step over_floor .1f", "1.5"),
         ("step over_floor .0f *100", "154"),
         ("step unlimited", "(not measured)"),
-    ],
-)
-def test_a_wrong_figure_is_corrected(mark: str, shown: str, results: Path) -> None:
-    text = f"It takes <!-- figure: {mark} -->9.99<!-- end --> times."
-    assert filled_in(text, results) == text.replace("9.99", shown)
+    ):
+        text = f"It takes <!-- figure: {mark} -->9.99<!-- end --> times."
+        assert filled_in(text, results) == text.replace("9.99", shown)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("a <!-- figure: step no_such_value -->1<!-- end -->", id="unknown value"),
-        pytest.param("a <!-- figure: stairs over_floor -->1<!-- end -->", id="unknown bench"),
-        pytest.param("a\n<!-- figure: step over_floor -->1<!-- end -->", id="begins a line"),
-        pytest.param("<!-- routes: nowhere --><!-- end -->", id="no such tag"),
-        pytest.param("<!-- settings: nowhere --><!-- end -->", id="no such section"),
-        pytest.param("a <!-- figure: step speed -->1 <!-- figure: step speed -->1<!-- end -->", id="without an end"),
-    ],
-)
-def test_a_mark_that_cannot_be_filled_in_is_refused(text: str, results: Path) -> None:
-    with pytest.raises(ValueError, match="<!-- "):
-        filled_in(text, results)
+def test_a_mark_that_cannot_be_filled_in_is_refused(results: Path, subtests: pytest.Subtests) -> None:
+    for reason, text in (
+        ("unknown value", "a <!-- figure: step no_such_value -->1<!-- end -->"),
+        ("unknown bench", "a <!-- figure: stairs over_floor -->1<!-- end -->"),
+        ("begins a line", "a\n<!-- figure: step over_floor -->1<!-- end -->"),
+        ("no such tag", "<!-- routes: nowhere --><!-- end -->"),
+        ("no such section", "<!-- settings: nowhere --><!-- end -->"),
+        ("without an end", "a <!-- figure: step speed -->1 <!-- figure: step speed -->1<!-- end -->"),
+    ):
+        with subtests.test(reason), pytest.raises(ValueError, match="<!-- "):
+            filled_in(text, results)
