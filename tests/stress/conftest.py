@@ -3,6 +3,7 @@
 Each module has LIMITS, as a bench has. In full its values go to bench/results/NAME.json.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from bench.harness import RESULTS, parser
 from bench.shapes import SMOLLM2, ensure
-from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.child_environment import CHILD_SETTINGS
 from tests.support.stress.report import Report
 from tests.support.stress.world import World
 
@@ -24,8 +25,8 @@ def full(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(autouse=True)
 def _environment_of_a_bench(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes get what bench.harness.start gives; where memory is measured, nothing watches them for other tests."""
-    for name, value in child_environment().items():
-        monkeypatch.setenv(name, value)
+    for name, value in CHILD_SETTINGS.items():
+        monkeypatch.setenv(name, os.environ.get(name, value))
     if full:
         monkeypatch.delenv("PYTHONPATH")
 

@@ -24,7 +24,9 @@ from tests.support.stress.world import World
 
 FAULTS = {fault.__name__: fault for fault in (*faults_of_files.FAULTS, *faults_of_processes.FAULTS)}
 DISKS: dict[str, Kind] = {
-    **dict.fromkeys(("disk_full", "full_disk_at_start", "full_disk_after_kill"), "small"),
+    "disk_full": "small",
+    "full_disk_at_start": "small",
+    "full_disk_after_kill": "small",
     "read_only_disk": "image",
 }
 #: What the small form injects. Of the others tests have quicker forms, or they are much like one of these.
