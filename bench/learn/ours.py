@@ -153,7 +153,7 @@ def teach_exact(
 
 
 @torch.no_grad()
-def inference(folder: str, blocks: str, *, batch: int, **_: Any) -> dict[str, Any]:
+def inference(folder: str, blocks: str, *, batch: int, **unused: Any) -> dict[str, Any]:
     """The losses of a batch of the training text, a few times: for its memory."""
     model = open_model(Path(folder))
     some = learn_text.load(blocks).training[slice(0, batch)]

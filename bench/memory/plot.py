@@ -22,7 +22,7 @@ _SERIES = {
     (ADAM, "full"): ("Adam on all parameters", "#8b1e3f"),
 }
 #: Text stays text, and the same results make the same file.
-_STYLE: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "pocketllm", "axes.grid": True, "axes.grid.axis": "y"}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "pocketllm", "axes.grid": True, "axes.grid.axis": "y"}
 
 
 def draw(results: Path, output: Path) -> None:

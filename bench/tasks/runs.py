@@ -129,10 +129,10 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
     def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = F.cross_entropy(x @ weight + bias, y) + penalty * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     found, offset = weight.detach(), bias.detach()
     return lambda some: some @ found + offset
 

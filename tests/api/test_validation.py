@@ -15,7 +15,7 @@ from tests.support.in_process_app import Document, InProcessApp, assert_problem
 
 JSON = "application/json"
 MESSAGES = [{"role": "user", "content": "a"}]
-TRAINED = {"hyperparameters": {}}
+TRAINED: Document = {"hyperparameters": {}}
 FORMAT = {"type": "json_schema", "json_schema": {"schema": {}}}
 #: Sound bodies of the routes whose example in the document shows less, or that have none.
 SOUND: dict[str, Document] = {

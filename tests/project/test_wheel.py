@@ -34,7 +34,7 @@ def test_it_is_built_whole_and_runs(tmp_path: Path) -> None:
     copy_checkout(source)
     # uv fetches setuptools: it may leave this machine.
     environment = os.environ | {"PYTHONPATH": ""}
-    build = [UV, "build", "--quiet", "--python", sys.executable, "--out-dir", built, source]
+    build: list[str | Path] = [UV, "build", "--quiet", "--python", sys.executable, "--out-dir", built, source]
     subprocess.run(build, check=True, env=environment)
     [sdist], [wheel] = built.glob("*.tar.gz"), built.glob("*.whl")
 
@@ -49,7 +49,8 @@ def test_it_is_built_whole_and_runs(tmp_path: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == {name if name.startswith("pocketllm/") else f"pocketllm/{name}" for name in modules | data | own}
 
-    install = [UV, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", installed, wheel]
+    install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", sys.executable]
+    install += ["--no-deps", "--target", installed, wheel]
     subprocess.run(install, check=True)
     program = "import pocketllm, sys; from pocketllm.cli.main import main; print(pocketllm.__file__); main()"
     command = [sys.executable, "-c", program, "--version"]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -58,6 +59,11 @@ def files_with_secret(folder: Path) -> list[Path]:
                 if SECRET.strip().encode() in path.read_bytes():
                     found.append(path)
     return found
+
+
+def are_gone(folder: Path) -> bool:
+    """Whether no file contains the bytes."""
+    return not files_with_secret(folder)
 
 
 def idle(world: World) -> float:
@@ -132,7 +138,7 @@ def test_a_deleted_secret_is_gone(real_model: Path, report: Report, tmp_path: Pa
             world.start()
             learn(world, steps, secret=True)
             knew, seconds = completion_nats(world), case(world)
-            erased = until(lambda folder=world.folder: not files_with_secret(folder), "all bytes gone")
+            erased = until(partial(are_gone, world.folder), "all bytes gone")
             report.raw[case.__name__.replace("_", " ")] = {
                 "taught_over_never_seen": math.exp(min(700.0, knew - unseen)),
                 "seconds_to_safe_serving": seconds,

@@ -12,6 +12,7 @@ from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Example, Row, bucketed, encode
 from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.learning import reference_token_losses, some_adapter
 from tests.support.tiny_architectures import masking_tokenizer

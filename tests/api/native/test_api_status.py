@@ -78,7 +78,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
         ("battery", "battery 20 % is below 40 %", 20.0, 40.0, "%"),
         ("memory", "available memory 500 MB is below 700 MB", 5e8, 7e8, "bytes"),
     ]
-    at = {"since": since, "until": None}
+    at: Document = {"since": since, "until": None}
     assert training["blockers"] == [dict(zip(fields, row, strict=True)) | at for row in rows]
 
     api.power.value, api.memory.value = True, 4e9
