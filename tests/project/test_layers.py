@@ -80,7 +80,7 @@ def test_imports_point_one_way() -> None:
 def test_nothing_imports_the_command_line() -> None:
     package = ROOT / "pocketllm"
     files = {*package.glob("*.py"), *package.glob("readers/*.py")} - {package / "__main__.py"}
-    assert not [path.name for path in files if any(name.startswith("pocketllm.cli") for name in imports(path))]
+    assert not [path.name for path in files if any(f"{name}.".startswith("pocketllm.cli.") for name in imports(path))]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
