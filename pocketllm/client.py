@@ -125,7 +125,7 @@ class Client:
             ) from error
         except httpx.RemoteProtocolError as error:
             raise DaemonLost(
-                f"The daemon at {url} closed the connection before answering. See its log, then try again."
+                f"The daemon at {url} closed the connection before its answer was whole. See its log, then try again."
             ) from error
         except httpx.TransportError as error:
             raise DaemonLost(f"The connection to {url} broke ({error}). Try again.") from error
