@@ -47,6 +47,7 @@ def draw(results: Path, output: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.set(xlabel="texts a step", ylabel="peak resident memory of the process, GB")
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
         axes.set_title("RoBERTa-large, 128 tokens a text: memory against batch size")
         axes.legend()
