@@ -15,7 +15,6 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, LLAMA_MAPS
-from pocketllm.engine.streamed.decoding import KINDS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 from pocketllm.engine.streamed.model import LanguageModel
@@ -28,6 +27,7 @@ OnLayer = Callable[[Gradients], None]
 #: Allowed relative difference: between the loss computed layer by layer and that of the model's own code, and between a
 #: layer's output by hand and by its own code.
 _TOLERANCE = 0.02
+_LLAMA_PARTS = ("self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm", *LLAMA_MAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,13 +265,13 @@ class LayerwiseGradients:
             )
 
     def _try_by_hand(self, number: int, some: _MicroBatch) -> None:
-        """Differentiate a layer of Llama's kind by hand, if all its maps have adapters and a trial shows no difference.
+        """Differentiate a layer with Llama's parts by hand, if all have adapters and a trial shows no difference.
 
         Layer by layer: in bf16 the roundings of thirty layers may move the loss of a few words by a twentieth.
         """
         layer, module = self._layers[number], self._stack.layers[number]
-        is_llama = type(module).__name__ in KINDS and self._network.module.config.hidden_act == "silu"
-        if not is_llama or len(layer.paths) < len(LLAMA_MAPS):
+        others = {name for name, _ in module.named_modules()} - {"", *_LLAMA_PARTS}
+        if others - {"self_attn.q_norm", "self_attn.k_norm"} or len(layer.paths) < len(LLAMA_MAPS):
             return
         self._layers[number] = by_hand = LlamaLayer(module, f"{self._stack.path}.{number}", self._adapter)
         with self._layer(number):

@@ -20,8 +20,8 @@ ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
 # The first request loads the model from a phone's flash, and a long answer takes minutes, as does writing a file.
 LONG_TIMEOUT = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
-#: The routes that ask the model.
-LONG_ROUTES = {"generate", "suggest", "classify"}
+#: The routes that ask the model, or wait for news.
+LONG_ROUTES = {"generate", "suggest", "classify", "events"}
 
 
 class Client:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pocketllm import __version__
 from pocketllm.daemon.paths import config_file, default_data_dir
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.errors import CommandError, Document, UsageError
@@ -114,10 +115,10 @@ def announced_target(folder: Path) -> Target | None:
 
 
 def running_settings(folder: Path) -> Document | None:
-    """Return the settings of the daemon that runs on this folder; None when none runs, or it does not say."""
+    """Return the settings of the daemon that runs on this folder; None if there is none, or one of another version."""
     record = read_document(folder / "daemon.json")
-    settings = record.get("settings")
-    return settings if isinstance(settings, dict) and _is_running(record) else None
+    settings, is_ours = record.get("settings"), record.get("version") == __version__
+    return settings if isinstance(settings, dict) and is_ours and _is_running(record) else None
 
 
 def owner_token(data_dir: Path | None) -> str:

@@ -24,7 +24,9 @@ PARTS = {
     "newest": ("tests.versions", "newest"),
     "arm64": ("tests.arm64",),
     "arm64-system": ("tests.arm64_system",),
+    "examples": (*_PYTEST, "-m", "hypothesis"),
     "stress": (*_PYTEST, "tests/stress"),
+    "soak": ("tests.stress", "soak"),
 }
 #: The programs that they use, each with its Debian package; root's rights are needed, too.
 _PROGRAMS = {

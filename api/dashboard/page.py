@@ -15,7 +15,8 @@ from pocketllm.api.security.sessions import CODE, SESSION, Sessions, cookie_name
 router = APIRouter(tags=["dashboard"])
 
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-_FILES = {file.name: file for file in (files("pocketllm.api.dashboard") / "static").iterdir()}
+_STATIC = files("pocketllm.api.dashboard") / "static"
+_FILES = {file.name: file for file in _STATIC.iterdir() if PurePath(file.name).suffix in _KINDS}
 _HEADERS = {
     # No external or inline content, and no embedding in frames.
     "Content-Security-Policy": (

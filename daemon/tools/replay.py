@@ -67,10 +67,10 @@ def rebuild(
     made = _folder_of_what_was_made(folder, job)
     if output is not None:
         _check_output(output, job)
-    rows = store.step_log.steps(job_id)
+    rows = store.step_log.steps(job.id)
     if [row.step for row in rows] != list(range(1, job.total_steps + 1)):
         raise CannotReplay(
-            f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job_id}. Choose another job."
+            f"The step log holds {len(rows)} of the {job.total_steps} steps of job {job.id}. Choose another job."
         )
     with torch.inference_mode():
         trainable = _start(folder, job, made)

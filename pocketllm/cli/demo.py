@@ -17,7 +17,7 @@ from pocketllm.cli.jobs import adapter_folder, find_report, follow, job_display
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import CommandError, Document
-from pocketllm.home import DEFAULT_URL, read_document
+from pocketllm.home import DEFAULT_URL, read_document, running_settings
 from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:
@@ -109,9 +109,8 @@ def prepare_folder(data_dir: Path, *, keep: bool) -> None:
     with locked(DataFolder(data_dir).daemon_lock) as acquired:
         if not acquired:
             pid = read_document(data_dir / "daemon.json").get("pid")
-            raise CommandError(
-                f"A daemon is using {data_dir}. Stop it first with `kill {pid}`, then start the demo again."
-            )
+            how = "" if running_settings(data_dir) is None else f" with `kill {pid}`"
+            raise CommandError(f"A daemon is using {data_dir}. Stop it first{how}, then start the demo again.")
         marker.write_text("`pocketllm demo` deletes the database and the adapters beside this file.\n")
         if not keep:
             start_afresh(data_dir)

@@ -30,8 +30,8 @@ NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, comp
 NO_CHAT = "JSON without examples, and without messages that have a sender and a text"
 JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
-#: No export is nested as deeply.
-MAX_DEPTH = 500
+#: No export is nested as deeply, or has as long a name.
+MAX_DEPTH, MAX_NAME = 500, 1000
 #: Prefixes of values, as ijson writes them.
 WHOLE, ITEMS, TELEGRAM_CHATS, TELEGRAM_OWNER = "", "item", "chats.list.item", "personal_information"
 #: How each event changes the depth.
@@ -105,7 +105,8 @@ def _shallow(source: Source) -> Iterator[tuple[str, Any]]:
     depth = 0
     for event, value in ijson.basic_parse(source, use_float=True):
         depth += DEPTHS.get(event, 0)
-        if depth > MAX_DEPTH:  # ijson joins the names on the way to each value
+        # ijson joins the names on the way to each value.
+        if depth > MAX_DEPTH or (event == "map_key" and len(value) > MAX_NAME):
             raise Unreadable("nested too deeply")
         yield event, value
 

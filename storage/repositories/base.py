@@ -71,6 +71,6 @@ def page(
     return list(session.exec(rows))
 
 
-def among(values: Collection[str]) -> Select[str]:
+def among(values: Collection[str] | Collection[int]) -> Select[str]:
     """These values, for `in_`: as one parameter, since SQLite limits their number."""
     return sql_select(func.json_each(json.dumps(list(values))).table_valued("value").c.value)

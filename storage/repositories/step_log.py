@@ -9,15 +9,15 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import Session, col, delete, select
 
-from pocketllm.storage.repositories.base import Repository, found
+from pocketllm.storage.repositories.base import Repository, among, found
 from pocketllm.storage.tables import Evaluation, Event, Job, Step
 
 #: The step number of the base model's evaluation.
 BASE_STEP = -1
 #: Loss and speed are means over this many steps.
 RECENT_STEPS = 20
-#: The most points of a curve.
-CURVE_POINTS = 200
+#: The most points of a curve, and the steps that each is a mean of at most: not all rows of a long job are read.
+CURVE_POINTS, POINT_STEPS = 200, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """The loss at a step, or its mean over the steps from the last point to this one."""
+    """The loss at a step, or its mean over a few steps up to it."""
 
     step: int
     loss: float  #: nats per token
@@ -129,8 +129,12 @@ class StepLog(Repository):
         measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         with self._database.read() as session:  # one snapshot: a worker may go back at any time
             last = _last_step(session, job_id)
-            part = (col(Step.step) - 1) * min(last, CURVE_POINTS) // last
-            means = select(func.max(Step.step), func.avg(Step.loss)).where(Step.job_id == job_id).group_by(part)
+            parts = min(last, CURVE_POINTS)
+            ends = [number * last // parts for number in range(1, parts + 1)]
+            read = {step for end in ends for step in range(max(1, end - POINT_STEPS + 1), end + 1)}
+            part = (col(Step.step) * parts - 1) // last
+            of_job = select(func.max(Step.step), func.avg(Step.loss)).where(Step.job_id == job_id)
+            means = of_job.where(col(Step.step).in_(among(read))).group_by(part)
             training = [CurvePoint(step=step, loss=loss) for step, loss in session.exec(means.order_by(part))]
             held_out = [
                 CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))

@@ -7,11 +7,13 @@ parser of our own: native/test_api_examples.py, openai/test_api_tuning.py.
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.snapshots import assert_snapshot
 
 JSON = "application/json"
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -49,6 +51,7 @@ BEYOND: dict[str, Callable[[Any], Any]] = {
     "const": lambda _: "nonsense",
     "format": lambda _: "2030-01-01T00:00:00",  # a time without its zone
 }
+LIMITS = (*BEYOND, "maxItems", "pattern")
 #: Tried where a schema has a pattern.
 ODD_WORDS = ["", " ", "a:b", "../x", "x" * 65]
 
@@ -234,3 +237,23 @@ def test_an_unknown_id_is_named_with_what_lists_them(api: InProcessApp, subtests
             assert "'none-such'" in detail
             assert path in UNLISTED or re.search("GET /|`pocketllm|without `after`", detail)
     assert len(api.get("/texts").json()["data"]) == 1
+
+
+def test_the_limits_are_those_that_were_chosen(shared: InProcessApp, schemas: Document) -> None:
+    """A limit that is dropped takes the tests above along, but not this one."""
+    places = [
+        (f"{name}.{field}", about)
+        for name, schema in sorted(schemas.items())
+        if not name.endswith("Out")
+        for field, about in schema.get("properties", {}).items()
+    ]
+    for method, path, about in operations(shared):
+        places += [(f"{method} {path} {one['name']}", one["schema"]) for one in about.get("parameters", ())]
+    limits = [
+        f"{place} {word} {kind[word]}"
+        for place, about in places
+        for kind in kinds(about, schemas)
+        for word in LIMITS
+        if word in kind
+    ]
+    assert_snapshot("\n".join(limits), Path(__file__).parent / "snapshots/limits.txt")

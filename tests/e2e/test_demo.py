@@ -27,6 +27,7 @@ from pocketllm.errors import CommandError
 from pocketllm.storage.store import Store
 from tests.support.in_process_app import in_process_app
 from tests.support.paths import ROOT
+from tests.support.served import announcement
 
 WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
 SERVED = [
@@ -263,12 +264,14 @@ def test_keep_goes_on_with_a_job_that_was_interrupted(demo: Demo) -> None:
 
 def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
     earlier_demo(demo.data_dir)
-    (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 77}))
-    with (
-        locked(DataFolder(demo.data_dir).daemon_lock),
-        pytest.raises(CommandError, match="Stop it first with `kill 77`"),
-    ):
-        prepare_folder(demo.data_dir, keep=False)
+    running = announcement("http://127.0.0.1:9") | {"settings": {}}
+    for record, how in ((running, rf" with `kill {os.getpid()}`"), ({"pid": 77}, "")):  # what a killed one has left
+        (demo.data_dir / "daemon.json").write_text(json.dumps(record))
+        with (
+            locked(DataFolder(demo.data_dir).daemon_lock),
+            pytest.raises(CommandError, match=f"Stop it first{how}, then start the demo again"),
+        ):
+            prepare_folder(demo.data_dir, keep=False)
     assert (demo.data_dir / "pocketllm.db").exists()
 
 

@@ -169,6 +169,7 @@ def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
     assert [text.id for text in store.texts.page(after=None, limit=10)] == [kept]
     with pytest.raises(NotFound):
         delete_text(store, gone)
+    assert add(store, "gone") == (gone,), "it may come again"
 
 
 def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pocketllm import __version__
 from pocketllm.connections import BoundedProtocol
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, Request
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
@@ -245,7 +246,8 @@ class Served:
 
 def announcement(url: str) -> Document:
     """The `daemon.json` of a daemon in this process."""
-    return {"pid": os.getpid(), "process_started": started_ticks(os.getpid()), "url": url, "socket": None}
+    process = {"pid": os.getpid(), "process_started": started_ticks(os.getpid())}
+    return {**process, "version": __version__, "url": url, "socket": None}
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class TrainingPoint(BaseModel):
     """A few training steps."""
 
     step: int = Field(description="The last of these steps.")
-    loss: float = Field(description="Nats per token, averaged over the steps since the last point.")
+    loss: float = Field(description="Nats per token, the mean of up to 5 steps.")
 
 
 class CurveOut(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from pocketllm.daemon.generation.backend import Backend
+from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.generation.backend import Backend, BackendPreference
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator
+from pocketllm.engine.formats.importer import import_model
 from tests.support.llama_double import LlamaDouble, counted, llama_double
 from tests.support.real_daemon import eventually, is_running
 from tests.support.tiny_models import byte_tokens
@@ -34,7 +37,9 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaDouble:
 
 
 @contextmanager
-def generator(models: Path) -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
+def generator(
+    models: Path, preference: BackendPreference = "auto"
+) -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
     with asyncio.Runner() as runner:
 
         def run(awaitable: Awaitable[Any]) -> Any:
@@ -50,6 +55,7 @@ def generator(models: Path) -> Iterator[tuple[Generator, Callable[[Awaitable[Any
             max_waiting=1,
             clock=lambda: 0.0,
             socket=models / "llama.sock",
+            preference=preference,
         )
         try:
             yield made, run
@@ -111,3 +117,19 @@ def test_llama_cpp_does_not_outlive_the_process(from_gguf: Path, double: LlamaDo
 
         run(noticed())
         assert run(whole(made, SHORT))["backend"] == "llamacpp"
+
+
+def test_the_setting_reaches_the_process(from_gguf: Path, tmp_path: Path, double: LlamaDouble) -> None:
+    with generator(from_gguf, "transformers") as (made, run):
+        assert run(whole(made, SHORT))["backend"] == "transformers"
+        assert made.backend == Backend(name="transformers", reason="the setting backend is transformers")
+    assert double.pids == []
+    source = shutil.copy(from_gguf / "Tiny-Llama.Q8_0.gguf", tmp_path)
+    import_model(str(source), tmp_path, name="tiny")
+    Path(source).unlink()
+    in_vain = r"The setting backend is llamacpp, but .*gguf, which tiny was imported from"
+    with generator(tmp_path, "llamacpp") as (made, run), pytest.raises(ModelNotReady, match=in_vain):
+        run(whole(made, SHORT))
+    with generator(tmp_path) as (made, run):
+        assert made.backend is not None and "cannot be read" in str(made.backend.reason)
+        assert run(whole(made, SHORT))["backend"] == "transformers"

@@ -190,5 +190,5 @@ class EveryJobGetsItsTurn(Daemon):
 
 
 TestDaemon = EveryJobGetsItsTurn.TestCase
-# An example is up to 40 steps, each with its invariants: fewer of them than elsewhere.
-TestDaemon.settings = settings(max_examples=settings().max_examples // 3, stateful_step_count=40)
+# An example is up to 40 steps, each with its invariants.
+TestDaemon.settings = settings(max_examples=30, stateful_step_count=40)

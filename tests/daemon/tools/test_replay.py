@@ -261,9 +261,9 @@ class TestCommand:
         assert folder.database.read_bytes() == before
 
 
-@pytest.mark.smoke
-def test_what_a_real_worker_made(folder: DataFolder, store: Store) -> None:
+@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.smoke), "full"])
+def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
     store.texts.add(notes(), now=NOW)
-    job = queue_job(store, training=changed(probes=2, epsilon=1e-3, step_size=1e-3))
+    job = queue_job(store, training=changed(mode=mode, probes=2, epsilon=1e-3, step_size=1e-3))
     finish(start_worker(folder, job))
     assert rebuild(folder, store, job.id).identical

@@ -17,7 +17,7 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Outcome, Text
-from tests.support.tiny_architectures import ARCHITECTURES
+from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 from tests.support.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
 
 COMPLETIONS = [
@@ -33,6 +33,7 @@ COMPLETIONS = [
         ("llama", "int4", [*notes(), *COMPLETIONS], {}),
         ("gemma3_text", "int8", notes(), {"rank": 4}),
         ("opt", "float32", [*notes(), *COMPLETIONS], {"mode": "full", "epsilon": 1e-3, "step_size": 1e-3}),
+        ("roberta", "int8", notes(), {"method": "mezo"}),
     ],
 )
 def test_jobs_of_every_kind_end_with_an_adapter_a_step_log_and_a_report(
@@ -41,16 +42,21 @@ def test_jobs_of_every_kind_end_with_an_adapter_a_step_log_and_a_report(
     folder = data_folder(tmp_path / "data", source=ARCHITECTURES[architecture](tmp_path / "source"), dtype=dtype)
     store = Store.open(folder.database)
     store.texts.add(texts, now=NOW)
-    job = run_here(folder, store, queue_job(store, training=changed(block_tokens=64, **settings)))
+    job = queue_job(store, training=changed(block_tokens=64, **settings))
+    finish(start_worker(folder, job))  # by a worker: under the cap on memory that was predicted
+    job = store.jobs.get(job.id)
     assert job.adapter and job.plan is not None and job.predicted_bytes
     rows = store.step_log.steps(job.id)
     assert [row.step for row in rows] == list(range(1, job.total_steps + 1))  # fewer where it went back to its best
     assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
     assert any(any(row.scalars) for row in rows) or job.outcome in (Outcome.NO_PROOF, Outcome.TOO_LITTLE)
     report = store.reports.find(job.id)
-    assert report is not None and report.content is not None and report.content["completions"]
-    assert bool(report.content["words"]) == bool(rows), "trained weights are not compared with themselves"
-    assert report.numbers["verbatim_recall"]["places"] > 0
+    assert report is not None and report.content is not None
+    assert report.content["words"] or not rows, "trained weights are not compared with themselves"
+    if architecture in MASKED:
+        assert report.content["completions"] == [] and report.numbers["verbatim_recall"] is None
+    else:
+        assert report.content["completions"] and report.numbers["verbatim_recall"]["places"] > 0
     store.close()
 
 

@@ -65,7 +65,10 @@ def test_wide_floats_move_by_plain_addition() -> None:
     [
         (torch.bfloat16, 0.05, "rademacher"),
         (torch.bfloat16, -1.0, "gaussian"),  # where neighbours lie closer on one side
-        (torch.float16, -2e-5, "rademacher"),  # subnormal: evenly spaced
+        (torch.bfloat16, 3e-39, "gaussian"),  # subnormal: evenly spaced
+        (torch.float16, -2e-5, "rademacher"),  # likewise
+        (torch.float16, 6.1e-5, "gaussian"),  # the least normal number
+        (torch.float16, 0.0, "rademacher"),
         (torch.float16, 0.05, "gaussian"),
     ],
 )

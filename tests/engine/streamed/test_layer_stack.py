@@ -56,8 +56,11 @@ def test_layer_by_layer_it_is_the_models_own_pass(root: Path) -> None:
     """Also when it is the very first one; and the next is the model's own again."""
     for name in ARCHITECTURES:
         model, blocks = fresh(root, name), blocks_for(name)
-        model.set_parameters(some_adapter(model, targets=None))
-        assert torch.equal(layer_by_layer(model, blocks), model.hidden(blocks)), name
+        adapter, other = some_adapter(model, targets=None), fresh(root, name)
+        for one in (model, other):
+            one.set_parameters(adapter)
+        found = layer_by_layer(model, blocks)
+        assert torch.equal(found, other.hidden(blocks)) and torch.equal(found, model.hidden(blocks)), name
 
 
 @torch.inference_mode()

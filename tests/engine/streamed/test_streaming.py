@@ -20,7 +20,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import ForwardContext, StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
-from tests.support.learning import fresh_process, imported, random_blocks, sides, some_adapter
+from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.tiny_models import tiny_model_folder
 
 #: Sums of some dozen products of numbers of size 1, in another order.
@@ -230,6 +230,18 @@ small, large = sys.argv[1:]
 growth(small, True), growth(small, False), growth(small, True, 2)  # brings in the code that a walk runs
 print(json.dumps({"replicas": growth(large, True, 2), "released": growth(large, True), "kept": growth(large, False)}))
 """
+
+
+@torch.inference_mode()
+def test_an_error_on_the_way_leaves_no_perturbation_behind(root: Path) -> None:
+    model = LanguageModel(imported(root, "llama", "bfloat16"))
+    first, wrong = model.block_losses(random_blocks()), random_blocks()
+    wrong.inputs[0, 0] = 10**6  # no such word
+    model.set_parameters(some_adapter(model))
+    with pytest.raises(IndexError):
+        model.losses_at(sides(), wrong, ALL_ROWS)
+    model.set_parameters(None)
+    assert model.block_losses(random_blocks()) == first
 
 
 @pytest.mark.slow
