@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import atomic
+from pocketllm.engine.formats.safetensors_io import atomic, trusted_header
 from pocketllm.engine.params.lora_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -109,6 +109,11 @@ class LoraSource:
             raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
         if set(tensors.keys()) != {name(path) for path in config.paths for name in (name_of_a, name_of_b)}:
             raise AdapterError(f"The adapter in {folder} does not match its config. Train a new one.")
+        of_model = trusted_header(model_folder.weights)
+        for path in config.paths:  # another model may have taken the name of the adapter's
+            weight, rows = of_model.get(f"{path}.weight"), tensors.get_slice(name_of_b(path)).get_shape()[0]
+            if weight is None or weight.shape[0] != rows:
+                raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
         return cls(
             config=config,
             family=family,

@@ -44,7 +44,17 @@ class GgufSource:
                 name: None if field.types[0] == gguf.GGUFValueType.ARRAY else field.contents()
                 for name, field in reader.fields.items()
             }
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # the reader validates little: any exception is possible
+            if "magic" in str(error):
+                raise ModelFileError(
+                    f"{path} is not a GGUF file. Give a GGUF file or a Hugging Face folder."
+                ) from error
+            if "GGMLQuantizationType" in str(error):
+                raise UnsupportedModel(
+                    f"{path} is packed in an unknown way ({error}). Get another quantization."
+                ) from error
             raise library_error(path, "The header", error) from error
         if reader.byte_order == "S":
             raise UnsupportedModel(f"{path} is big-endian. Get a little-endian conversion of the model.")
@@ -57,8 +67,10 @@ class GgufSource:
         self.tensor_count = len(reader.tensors)  #: in the file
         self._architecture = str(values.get("general.architecture", ""))
         self._has_tokenizer = "tokenizer.ggml.tokens" in values
-        # Without the reader's fields, which are an object for every token.
-        self._tensors: dict[str, gguf.ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
+        # Without the reader's fields, which are an object for every token, and its mapping of the file.
+        self._tensors: dict[str, gguf.ReaderTensor] = {
+            tensor.name: tensor._replace(data=None, field=None) for tensor in reader.tensors
+        }
         self._found: dict[str, gguf.ReaderTensor] = {}
         self._processor: Any = None
 
@@ -185,18 +197,24 @@ class GgufSource:
         return weights
 
     def _unpack(self, tensor: gguf.ReaderTensor, rows_at_a_time: int) -> Iterator[NDArray[np.float32]]:
-        shape, packed_rows = _shape(tensor), np.atleast_2d(tensor.data)  # gguf packs a vector as one row
-        for start in range(0, len(packed_rows), rows_at_a_time):
-            packed = np.array(packed_rows[start : start + rows_at_a_time])
+        shape = _shape(tensor)
+        rows = shape[0] if len(shape) > 1 else 1  # gguf packs a vector as one row
+        row_bytes = tensor.n_bytes // max(1, rows)
+        for start in range(0, rows, rows_at_a_time):
+            count = min(rows_at_a_time, rows - start)
+            place = tensor.data_offset + start * row_bytes
+            packed = np.fromfile(self.path, np.uint8, count * row_bytes, offset=place)
+            if packed.nbytes < count * row_bytes:
+                raise ModelFileError(f"{self.path} changed while it was read. Try again.")
             try:
                 # As one row, since gguf loops over groups of 16 rows; blocks do not span rows.
-                numbers = gguf.dequantize(packed.reshape(1, -1), tensor.tensor_type)
+                numbers = gguf.dequantize(packed[None], tensor.tensor_type)
             except NotImplementedError as error:
                 raise UnsupportedModel(
                     f"{self.path} packs tensor {tensor.name!r} as {tensor.tensor_type.name}, which cannot be unpacked. "
                     "Get another quantization."
                 ) from error
-            yield numbers.reshape((len(packed), *shape[1:]) if len(shape) > 1 else shape)
+            yield numbers.reshape((count, *shape[1:]) if len(shape) > 1 else shape)
 
 
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:

@@ -110,6 +110,10 @@ def import_model(
     if dtype not in DTYPES:
         raise BadRequest(f"dtype is {dtype!r}. Choose one of {', '.join(DTYPES)}.")
     try:
+        str(Path(source).absolute()).encode()  # for the manifest
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"The path {source!r} is not UTF-8. Rename the file or its folder.") from error
+    try:
         name = _name_of(name, source)
         target = models_dir / name
         models_dir.mkdir(parents=True, exist_ok=True)

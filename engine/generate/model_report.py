@@ -34,7 +34,7 @@ class Sample:
 
     held_out: Batches
     learned: Batches
-    prompts: list[list[int]]  #: beginnings of held-out texts, as token ids
+    prompts: list[list[int]]  #: of held-out text, as token ids
     eos: int  #: the token between texts, and before a prompt
     stop_ids: frozenset[int]  #: tokens that end a text
 

@@ -149,10 +149,13 @@ def test_what_is_refused_leaves_the_old_file(tiny: ModelFolder, tmp_path: Path, 
 
 
 def test_another_models_adapter(tiny: ModelFolder, tmp_path: Path) -> None:
-    other = open_model_folder(tiny_model_folder(tmp_path / "models", hidden=64, layers=3))
-    of_all_maps(other).save(tmp_path / "it")
-    with pytest.raises(MezoError, match=r"no tensor for model\.layers\.2"):
-        write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
+    for number, (layers, complaint) in enumerate(
+        ((3, r"no tensor for model\.layers\.2"), (2, "does not fit the model"))
+    ):
+        other = open_model_folder(tiny_model_folder(tmp_path / str(number), hidden=64, layers=layers))
+        of_all_maps(other).save(tmp_path / "it")
+        with pytest.raises(MezoError, match=complaint):
+            write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
 
 
 PROGRAM = """

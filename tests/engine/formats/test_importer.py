@@ -111,6 +111,8 @@ def test_a_bad_name_is_refused(llama: Path, tmp_path: Path, models: Path) -> Non
     (tmp_path / "модель").symlink_to(llama)
     with pytest.raises(BadRequest, match="is not a valid model name"):
         import_model(str(tmp_path / "модель"), models)
+    with pytest.raises(BadRequest, match="is not UTF-8"):
+        import_model(os.fsdecode(b"/caf\xe9/model.gguf"), models)
 
 
 def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
@@ -241,7 +243,7 @@ def endless_array() -> bytes:
 
 def test_a_foreign_file_is_refused(tmp_path: Path, models: Path, subtests: pytest.Subtests) -> None:
     foreign = (
-        ("model.gguf", b"ggml" * 20, ModelFileError, "GGUF magic invalid"),
+        ("model.gguf", b"ggml" * 20, ModelFileError, "is not a GGUF file"),
         ("model.gguf", b"", ModelFileError, "empty file|truncated"),
         ("model.bin", b"GGUF", ModelFileError, "opening a pickle"),
         ("model.ckpt", b"\x80\x02", ModelFileError, "opening a pickle"),
