@@ -58,10 +58,7 @@ _SHORT.maxstring = _SHORT.maxother = 4 * _VALUE_CHARACTERS
 TOO_LARGE = "The request is larger than the setting max_body_bytes allows. Send it in parts."
 
 #: Error codes that are not the status's name; these two names depend on Python's version.
-_CODES = {
-    HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
-}
+_CODES = {HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value", HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large"}
 
 
 class ErrorOut(BaseModel):

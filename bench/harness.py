@@ -170,13 +170,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
 
 def finish(
-    name: str,
-    tables: Sequence[Table],
-    *,
-    values: Values,
-    limits: Limits,
-    raw: Any,
-    options: argparse.Namespace,
+    name: str, tables: Sequence[Table], *, values: Values, limits: Limits, raw: Any, options: argparse.Namespace
 ) -> int:
     """Print the tables and the last line, and keep the results. Returns the exit code: 0 when no limit is missed."""
     summary = keep(name, values=values, limits=limits, raw=raw, options=options)

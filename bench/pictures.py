@@ -30,10 +30,7 @@ from pocketllm.cli.demo import sample_notes
 if TYPE_CHECKING:
     from pocketllm.client import Client
 
-SIZES = {
-    "wide": {"width": 1280, "height": 1000},
-    "narrow": {"width": 360, "height": 1400},
-}
+SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
 SCHEMES = {"": "light", "-dark": "dark"}
 #: As much as a phone shows.
 _STATE = {"width": 360, "height": 740}

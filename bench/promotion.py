@@ -22,11 +22,7 @@ from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.storage.repositories.texts import _Weighed, is_held_out, to_hold_out
 from pocketllm.storage.tables import Outcome
 
-LIMITS = {
-    "false_learned": Limit(at_most=0.05),
-    "false_forgets": Limit(at_most=0.05),
-    "power_1000": Limit(at_least=0.8),
-}
+LIMITS = {"false_learned": Limit(at_most=0.05), "false_forgets": Limit(at_most=0.05), "power_1000": Limit(at_least=0.8)}
 TEXTS, PARTS = (2, 3, 5, 10, 20, 40), (1, 5, 20)
 WORDS = (400, 1000, 4000)
 GAIN = 0.3

@@ -21,13 +21,7 @@ from bench import measured
 from bench.child import command
 from bench.harness import progress
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import (
-    FLOAT_DTYPES,
-    MANIFEST_NAME,
-    WEIGHTS_NAME,
-    Manifest,
-    open_model_folder,
-)
+from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, WEIGHTS_NAME, Manifest, open_model_folder
 
 if TYPE_CHECKING:
     import torch

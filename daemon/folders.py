@@ -86,11 +86,7 @@ class FolderScans:
     """Scans the folders now and then, in a child process: the readers would stay in the daemon's memory."""
 
     def __init__(
-        self,
-        folder: DataFolder,
-        uptime: Callable[[], float],
-        ended: Callable[[], None],
-        command: Sequence[str] = SCAN,
+        self, folder: DataFolder, uptime: Callable[[], float], ended: Callable[[], None], command: Sequence[str] = SCAN
     ) -> None:
         """ended: called when a scan has ended, in a thread of its own. command: takes the data folder."""
         self._folder, self._uptime, self._ended = folder, uptime, ended

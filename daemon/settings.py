@@ -268,8 +268,7 @@ class Settings(BaseSettings):
     )
     app_texts_per_day: int = Field(20_000, ge=1, description="Maximum number of texts that an app may add in 24 hours.")
     open_routes: bool = Field(
-        True,
-        description="GET /jobs needs no access token. Without one, it shows only states, steps, losses and times.",
+        True, description="GET /jobs needs no access token. Without one, it shows only states, steps, losses and times."
     )
     allowed_origins: tuple[str, ...] = Field(
         ("app://obsidian.md", "capacitor://localhost", "vscode-webview://"),

@@ -34,8 +34,7 @@ class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the s
     words: int = Field(1, ge=1, le=5, description="Words per suggestion; more than 1 gives short phrases.")
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     counts: bool | None = Field(
-        None,
-        description="Also weigh words by how often you wrote them. Default: true, except for 'base'.",
+        None, description="Also weigh words by how often you wrote them. Default: true, except for 'base'."
     )
     timeout_ms: int = Field(
         1000,

@@ -199,9 +199,7 @@ def delete_text(text_id: TextId, services: ServicesDep) -> TextDeletedOut:
 
 @router.delete("/texts")
 def delete_texts(
-    services: ServicesDep,
-    source: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
-    ids: Ids = (),
+    services: ServicesDep, source: Annotated[str | None, Query(min_length=1, max_length=200)] = None, ids: Ids = ()
 ) -> DeletionOut:
     """Delete every text from a source, or the texts with these ids. The effects are those of deleting one text."""
     deletions = services.store.deletions

@@ -205,11 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep("learn", values=values_of(runs), limits=LIMITS, raw=raw, options=options)
 
     # Hours of runs: they are kept one by one, for --resume.
-    with (
-        suppress(KeyboardInterrupt),
-        models_folder(options.models) as models,
-        tempfile.TemporaryDirectory() as scratch,
-    ):
+    with suppress(KeyboardInterrupt), models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or learner(models, quick=options.quick)
         for text in options.text or [sample_text(Path(scratch))]:
             blocks = Path(scratch) / "blocks.npz"

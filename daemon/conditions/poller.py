@@ -32,11 +32,7 @@ def run(command: Sequence[str], *, timeout_seconds: float) -> str:
     """
     try:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
     except OSError as error:
         raise ProbeFailed(f"{command[0]} cannot be run: {error.strerror}") from error
@@ -76,14 +72,7 @@ class Background(Generic[Answer]):
     After failures the interval grows (RETRY_SECONDS).
     """
 
-    def __init__(
-        self,
-        ask: Callable[[], Answer],
-        pace: Pace,
-        *,
-        idle_seconds: float,
-        training_seconds: float,
-    ) -> None:
+    def __init__(self, ask: Callable[[], Answer], pace: Pace, *, idle_seconds: float, training_seconds: float) -> None:
         """ask: raises ProbeFailed. The intervals are between the starts of two polls."""
         self._ask, self._pace = ask, pace
         self._idle, self._training = timedelta(seconds=idle_seconds), timedelta(seconds=training_seconds)

@@ -63,10 +63,7 @@ def report(
     job_id: str, verdict: EvaluationVerdict, found: ModelReport | None = None, content: dict[str, Any] | None = None
 ) -> Report:
     """The whole report; the verdict is always present."""
-    numbers = {
-        "verdict": verdict.to_json(),
-        "verbatim_recall": None if found is None else found.verbatim_recall,
-    }
+    numbers = {"verdict": verdict.to_json(), "verbatim_recall": None if found is None else found.verbatim_recall}
     return Report(job_id=job_id, numbers=numbers, content=content)
 
 

@@ -247,12 +247,7 @@ class Generator:
             }
             command += [str(part) for option in options.items() for part in option]
             self._process = process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=PIPE,
-                stdout=PIPE,
-                env=child_environment(),
-                limit=_LINE_BYTES,
-                start_new_session=True,
+                *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True
             )
             first = await self._line(process)
         finally:

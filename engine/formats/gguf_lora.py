@@ -115,11 +115,7 @@ class LoraSource:
             if weight is None or weight.shape[0] != rows:
                 raise AdapterError(f"The adapter in {folder} does not fit the model at {path}. Train a new one.")
         return cls(
-            config=config,
-            family=family,
-            tensors=tensors,
-            heads={"attn_q": heads, "attn_k": kv_heads},
-            names=names,
+            config=config, family=family, tensors=tensors, heads={"attn_q": heads, "attn_k": kv_heads}, names=names
         )
 
     def a(self, path: str) -> Numbers:

@@ -130,10 +130,7 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
     """The number of characters at the end that may change: an incomplete character, or the start of a stop string."""
     if text.endswith("\N{REPLACEMENT CHARACTER}"):
         return len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-    return max(
-        (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
-        default=0,
-    )
+    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
 
 
 def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) -> frozenset[int]:

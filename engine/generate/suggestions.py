@@ -261,13 +261,7 @@ class Suggester:
         return self._children(one.candidate, one.following, tokens, _BRANCHES, typed=True)
 
     def _children(
-        self,
-        parent: _Candidate,
-        following: torch.Tensor,
-        tokens: torch.Tensor,
-        count: int,
-        *,
-        typed: bool = False,
+        self, parent: _Candidate, following: torch.Tensor, tokens: torch.Tensor, count: int, *, typed: bool = False
     ) -> list[_Candidate]:
         """The parent with each of the likeliest of these tokens. typed: no other token is as it is typed."""
         probabilities = following[tokens]

@@ -145,11 +145,7 @@ def passage(model_folder: ModelFolder) -> Batch:
     tokenizer = model_folder.tokenizer()
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = encode(
-        [Example(text)],
-        tokenizer,
-        length=TOKENS,
-        eos=eos_id(tokenizer),
-        is_mlm=model_folder.manifest.is_mlm,
+        [Example(text)], tokenizer, length=TOKENS, eos=eos_id(tokenizer), is_mlm=model_folder.manifest.is_mlm
     )[0]
     return blocks[slice(0, 1)]
 

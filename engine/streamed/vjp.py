@@ -28,11 +28,7 @@ def differentiable_linear(linear: StreamedLinear, x: torch.Tensor) -> torch.Tens
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        a: torch.Tensor | None,
-        b: torch.Tensor | None,
-        linear: StreamedLinear,
+        ctx: Any, x: torch.Tensor, a: torch.Tensor | None, b: torch.Tensor | None, linear: StreamedLinear
     ) -> torch.Tensor:
         rows = x.reshape(-1, linear.in_features)
         low = None if a is None else rows @ a.t()

@@ -283,12 +283,7 @@ def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[J
 
 
 def _ended(
-    session: Session,
-    job_id: str,
-    to: JobState,
-    message: str,
-    now: datetime,
-    of: Sequence[JobState] = OPEN_STATES,
+    session: Session, job_id: str, to: JobState, message: str, now: datetime, of: Sequence[JobState] = OPEN_STATES
 ) -> Job:
     job = _change_state(session, job_id, to, of=of)
     if job.texts is None:  # it never started: no job starts by itself on these

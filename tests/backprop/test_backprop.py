@@ -33,13 +33,7 @@ from tests.support.backpropagation import (
     whole_gradients,
     worst_error,
 )
-from tests.support.learning import (
-    family,
-    family_as_stored,
-    imported,
-    random_blocks,
-    transformers_model,
-)
+from tests.support.learning import family, family_as_stored, imported, random_blocks, transformers_model
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 from tests.support.tiny_models import byte_tokenizer
 

@@ -72,12 +72,7 @@ def test_other_shells_get_the_verbs_too() -> None:
 
 
 def test_it_imports_nothing_heavy() -> None:
-    asked = {
-        **os.environ,
-        "_POCKETLLM_COMPLETE": "complete_bash",
-        "COMP_WORDS": "pocketllm jobs ",
-        "COMP_CWORD": "2",
-    }
+    asked = {**os.environ, "_POCKETLLM_COMPLETE": "complete_bash", "COMP_WORDS": "pocketllm jobs ", "COMP_CWORD": "2"}
     child = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", PROGRAM], env=asked, capture_output=True, text=True
     )

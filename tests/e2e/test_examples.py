@@ -48,11 +48,7 @@ def texts(daemon: Daemon, source: str) -> list[str]:
 def test_curl(daemon: Daemon) -> None:
     sentence = 'Said: "glass\\rising", and ate.'
     ended = run(
-        "dash",
-        str(EXAMPLES / "curl.sh"),
-        sentence,
-        URL=daemon.url,
-        TOKEN=token(daemon, "curl", "ingest", "generate"),
+        "dash", str(EXAMPLES / "curl.sh"), sentence, URL=daemon.url, TOKEN=token(daemon, "curl", "ingest", "generate")
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert texts(daemon, "curl") == [sentence]

@@ -15,13 +15,7 @@ from tests.support.paths import ROOT
 
 PYTHON = "3.14"
 #: What termux/install.sh takes from Termux's packages, and the versions that Termux had in August 2026.
-OF_TERMUX = {
-    "torch": "2.11.0",
-    "numpy": "2.4.4",
-    "greenlet": "3.5.5",
-    "tokenizers": "0.23.1",
-    "hf-xet": "1.6.0",
-}
+OF_TERMUX = {"torch": "2.11.0", "numpy": "2.4.4", "greenlet": "3.5.5", "tokenizers": "0.23.1", "hf-xet": "1.6.0"}
 #: What no wheel fits. Each costs the phone's owner minutes: think twice before one comes in. Of pydantic-core Termux's
 #: user repository has a wheel.
 COMPILED = {"ijson", "pydantic-core", "pyyaml", "regex", "safetensors"}

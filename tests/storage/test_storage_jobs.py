@@ -119,7 +119,7 @@ def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
     assert (started.starts, resumed.starts) == (1, 2)
     assert {text.text for text in store.texts.of_job(job.id)} == {"one two", "three"}
     assert [event.kind for event in store.jobs.events(job.id)] == [
-        *("queued", "started", "compared with", "paused", "resumed"),
+        *("queued", "started", "compared with", "paused", "resumed")
     ]
 
 

@@ -20,10 +20,7 @@ from tests.support.stress.world import Charger, World
 
 #: The daemon's setting: it polls its sensors at this interval while a job runs.
 POLL_SECONDS = 2.0
-LIMITS = {
-    "worst_unplug_to_exit_s": Limit(at_most=POLL_SECONDS + 1),
-    "bit_equal": Limit(at_least=1, always=True),
-}
+LIMITS = {"worst_unplug_to_exit_s": Limit(at_most=POLL_SECONDS + 1), "bit_equal": Limit(at_least=1, always=True)}
 SEED = 3
 
 

@@ -29,12 +29,7 @@ def training(**changes: object) -> TrainingSettings:
 
 
 def learn(
-    folder: DataFolder,
-    store: Store,
-    settings: TrainingSettings,
-    *,
-    seed: int = 3,
-    parent: str | None = None,
+    folder: DataFolder, store: Store, settings: TrainingSettings, *, seed: int = 3, parent: str | None = None
 ) -> Job:
     """A job that has succeeded: its rows are in the store, and its adapter is in the data folder."""
     options = settings.model_dump(mode="json")

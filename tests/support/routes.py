@@ -5,10 +5,7 @@ from typing import Any
 
 from starlette.routing import BaseRoute, Route
 
-OPEN = [
-    *(("GET", "/health"), ("GET", "/jobs")),
-    *(("GET", "/"), ("GET", "/dashboard/{name}")),
-]
+OPEN = [*(("GET", "/health"), ("GET", "/jobs")), *(("GET", "/"), ("GET", "/dashboard/{name}"))]
 
 
 def routes(of: list[BaseRoute]) -> Iterator[tuple[str, str]]:

@@ -92,7 +92,7 @@ class WordOut(BaseModel):
 
 
 class CompletionOut(BaseModel):
-    """A piece of held-out text, mostly a beginning, and how each model continues it, always with the likeliest token."""
+    """A piece of held-out text, and how each model continues it, always with the likeliest token."""
 
     prompt: str
     base: str

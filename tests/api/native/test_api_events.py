@@ -81,10 +81,7 @@ def test_a_long_poll_ends_with_the_news(daemon: Daemon) -> None:
 
 def test_a_daemon_that_ends_does_not_wait_for_who_listens(tmp_path: Path, models: Path) -> None:
     shutil.copytree(models, tmp_path / "models")
-    with (
-        running(tmp_path, MODEL="tiny") as daemon,
-        daemon.client.stream("GET", "/events", headers=STREAM) as listening,
-    ):
+    with running(tmp_path, MODEL="tiny") as daemon, daemon.client.stream("GET", "/events", headers=STREAM) as listening:
         began = time.monotonic()
         assert daemon.end() == 0
         assert time.monotonic() - began < 4, "the limit for open requests is 5 s"

@@ -146,26 +146,17 @@ def test_what_does_not_apply_is_named_and_ignored(client: openai.OpenAI) -> None
     answer = client.chat.completions.create(
         model=BASE, messages=CHAT, max_tokens=2, frequency_penalty=0.5, presence_penalty=0, parallel_tool_calls=True
     )
-    assert answer.to_dict()["warnings"] == [
-        "frequency_penalty is ignored",
-        "parallel_tool_calls is ignored",
-    ]
+    assert answer.to_dict()["warnings"] == ["frequency_penalty is ignored", "parallel_tool_calls is ignored"]
 
 
 @pytest.mark.smoke
 def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
         client.chat.completions.create(model=BASE, messages=CHAT, temperature=9)
-    with (
-        own_client(daemon, "wrong") as stranger,
-        pytest.raises(openai.AuthenticationError, match="pocketllm token"),
-    ):
+    with own_client(daemon, "wrong") as stranger, pytest.raises(openai.AuthenticationError, match="pocketllm token"):
         stranger.models.list()
     token = daemon.client.post("/tokens", json={"name": "notes", "scopes": ["ingest"]}).json()["token"]
-    with (
-        own_client(daemon, token) as app,
-        pytest.raises(openai.PermissionDeniedError, match="generate"),
-    ):
+    with own_client(daemon, token) as app, pytest.raises(openai.PermissionDeniedError, match="generate"):
         app.models.list()
 
 

@@ -70,7 +70,7 @@ def test_the_open_routes_answer_without_one(shared: InProcessApp) -> None:
 NEAR = {
     (401, "missing_token"): ["POST /jobs", "GET /jobs/job-0", "GET /jobs/../texts"],
     (405, "method_not_allowed"): [
-        *("POST /health", "DELETE /jobs/job-0", "GET /jobs/job-0/cancel", "OPTIONS /jobs", "HEAD /health"),
+        *("POST /health", "DELETE /jobs/job-0", "GET /jobs/job-0/cancel", "OPTIONS /jobs", "HEAD /health")
     ],
     (404, "not_found"): [
         *("GET /jobs/", "GET /jobs/..%2ftexts", "GET /jobs//job-0", "GET /Jobs"),
@@ -98,7 +98,7 @@ def test_nothing_near_the_open_routes_is_open(
 NO_TOKENS = {
     "missing_token": ["", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}"],
     "bad_token": [
-        *(f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Bearer {TOKEN.upper()}", "Bearer None", "Bearer \xe9"),
+        *(f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Bearer {TOKEN.upper()}", "Bearer None", "Bearer \xe9")
     ],
 }
 
@@ -152,9 +152,7 @@ FOREIGN_ORIGINS = [
     *("http://localhost#.evil.example", "http://localhost/", "localhost", "ftp://localhost", "http://http://localhost"),
 ]
 SHELLS = ["app://obsidian.md", "capacitor://localhost", "vscode-webview://0a1b2c", "vscode-webview://x.y"]
-NO_SHELLS = [
-    *("https://evil.example", "app://obsidian.md.evil.example", "xapp://obsidian.md", "vscode-webview://a/b"),
-]
+NO_SHELLS = [*("https://evil.example", "app://obsidian.md.evil.example", "xapp://obsidian.md", "vscode-webview://a/b")]
 
 
 def test_local_pages_are_let_in_with_the_token(shared: InProcessApp) -> None:

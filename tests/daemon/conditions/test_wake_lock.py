@@ -9,8 +9,7 @@ from tests.support.executables import executable
 def lock_in(folder: Path) -> WakeLock:
     note = folder / "calls"
     return WakeLock(
-        executable(folder, "take", f"echo take >> {note}"),
-        executable(folder, "give", f"echo give >> {note}"),
+        executable(folder, "take", f"echo take >> {note}"), executable(folder, "give", f"echo give >> {note}")
     )
 
 

@@ -64,12 +64,7 @@ def test_a_job_that_is_running_without_a_worker_is_tried_again(world: SchedulerW
 def test_a_job_that_cannot_be_run_fails_and_the_next_gets_its_turn(world: SchedulerWorld) -> None:
     world.add(5)
     broken = world.scheduler.request(
-        JobRequest(),
-        seed=None,
-        immediate=False,
-        now=world.clock.now,
-        tuning={},
-        start_from="gone",
+        JobRequest(), seed=None, immediate=False, now=world.clock.now, tuning={}, start_from="gone"
     ).id
     world.tick()
     assert world.job(broken).state is JobState.FAILED and "no adapter 'gone'" in str(world.job(broken).error)

@@ -62,11 +62,7 @@ def contents_of(path: Path) -> dict[str, Any]:
 class TestRebuild:
     @pytest.mark.parametrize(
         "settings",
-        [
-            LORA,
-            training(noise="gaussian", probes=2),
-            training(mode="full", noise="gaussian", probes=2, step_size=1e-3),
-        ],
+        [LORA, training(noise="gaussian", probes=2), training(mode="full", noise="gaussian", probes=2, step_size=1e-3)],
         ids=["lora", "lora, gaussian", "full, gaussian"],
     )
     def test_what_comes_out_is_what_was_stored(self, folder: DataFolder, store: Store, settings: Any) -> None:

@@ -36,13 +36,7 @@ from tests.support.workers import (
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(
-    method="exact",
-    steps=24,
-    batch=8,
-    block_tokens=16,
-    measure_every=8,
-    memory_bytes=200_000_000,
-    rehearsal=0.0,
+    method="exact", steps=24, batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000, rehearsal=0.0
 )
 
 

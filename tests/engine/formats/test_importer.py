@@ -165,10 +165,7 @@ def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path
         "import_model(sys.argv[1], Path(sys.argv[2]), name='tiny', progress=wait)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(llama), str(models)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code, str(llama), str(models)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as importer:
         assert importer.stdout
         assert importer.stdout.readline() == "half\n"
