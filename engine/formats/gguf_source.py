@@ -68,8 +68,9 @@ class GgufSource:
         self._architecture = str(values.get("general.architecture", ""))
         self._has_tokenizer = "tokenizer.ggml.tokens" in values
         # Without the reader's fields, which are an object for every token, and its mapping of the file.
+        without: Any = None
         self._tensors: dict[str, gguf.ReaderTensor] = {
-            tensor.name: tensor._replace(data=None, field=None) for tensor in reader.tensors
+            tensor.name: tensor._replace(data=without, field=without) for tensor in reader.tensors
         }
         self._found: dict[str, gguf.ReaderTensor] = {}
         self._processor: Any = None
