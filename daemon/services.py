@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from os import getpid
 
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.fresh_look import FreshLook
@@ -12,6 +13,7 @@ from pocketllm.daemon.conditions.wake_lock import RELEASE, TAKE, WakeLock
 from pocketllm.daemon.folders import FolderScans
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
@@ -21,7 +23,7 @@ from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.store import Store
 
-#: Private memory of the daemon, about.
+#: Private memory of the daemon at most, about.
 DAEMON_BYTES = 100_000_000
 
 
@@ -106,7 +108,7 @@ def build_services(
         ),
         wake_lock=wake_lock,
         scan=folder_scans.begin,
-        generator_bytes=lambda: (used := generator.held_bytes) and used + DAEMON_BYTES,
+        generator_bytes=lambda: (used := generator.held_bytes) and used + (anonymous_bytes(getpid()) or DAEMON_BYTES),
         uptime=uptime,
     )
     generator.before_start = lambda: scheduler.tick(now())

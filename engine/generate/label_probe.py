@@ -23,6 +23,8 @@ QUESTION = "\nThis is"
 #: The first tokens of a text that count, and the texts that pass through the model together.
 MAX_TOKENS = 256
 _TOGETHER = 8
+#: Lengths are multiples of it: oneDNN keeps code for each shape in bf16, 140 MB after two hundred texts.
+_STEP = 32
 #: Of a penalty, over the mean of K's diagonal; and of a scale.
 _PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -35,8 +37,8 @@ def text_features(
     """Yield each text's features, (2 * width,) fp32. texts, question: their tokens, at least one each."""
     for start in range(0, len(texts), _TOGETHER):
         some = [list(text[:MAX_TOKENS]) for text in texts[start : start + _TOGETHER]]
-        width = max(map(len, some))
-        padded = torch.tensor([[*text, *question] + [0] * (width - len(text)) for text in some])
+        width = -(-(max(map(len, some)) + len(question)) // _STEP) * _STEP
+        padded = torch.tensor([[*text, *question] + [0] * (width - len(text) - len(question)) for text in some])
         hidden = model.hidden(Batch(inputs=padded, targets=padded)).float()  # no token sees the padding behind it
         for text, states in zip(some, hidden, strict=True):
             yield torch.cat((states[: len(text)].mean(0), states[len(text) + len(question) - 1]))

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -147,8 +146,7 @@ def import_texts(
     Hidden files, files without text and unknown formats are skipped and counted. The texts stay on this device. A text
     that is already stored is not stored again, so you can repeat an import or resume an interrupted one.
     """
-    from pocketllm.daemon.errors import BadSettings
-    from pocketllm.daemon.settings import Settings, load_settings
+    from pocketllm.daemon.settings import load_settings
     from pocketllm.readers.gathering import Tally, gather
 
     for path in paths:
@@ -156,9 +154,7 @@ def import_texts(
             raise CommandError(f"There is no file or folder {path}.")
     if source is not None and not 1 <= len(source) <= MAX_SOURCE:
         raise UsageError(f"--source has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
-    names, max_bytes = frozenset(map(name_key, me or [])), Settings.model_fields["max_text_bytes"].default
-    with suppress(BadSettings):  # they are the daemon's, which may be another machine's
-        max_bytes = load_settings({}).max_text_bytes
+    names, max_bytes = frozenset(map(name_key, me or [])), load_settings({}).max_text_bytes
     read_options = ReadOptions(me=names, format=kind, max_bytes=max_bytes, as_written=as_written)
     tally = Tally()
     texts = gather(paths, read_options, tally, source=source)
