@@ -10,7 +10,7 @@ Allen 1974). So the penalty, and the scale by which scores become probabilities,
 each other's labels best, and how often they do is the probe's accuracy.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
@@ -31,17 +31,19 @@ _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @torch.inference_mode()
-def text_features(
-    model: LanguageModel, texts: Sequence[Sequence[int]], question: Sequence[int]
-) -> Iterator[torch.Tensor]:
-    """Yield each text's features, (2 * width,) fp32. texts, question: their tokens, at least one each."""
+def text_features(model: LanguageModel, texts: Sequence[Sequence[int]], question: Sequence[int]) -> list[torch.Tensor]:
+    """Each text's features, (2 * width,) fp32. texts, question: their tokens, at least one each."""
+    found: dict[int, torch.Tensor] = {}
+    by_length = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # which takes little padding
     for start in range(0, len(texts), _TOGETHER):
-        some = [list(text[:MAX_TOKENS]) for text in texts[start : start + _TOGETHER]]
+        numbers = by_length[start : start + _TOGETHER]
+        some = [list(texts[number][:MAX_TOKENS]) for number in numbers]
         width = -(-(max(map(len, some)) + len(question)) // _STEP) * _STEP
         padded = torch.tensor([[*text, *question] + [0] * (width - len(text) - len(question)) for text in some])
         hidden = model.hidden(Batch(inputs=padded, targets=padded)).float()  # no token sees the padding behind it
-        for text, states in zip(some, hidden, strict=True):
-            yield torch.cat((states[: len(text)].mean(0), states[len(text) + len(question) - 1]))
+        for number, text, states in zip(numbers, some, hidden, strict=True):
+            found[number] = torch.cat((states[: len(text)].mean(0), states[len(text) + len(question) - 1]))
+    return [found[number] for number in range(len(texts))]
 
 
 class LabelProbe:
