@@ -27,7 +27,7 @@ FAULTS = {fault.__name__: fault for fault in (*faults_of_files.FAULTS, *faults_o
 DISKS: dict[str, Kind] = {
     "disk_full": "small",
     "full_disk_at_start": "small",
-    "full_disk_after_kill": "small",
+    "full_disk_after_kill": "image",
     "read_only_disk": "image",
 }
 #: What the small form injects. Of the others tests have quicker forms, or they are much like one of these.
