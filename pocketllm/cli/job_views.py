@@ -99,7 +99,7 @@ def outcome(job: Document, folder: str | None) -> RenderableType:
         ("Job", Text.assemble(job["id"], " ", (job["outcome"], "bold green" if learned else "bold yellow"))),
         ("Held-out loss", f"{change_text(job)} nats per token{percent_text(job)}"),
         ("Work", f"{job['step']} steps{took}, {speed_text(job)}"),
-        ("Peak memory", bytes_text(job.get("peak_memory_bytes"))),
+        ("Peak memory", bytes_text(job["peak_memory_bytes"])),
         ("Adapter", job["adapter"] or "none"),
         ("Folder", folder),
     )
@@ -117,7 +117,7 @@ def jobs_table(page: Document, *, width: int, now: datetime) -> RenderableType:
         "Held-out loss": change_text,
         "Speed": speed_text,
         "Left": left_text,
-        "Peak memory": lambda job: bytes_text(job["peak_memory_bytes"]),
+        "Peak memory": lambda job: bytes_text(job.get("peak_memory_bytes")),
         "Age": lambda job: age_text(job["created_at"], now),
     }
     empty = (

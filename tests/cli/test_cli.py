@@ -18,7 +18,7 @@ from pocketllm.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.commands import WAIT_SECONDS, Run, child_environment, environment
+from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
 from tests.support.in_process_app import TOKEN
 from tests.support.served import Served
 from tests.support.tiny_models import tiny_model_folder
@@ -104,6 +104,14 @@ def test_a_wrong_token_is_explained(run: Run, served: Served) -> None:
     result = run("generate", "x")
     assert result.exit_code == 1
     assert "is invalid or has expired" in result.stderr and "(The token sent is not this daemon's" in result.stderr
+
+
+def test_jobs_are_listed_for_who_has_no_token(served: Served, tmp_path: Path) -> None:
+    """With fewer fields than the owner sees."""
+    served.api.add("Wind west, glass rising.")
+    assert served.api.post("/jobs", json={"steps": 40}).status_code == 202
+    shown = commands(tmp_path)("jobs", "--url", served.url)
+    assert shown.exit_code == 0 and "job-" in shown.stdout, shown.stderr
 
 
 def test_wrong_usage_ends_with_2(alone: Run) -> None:
