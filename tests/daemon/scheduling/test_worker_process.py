@@ -71,6 +71,12 @@ def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerP
     assert idle(runner)
 
 
+def test_a_worker_has_the_lowest_priority(runner: WorkerProcess) -> None:
+    pid = start(runner)
+    wait_for_end(pid)
+    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == (os.SCHED_IDLE, 19)
+
+
 def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:
     job_id = "job-" + "x" * 500
     wait_for_end(start(runner, job_id))
