@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit
-from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, ITEMSIZE, Shapes, adapted, distinct_inputs, layer_of
+from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, ITEMSIZE, Shapes, adapted, layer_of
 
 Mode = Literal["lora", "full"]
 #: A job's training method: exact gradients, a layer at a time (pocketllm.backprop), or MeZO.
@@ -48,8 +48,8 @@ EXACT_PASSES, KEPT_PASSES = 3.4, 0.65
 #: What each further micro-batch of an exact step costs, in positions: a layer's weights pass through the cache again
 #: (SmolLM2, bf16, all layers kept: 1.30 s for 512 positions at once, 1.56 s for twice 256, 2.04 s for four times 128).
 VISIT_POSITIONS = 100
-#: Oversampling columns of the activation PCA (engine/params/activation_pca.py).
-_SPARE_COLUMNS = 4
+#: Oversampling columns of the activation PCA (engine/params/activation_pca.py), which make it converge faster.
+SPARE_COLUMNS = 4
 #: The shortest blocks that a plan is reduced to.
 MIN_TOKENS = 16
 #: From this number of probes on they share the loss at theta (mezo/estimator.py).
@@ -254,11 +254,11 @@ def _theta_bytes(shapes: Shapes, plan: JobPlan) -> int:
 
 
 def _preparing_bytes(shapes: Shapes, plan: JobPlan) -> int:
-    """The activation PCA: two sketches of each input, somewhat wider than A; and A and B themselves."""
+    """The activation PCA: two sketches for each map, somewhat wider than A; and A and B themselves."""
     if plan.mode == "full":
         return 0
-    inputs = sum(distinct_inputs(shapes, plan.targets))
-    return _theta_bytes(shapes, plan) + 8 * (plan.rank + _SPARE_COLUMNS) * inputs
+    inputs = sum(inputs for _, inputs in adapted(shapes, plan.targets).values())
+    return _theta_bytes(shapes, plan) + 8 * (plan.rank + SPARE_COLUMNS) * inputs
 
 
 def _seconds(shapes: Shapes, plan: JobPlan) -> float:

@@ -14,8 +14,6 @@ from pocketllm.engine.formats.safetensors_io import TensorEntry, trusted_header
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: A layer's weights up to this size stay dense for all micro-batches (pocketllm.backprop).
 DENSE_LAYER_BYTES = 16 * 2**20
-#: Linear maps with the same input as another one of their layer: the activation PCA keeps one sketch for both.
-_SAME_INPUT_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "key": "query", "value": "query", "up_proj": "gate_proj"}
 #: The linear maps of a layer of Llama's kind.
 LLAMA_MAPS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -108,15 +106,6 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The linear maps with these names: path -> (out, in)."""
     return {path: shape for path, shape in shapes.linears.items() if path.rpartition(".")[2] in targets}
-
-
-def distinct_inputs(shapes: Shapes, targets: Sequence[str]) -> list[int]:
-    """The width of each distinct input of these linear maps; queries, keys and values share one."""
-    widths = {}
-    for path, (_, width) in adapted(shapes, targets).items():
-        block, _, name = path.rpartition(".")
-        widths[block, _SAME_INPUT_AS.get(name, name)] = width
-    return list(widths.values())
 
 
 def layer_of(name: str) -> str | None:

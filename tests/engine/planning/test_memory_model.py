@@ -12,20 +12,10 @@ from hypothesis import strategies as st
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit, ModelFileError
 from pocketllm.engine.formats.model_folder import DTYPES, ModelFolder, open_model_folder
-from pocketllm.engine.params import activation_pca as directions
-from pocketllm.engine.planning.memory_model import (
-    _SPARE_COLUMNS,
-    MB,
-    MIN_ROWS,
-    MIN_TOKENS,
-    UNPACK_SECONDS,
-    JobPlan,
-    fit,
-    predict,
-)
-from pocketllm.engine.planning.shapes import Shapes, adapted, distinct_inputs, read_shapes
+from pocketllm.engine.planning.memory_model import MB, MIN_ROWS, MIN_TOKENS, UNPACK_SECONDS, JobPlan, fit, predict
+from pocketllm.engine.planning.shapes import Shapes, adapted, read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import imported, some_blocks
+from tests.support.learning import imported
 from tests.support.model_shapes import LLAMA_7B, SMOLLM2
 from tests.support.tiny_architectures import ARCHITECTURES
 from tests.support.tiny_models import tiny_model_folder
@@ -218,22 +208,6 @@ class TestPredict:
         several = dataclasses.replace(PLAN, replicas=2)
         ratio = predict(shapes, several).seconds_per_step / predict(shapes, PLAN).seconds_per_step
         assert ratio == pytest.approx(2 / 3)
-
-    def test_the_search_for_a_carries_along_what_is_counted(self) -> None:
-        assert _SPARE_COLUMNS == directions._SPARE
-
-    def test_the_search_for_a_keeps_as_many_inputs_as_are_counted(self, root: Path) -> None:
-        for name in ARCHITECTURES:
-            model_folder = imported(root, name, "bfloat16")
-            model, shapes = LanguageModel(model_folder), read_shapes(model_folder)
-            of_layers = {path.rpartition(".")[2] for path in shapes.linears if ".layer" in path}
-            for targets in (of_layers, of_layers - {"q_proj", "k_proj", "query", "key"}, {"k_proj", "key", "up_proj"}):
-                search = directions._Search(model, list(adapted(shapes, list(targets))), 4, seed=0)
-                model.set_parameters(None)
-                with search.collecting():
-                    model.hidden(some_blocks(2))
-                kept = sorted(len(sketch.q) for sketch in search._sketches())
-                assert kept == sorted(distinct_inputs(shapes, list(targets))), (name, targets)
 
 
 class TestExact:
