@@ -72,11 +72,11 @@ class LayerwiseGradients:
                 raise UnsupportedModel(f"{path} is in none of the model's layers. Use training.method = mezo.")
             paths[number].append(path)
         self._adapter, self._size = adapter, size
-        self._network, self._stack, self._context = model.first_replica, model.stack, model.context
+        self._model, self._stack, self._context = model, model.stack, model.context
         self._dense, self._kept_states, self._kept_activations = DenseWeights(), Scratch(), Scratch()
         self._lowest = min(paths)
         self._layers: list[GraphLayer | LlamaLayer] = [
-            GraphLayer(self._network, number, paths[number], adapter) for number in range(self._stack.count)
+            GraphLayer(self._model, number, paths[number], adapter) for number in range(self._stack.count)
         ]
         self._check()
 
@@ -135,7 +135,7 @@ class LayerwiseGradients:
         of_target: (parts,), the weight of a target in each part.
         """
         for some in micro_batches:
-            hidden, some.calls = self._network.layer_calls(some.blocks)
+            hidden, some.calls = self._model.layer_calls(some.blocks)
             some.states = [hidden]
         self._make_slots(micro_batches)
         for number in range(self._stack.count):
@@ -184,14 +184,14 @@ class LayerwiseGradients:
         places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
         with torch.enable_grad():
             last = some.states.pop().detach().requires_grad_()
-            hidden = self._network.behind_layers(blocks, last)
-        head = self._network.head.at(None)
+            hidden = self._model.behind_layers(blocks, last)
+        head = self._model.head.at(None)
         losses, error = output_error(hidden.detach()[places], head, blocks.targets[places], blocks.label_ids)
         at_hidden = torch.zeros_like(hidden)
         at_hidden[places] = (error * of_target[some.parts][places[0], None]).to(hidden.dtype)
         (some.error,) = vjp(hidden, [last], at_hidden)
         if self._context.release:
-            self._network.head.weight.release()
+            self._model.head.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
     def _backward(
@@ -225,36 +225,29 @@ class LayerwiseGradients:
             sums[path] = (a, b) if before is None else (before[0].add_(a), before[1].add_(b))
 
     @contextmanager
-    def _layer(self, number: int, following: int | None = None) -> Iterator[GraphLayer | LlamaLayer]:
+    def _layer(self, number: int, following: int) -> Iterator[GraphLayer | LlamaLayer]:
         """Load a layer, its weights dense if that is small, and prefetch the following layer's weights."""
-        release = self._context.release
-        if release and following is not None and 0 <= following < self._stack.count:
-            for weight in self._stack.weights_of(following):
-                weight.prefetch()
-        weights = self._stack.weights_of(number)
-        dense = sum(prod(weight.shape) for weight in weights) * self._context.dtype.itemsize
+        dense = sum(prod(w.shape) for w in self._stack.weights_of(number)) * self._context.dtype.itemsize
         self._context.dense = self._dense if dense <= DENSE_LAYER_BYTES else None
         try:
-            self._layers[number].load()
-            yield self._layers[number]
+            with self._stack.loaded(number, following):
+                self._layers[number].load()
+                yield self._layers[number]
         finally:
             self._context.dense = None
             self._dense.clear()
-            if release:
-                for weight in weights:
-                    weight.release()
 
     @torch.no_grad()
     def _check(self) -> None:
         """Find the layers of Llama's kind. Raise UnsupportedModel if layers pass on more than hidden states."""
-        words = torch.tensor([[1, 2, 3]]).remainder(self._network.head.at(None).vocabulary)
+        words = torch.tensor([[1, 2, 3]]).remainder(self._model.head.at(None).vocabulary)
         blocks = Batch(inputs=words, targets=words)
-        expected = float(self._network.block_sums(blocks, ()))
+        expected = float(self._model.block_sums(blocks, ()))
         some = _MicroBatch(blocks=blocks, parts=torch.tensor([0]))
-        hidden, some.calls = self._network.layer_calls(blocks)
+        hidden, some.calls = self._model.layer_calls(blocks)
         some.states = [hidden]
         for number in range(self._stack.count):
-            with self._layer(number):
+            with self._layer(number, number + 1):
                 self._run(some, number)
             self._try_by_hand(number, some)
         loss = float(self._output(some, torch.ones(1, dtype=torch.float64)).sum())

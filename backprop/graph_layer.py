@@ -6,31 +6,31 @@ import torch
 
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.layers import LayerCall
-from pocketllm.engine.streamed.network import Network
+from pocketllm.engine.streamed.model import LanguageModel
 
 
 class GraphLayer:
     """One layer with the adapters of some of its maps. `load` comes before its passes."""
 
-    def __init__(self, network: Network, number: int, paths: Sequence[str], adapter: Adapter) -> None:
-        """number: the layer's. paths: of the maps that are adapted; `adapter` is the network's current parameters."""
-        self._network, self._number, self.paths, self._adapter = network, number, paths, adapter
+    def __init__(self, model: LanguageModel, number: int, paths: Sequence[str], adapter: Adapter) -> None:
+        """number: the layer's. paths: of the maps that are adapted; `adapter` is the model's current parameters."""
+        self._model, self._number, self.paths, self._adapter = model, number, paths, adapter
         self.widths: Sequence[int] = ()  #: it keeps no activations
         self._leaves: list[torch.Tensor] = []
 
     def load(self) -> None:
         """Copy the adapters' factors in the compute dtype: the leaves of the graph."""
-        dtype, scaling = self._network.context.dtype, self._adapter.scaling
+        dtype, scaling = self._model.context.dtype, self._adapter.scaling
         factors = [f for path in self.paths for f in (self._adapter.a[path], self._adapter.b[path] * scaling)]
         self._leaves = [factor.to(dtype).detach().requires_grad_() for factor in factors]
         for path, a, b in zip(self.paths, self._leaves[::2], self._leaves[1::2], strict=True):
-            branch = self._network.linears[path].lora
+            branch = self._model.linears[path].lora
             assert branch is not None, "the adapter is the model's current parameters"
             branch.leaves = (a, b)
 
     def forward(self, x: torch.Tensor, call: LayerCall, keep: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         """(blocks, tokens, width) -> the same."""
-        return self._network.stack.run(self._number, x, call)
+        return self._model.stack.run(self._number, x, call)
 
     def vjp(
         self, x: torch.Tensor, call: LayerCall, error: torch.Tensor, kept: Sequence[torch.Tensor] = ()

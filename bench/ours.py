@@ -43,12 +43,12 @@ _ENOUGH_BYTES = 2**40
 _ALL = 2**20
 
 
-def load_model(folder: Path, replicas: int = 1) -> LanguageModel:
+def load_model(folder: Path) -> LanguageModel:
     """Open the model folder, ready to run a step.
 
     Everything that is slow to import is imported when this module is, so that timing this times the loading.
     """
-    return LanguageModel(open_model_folder(folder), release_pages=True, replicas=replicas)
+    return LanguageModel(open_model_folder(folder), release_pages=True)
 
 
 def planned(folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: int | None = None) -> Planned:
@@ -112,7 +112,7 @@ def prepare_step(
     mode and memory_bytes: see `planned`.
     """
     plan = planned(Path(folder), mode=mode, batch=batch, tokens=tokens, memory_bytes=memory_bytes).plan
-    model = load_model(Path(folder), plan.replicas)
+    model = load_model(Path(folder))
     blocks = random_blocks(model, batch, tokens)
     method: Method
     if mode == "exact":

@@ -9,8 +9,7 @@ from typing import Any
 #: glibc returns memory to the system after each large `free`, and the page faults of allocating it again cost a third
 #: of a step's elementwise operations (silu of 2048 x 1536 bf16: 1.8, not 0.6 ms). So it keeps what a step reuses:
 #: blocks below 32 MB come from the heap, which grows by 16 MB and keeps up to 256 MB free. One arena for all threads,
-#: since others never shrink: after memory ran out, a smaller attempt would fail too. That costs a replica
-#: (engine/streamed/model.py) a few per cent. Other C libraries ignore these.
+#: since others never shrink: after memory ran out, a smaller attempt would fail too. Other C libraries ignore these.
 _KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),

@@ -37,7 +37,7 @@ def run(folder: str, blocks: str, *, steps: int, batch: int, seed: int, guarded:
     """
     division = learn_text.load(blocks)
     plan = planned(Path(folder), mode="exact", batch=batch, tokens=division.training.inputs.shape[1]).plan
-    model = load_model(Path(folder), plan.replicas)
+    model = load_model(Path(folder))
     samples = rehearsal_of(model, steps * rehearsed(plan)) if guarded else None
     model.set_parameters(None)
     before = _measured(model, division)

@@ -41,11 +41,6 @@ from pocketllm.mezo.method import MeZO, MeZOPlan
 _STEPS = 10**6
 
 
-def open_model(folder: Path) -> LanguageModel:
-    """The model as the worker opens it."""
-    return load_model(folder, torch.get_num_threads())
-
-
 class Scratch(StoredRun):
     """A StoredRun of an undisturbed run: checkpoints in a folder, the rest in memory."""
 
@@ -155,7 +150,7 @@ def teach_exact(
 @torch.no_grad()
 def inference(folder: str, blocks: str, *, batch: int, **unused: Any) -> dict[str, Any]:
     """The losses of a batch of the training text, a few times: for its memory."""
-    model = open_model(Path(folder))
+    model = load_model(Path(folder))
     some = learn_text.load(blocks).training[slice(0, batch)]
     for _ in range(3):
         model.block_losses(some, batch)
@@ -165,7 +160,7 @@ def inference(folder: str, blocks: str, *, batch: int, **unused: Any) -> dict[st
 @torch.no_grad()
 def prompt(folder: str, blocks: str, *, seed: int, prompts: Sequence[int], **_: Any) -> dict[str, Any]:
     """The base model, with each number of tokens of the training text in front of the held-out blocks."""
-    model = open_model(Path(folder))
+    model = load_model(Path(folder))
     division = learn_text.load(blocks)
     base = model.mean_loss([division.held_out])
     won = {tokens: base - _prompted(model, division, tokens, seed) for tokens in prompts}
@@ -174,7 +169,7 @@ def prompt(folder: str, blocks: str, *, seed: int, prompts: Sequence[int], **_: 
 
 def mezo(folder: str, blocks: str, *, seconds: float, seed: int, **_: Any) -> dict[str, Any]:
     """Our MeZO, with as many blocks a step as the worker takes."""
-    model = open_model(Path(folder))
+    model = load_model(Path(folder))
     division = learn_text.load(blocks)
     curve = Curve(seconds, lambda: model.mean_loss([division.held_out]))
     sample = division.training[slice(0, PCA_BLOCKS)]
@@ -188,7 +183,7 @@ def exact(folder: str, blocks: str, *, batch: int, seconds: float, seed: int, pr
     division = learn_text.load(blocks)
     tokens = division.training.inputs.shape[1]
     plan = planned(Path(folder), mode="exact", batch=batch, tokens=tokens).plan
-    model = load_model(Path(folder), plan.replicas)
+    model = load_model(Path(folder))
     samples, samples_seconds = timed_rehearsal(model)
     give_back_free_memory()  # as the worker does then
     curve = Curve(seconds, lambda: model.mean_loss([division.held_out]))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.learn.curve import Curve
-from bench.learn.ours import open_model, teach_exact, teach_mezo, timed_rehearsal
+from bench.learn.ours import teach_exact, teach_mezo, timed_rehearsal
 from bench.learn.peers import METHODS as PEERS
 from bench.learn.peers import Peer, teach
 from bench.ours import load_model, planned
@@ -89,14 +89,14 @@ def our_logits(model: LanguageModel) -> Callable[[Batch], torch.Tensor]:
 @torch.inference_mode()
 def zero_shot(work: Work) -> dict[str, Any]:
     """The base model."""
-    model = open_model(work.folder)
+    model = load_model(work.folder)
     model.set_parameters(None)
     return {"accuracy": accuracy(our_logits(model), work.dev)}
 
 
 def probe(work: Work) -> dict[str, Any]:
     """Logistic regression on the base model's features."""
-    model = open_model(work.folder)
+    model = load_model(work.folder)
     with torch.inference_mode():
         model.set_parameters(None)
         parts = [(features(model, part), part) for bucket in work.training for part in bucket.split(_MEASURED_AT_ONCE)]
@@ -140,7 +140,7 @@ def _regress(x: torch.Tensor, y: torch.Tensor, penalty: float) -> Callable[[torc
 @torch.no_grad()
 def mezo(work: Work) -> dict[str, Any]:
     """Our MeZO."""
-    model = open_model(work.folder)
+    model = load_model(work.folder)
     curve = Curve(work.seconds, lambda: accuracy(our_logits(model), work.dev), points=_POINTS)
     sample = max(work.training, key=len)[slice(0, PCA_BLOCKS)]
     found = teach_mezo(model, work.training, sample, curve, seed=work.seed, batch=_BATCH)
@@ -152,7 +152,7 @@ def exact(work: Work) -> dict[str, Any]:
     """Our exact gradients."""
     tokens = max(bucket.inputs.shape[1] for bucket in work.training)
     plan = planned(work.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
-    model = load_model(work.folder, plan.replicas)
+    model = load_model(work.folder)
     samples, samples_seconds = timed_rehearsal(model)
     curve = Curve(work.seconds, lambda: accuracy(our_logits(model), work.dev), points=_POINTS)
     found = teach_exact(model, plan, work.training, curve, seed=work.seed, samples=samples)

@@ -1,7 +1,5 @@
 """Plans: how a job will run on a model, its predicted memory and time, and the reductions to fit into memory."""
 
-import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -132,7 +130,6 @@ def _exact(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
         rank=training.rank,
         targets=(),
         micro_batch=micro_batch,
-        replicas=1,  # a graph has many small operations, so replicas would wait for Python's lock
         compute_dtype=shapes.compute_dtype,
         method="exact",
         pass_blocks=batch,
@@ -171,7 +168,6 @@ def _with_probes(shapes: Shapes, training: TrainingSettings, steps: int, *, prob
         rank=training.rank,
         targets=training.targets,
         micro_batch=micro_batch,
-        replicas=min(_most_replicas(shapes), max(1, micro_batch // 2)),
         compute_dtype=shapes.compute_dtype,
     )
     return _fitted(shapes, plan, training)
@@ -188,17 +184,6 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
     if mode == "lora":
         positions = min(positions, ENOUGH_ACTIVATION_BYTES // shapes.position_bytes)
     return max(2, positions // block_tokens // 2 * 2)
-
-
-def _most_replicas(shapes: Shapes) -> int:
-    """As many as torch has threads, if known, else as the processor has cores; one where that was measured as faster.
-
-    Each replica would unpack weights that are stored packed anew.
-    """
-    measured = shapes.calibration
-    if shapes.packed or (measured.get("replicas_seconds") or 0) > (measured.get("forward_seconds") or math.inf):
-        return 1
-    return int(measured.get("threads") or os.cpu_count() or 1)
 
 
 #: Plans a job with a number of steps on the configured model. Raises MezoError where that is not possible.

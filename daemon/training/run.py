@@ -58,7 +58,7 @@ class TrainingRun:
         self.model_folder = self._start_model()
         self.plan = self._plan()
         self.dtype: torch.dtype = getattr(torch, self.plan.compute_dtype)
-        self.model = LanguageModel(self.model_folder, dtype=self.dtype, release_pages=True, replicas=self.plan.replicas)
+        self.model = LanguageModel(self.model_folder, dtype=self.dtype, release_pages=True)
         # The tokenizer takes as much memory as a step, and is dropped after use. It runs before the memory cap, since
         # it aborts the process where it cannot allocate.
         tokenizer = self.model_folder.tokenizer()

@@ -49,11 +49,9 @@ class Calibration:
     loss_deviation: float  #: of that dtype's mean loss from fp32's, in nats per token
     gemm_flops: float  #: of matrix products in that dtype; a multiplication and an addition count as two
     gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device supports
-    forward_seconds: float  #: of a forward pass with loss, in one replica
+    forward_seconds: float  #: of a forward pass with loss
     forward_tokens: int  #: its number of tokens
-    replicas_seconds: float | None  #: of the same with a replica per thread; None where a job would have but one
     machine: str  #: the processor architecture, such as "aarch64"
-    threads: int  #: torch's number of threads
 
 
 def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibration:
@@ -76,9 +74,7 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
         exact=exact,
         loss_in=lambda dtype: mean_loss(model_folder, blocks, dtype),
     )
-    threads = torch.get_num_threads()
-    several = blocks.repeat(max(TIMED_ROWS, threads))
-    splits = threads > 1 and dtype == model_folder.manifest.dtype
+    several = blocks.repeat(TIMED_ROWS)
     return Calibration(
         compute_dtype=dtype,
         loss_deviation=deviation,
@@ -86,9 +82,7 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
         gemm_flops_by_dtype=flops,
         forward_seconds=_forward_seconds(model_folder, several, dtype, clock),
         forward_tokens=several.inputs.numel(),
-        replicas_seconds=_forward_seconds(model_folder, several, dtype, clock, replicas=threads) if splits else None,
         machine=platform.machine(),
-        threads=threads,
     )
 
 
@@ -115,11 +109,9 @@ def mean_loss(model_folder: ModelFolder, blocks: Batch, dtype: str) -> float:
 
 
 @torch.inference_mode()
-def _forward_seconds(
-    model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float], *, replicas: int = 1
-) -> float:
+def _forward_seconds(model_folder: ModelFolder, blocks: Batch, dtype: str, clock: Callable[[], float]) -> float:
     """The time of a forward pass on these blocks; the second one's, unless the first was long."""
-    model = LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True, replicas=replicas)
+    model = LanguageModel(model_folder, dtype=getattr(torch, dtype), release_pages=True)
 
     def seconds() -> float:
         begun = clock()

@@ -30,8 +30,6 @@ UNPACK_SECONDS = 0.4e-9
 PERTURB_SECONDS = 1.5e-9
 #: Three copies of a chunk of logits (engine/streamed/loss.py) and two of the attention scores.
 CHUNK_BYTES = 40 * MB
-#: Memory of each replica but the first: modules without weights, and an allocator arena.
-REPLICA_BYTES = 13 * MB
 #: When all weights are trained: perturbed rows of the head with their z, and the random bits of an update.
 PERTURBED_BYTES = 20 * MB
 #: Fragmentation: memory of activations over their size.
@@ -60,7 +58,6 @@ MIN_ROWS: dict[Method, int] = {"exact": 1, "mezo": 2}
 _SLOWER = "slower, with the same result"
 #: The fields of a plan that may be reduced -> their description, and the consequence.
 _REDUCED = {
-    "replicas": ("the number of threads that pass rows through the layers", _SLOWER),
     "micro_batch": ("the number of rows that pass through the layers together", _SLOWER),
     "pass_blocks": ("the number of a step's blocks that pass through all layers together", _SLOWER),
     "block_tokens": ("training.block_tokens", "the model learns from shorter blocks"),
@@ -79,7 +76,6 @@ class JobPlan:
     rank: int
     targets: tuple[str, ...]
     micro_batch: int  #: rows that pass through the layers together; for MeZO a row is a block at one perturbation
-    replicas: int  #: threads that each take a part of a micro-batch through the layers (engine/streamed/model.py)
     compute_dtype: str  #: of the layers; fixed by the plan, so that a resumed run computes the same
     method: Method = "mezo"
     pass_blocks: int = 0  #: exact: blocks whose states are stored at a time
@@ -124,16 +120,15 @@ def predict(shapes: Shapes, plan: JobPlan) -> Prediction:
 def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, list[str]]:
     """The requested plan, reduced until its working memory fits the limit; and a sentence for each reduction.
 
-    Reduces the micro-batch and the replicas first, which only costs speed; then the length of the blocks. What memory
-    is left keeps activations, of fewer blocks at a time where that is faster. Raises DoesNotFit, naming the smallest
-    sufficient limit; and BadRequest for a request that cannot be trained at all.
+    Reduces the micro-batch first, which only costs speed; then the length of the blocks. What memory is left keeps
+    activations, of fewer blocks at a time where that is faster. Raises DoesNotFit, naming the smallest sufficient
+    limit; and BadRequest for a request that cannot be trained at all.
     """
     _check_trainable(shapes, requested)
     fewest = replace(
         requested,
         micro_batch=min(requested.micro_batch, MIN_ROWS[requested.method]),
         pass_blocks=min(requested.pass_blocks, 1),
-        replicas=1,
         block_tokens=min(requested.block_tokens, MIN_TOKENS),
     )
     if (least := predict(shapes, fewest).working_bytes) > limit_bytes:
@@ -147,7 +142,6 @@ def fit(shapes: Shapes, requested: JobPlan, limit_bytes: int) -> tuple[JobPlan, 
     # In this order, each as far as necessary.
     less: tuple[tuple[str, Callable[[JobPlan], int]], ...] = (
         ("pass_blocks", lambda plan: max(plan.micro_batch, plan.pass_blocks // 2)),
-        ("replicas", lambda plan: max(1, plan.replicas // 2)),
         ("micro_batch", lambda plan: max(fewest.micro_batch, plan.micro_batch // 4 * 2)),
         ("pass_blocks", lambda plan: max(fewest.pass_blocks, plan.pass_blocks // 2)),
         ("block_tokens", lambda plan: max(MIN_TOKENS, plan.block_tokens // 2)),
@@ -216,11 +210,10 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
         min(points_of(plan.probes), plan.micro_batch) + 1 if plan.mode == "full" else 0
     )
     dense = made * min(chunk, size * shapes.largest)
-    of_replicas = (plan.replicas - 1) * REPLICA_BYTES
     if plan.method == "exact":
         layer = size * shapes.multiplied // max(1, shapes.layers) if shapes.packed else 0
-        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + of_replicas + _exact_bytes(shapes, plan)
-    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES + of_replicas
+        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + _exact_bytes(shapes, plan)
+    in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
 
@@ -268,7 +261,7 @@ def _seconds(shapes: Shapes, plan: JobPlan) -> float:
     rows = plan.batch * points_of(plan.probes)
     passes = math.ceil(rows / plan.micro_batch)
     unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0.0  # in a pass
-    computing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking, by_replicas=plan.replicas > 1)
+    computing = rows * plan.block_tokens * _seconds_per_token(shapes, unpacking)
     # Each pass generates its directions again, and the update all of the step's.
     directions = passes * min(plan.probes, plan.micro_batch) + plan.probes
     weights = shapes.multiplied + math.prod(shapes.head)
@@ -285,13 +278,11 @@ def _exact_seconds(shapes: Shapes, plan: JobPlan) -> float:
     return exact_passes(shapes, plan) * computing + 3 * micro_batches * unpacking
 
 
-def _seconds_per_token(shapes: Shapes, unpacking: float, *, by_replicas: bool = False) -> float:
+def _seconds_per_token(shapes: Shapes, unpacking: float) -> float:
     """The time of a forward pass per token, without unpacking, which does not depend on the number of tokens."""
     rate = float(shapes.calibration.get("gemm_flops", GEMM_FLOPS))
     products = 2.0 * (shapes.multiplied + math.prod(shapes.head)) / rate
     if not (tokens := shapes.calibration.get("forward_tokens")):
         return OVERHEAD * products
     seconds = float(shapes.calibration["forward_seconds"])
-    if by_replicas:
-        seconds = float(shapes.calibration.get("replicas_seconds") or seconds)
     return max(products, (seconds - unpacking) / int(tokens))

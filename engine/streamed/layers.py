@@ -1,9 +1,8 @@
 """A model's stack of layers, run by the model's own code or one at a time, and the residency of their pages."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import torch
@@ -26,34 +25,6 @@ class LayerCall:
     options: dict[str, Any]
 
 
-class LayerPages:
-    """Prefetches a layer's pages of the weights file, and releases them when no thread is in the layer any more."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = Counter[int]()
-
-    def reset(self) -> None:
-        """Forget who is in a layer, after a pass that ended with an error."""
-        self._inside.clear()
-
-    def enter(self, layer: int, following: Sequence[Weight]) -> None:
-        """A thread enters a layer; prefetch the following one's weights."""
-        with self._lock:
-            self._inside[layer] += 1
-        for weight in following:
-            weight.prefetch()
-
-    def leave(self, layer: int, weights: Sequence[Weight]) -> None:
-        """A thread leaves a layer; release its weights if it was the last one."""
-        with self._lock:
-            self._inside[layer] -= 1
-            empty = self._inside[layer] <= 0
-        if empty:
-            for weight in weights:
-                weight.release()
-
-
 class LayerStack:
     """The layers of one network. By default the model's own code calls them one after the other.
 
@@ -63,14 +34,9 @@ class LayerStack:
     """
 
     def __init__(
-        self,
-        network: PreTrainedModel,
-        names: Mapping[str, str],
-        weights: Mapping[str, Weight],
-        pages: LayerPages | None,
-        context: ForwardContext,
+        self, network: PreTrainedModel, names: Mapping[str, str], weights: Mapping[str, Weight], context: ForwardContext
     ) -> None:
-        """names: path of each parameter -> its name in `weights`. pages: None never releases pages.
+        """names: path of each parameter -> its name in `weights`.
 
         `count` is 0 for a model whose layers are not one nn.ModuleList.
         """
@@ -82,7 +48,7 @@ class LayerStack:
         self._forwards = [layer.forward for layer in layers]
         self._skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor] | None = None
         self._in_tuples = False
-        self._pages = pages
+        self._context = context
         self._weights = [
             [weights[name] for place, name in names.items() if place.startswith(f"{self.path}.{number}.")]
             for number in range(self.count)
@@ -125,6 +91,18 @@ class LayerStack:
         """The weights of one layer."""
         return self._weights[number]
 
+    @contextmanager
+    def loaded(self, number: int, following: int) -> Iterator[None]:
+        """Meanwhile prefetch the following layer's pages, and then release this one's, if the pass releases pages."""
+        if self._context.release and 0 <= following < self.count:
+            for weight in self._weights[following]:
+                weight.prefetch()
+        try:
+            yield
+        finally:
+            for weight in self._weights[number] if self._context.release else ():
+                weight.release()
+
     def _run_skipping(
         self, skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor], forward: Callable[[], object]
     ) -> None:
@@ -141,13 +119,8 @@ class LayerStack:
             if self._skip is not None:
                 skipped = self._skip(number, hidden, LayerCall(arguments, options))
                 return (skipped,) if self._in_tuples else skipped
-            if self._pages is not None:
-                self._pages.enter(number, self._weights[(number + 1) % self.count])
-            try:
+            with self.loaded(number, (number + 1) % self.count):
                 output = inner(hidden, *arguments, **options)
-            finally:
-                if self._pages is not None:
-                    self._pages.leave(number, self._weights[number])
             self._in_tuples = isinstance(output, tuple)
             return output
 

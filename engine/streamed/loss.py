@@ -28,25 +28,20 @@ _MIN_COLUMNS = 64
 
 
 def token_losses(
-    hidden: torch.Tensor,
-    head: HeadAt,
-    targets: torch.Tensor,
-    label_ids: Sequence[int] | None = None,
-    *,
-    chunk_bytes: int = CHUNK_BYTES,
+    hidden: torch.Tensor, head: HeadAt, targets: torch.Tensor, label_ids: Sequence[int] | None = None
 ) -> torch.Tensor:
     """Each position's loss in nats.
 
     hidden: (n, width), the head's input; targets: (n,) int64 token ids; label_ids: the tokens of the softmax, if it is
-    not over all of them; chunk_bytes: size limit of a chunk of logits. Returns (n,) fp32, or float64 for a float64
-    `hidden`. Reads the head's rows once, in order; of labels only theirs.
+    not over all of them. Returns (n,) fp32, or float64 for a float64 `hidden`. Reads the head's rows once, in order; of
+    labels only theirs.
     """
     count = len(hidden)
     hidden, head, targets = over_labels(hidden, head, targets, label_ids)
     hidden, targets = rounded(hidden), rounded(targets)
-    exact = target_logits(hidden, head, targets, chunk_bytes)
+    exact = target_logits(hidden, head, targets, CHUNK_BYTES)
     total = torch.full_like(exact, -torch.inf)  # log-sum-exp of the logits seen so far
-    columns, rows = columns_at_once(hidden, head, chunk_bytes), min(len(hidden), CHUNK_ROWS)
+    columns, rows = columns_at_once(hidden, head, CHUNK_BYTES), min(len(hidden), CHUNK_ROWS)
     product = torch.empty(rows * columns, dtype=hidden.dtype)
     accurate = product if hidden.dtype == exact.dtype else torch.empty_like(product, dtype=exact.dtype)
     for start in range(0, head.vocabulary if len(hidden) else 0, columns):

@@ -1,31 +1,35 @@
-"""The language model: losses of a batch at several perturbations at once, and logits for decoding.
+"""The language model on streamed weights: losses at several perturbations at once, and logits for decoding.
 
-Where products use the stored weights without a copy, each core takes its own blocks of a batch through the layers (a
-replica). Splitting each operation over the cores instead makes them wait for each other thousands of times a step.
+The architecture is transformers', built from its config without weights (network.py). Streamed modules (modules.py)
+replace its linear maps, embedding and output head; the layers' own code stays. Nothing here is specific to a family of
+models.
 """
 
-import ctypes
-import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
-from queue import SimpleQueue
-from threading import Barrier
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.errors import AdapterError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.layers import LayerPages
-from pocketllm.engine.streamed.loss import power_of_two
-from pocketllm.engine.streamed.network import Network
-from pocketllm.engine.streamed.weights import open_weights
+from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
+from pocketllm.engine.streamed.layers import LayerCall, LayerStack
+from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two, token_losses
+from pocketllm.engine.streamed.modules import (
+    ForwardContext,
+    LoRABranch,
+    StreamedEmbedding,
+    StreamedLinear,
+    perturbed_forward,
+)
+from pocketllm.engine.streamed.network import build, check_weights, parameter_names
+from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
 
 with lean_transformers():
     from transformers import DynamicCache
@@ -36,85 +40,75 @@ HEAD_ROWS = 8192
 DECODED_TOKENS = 16
 #: Blocks in a micro-batch when a loss is measured, by default.
 MEASURE_BLOCKS = 8
-#: How long a replica may hold Python's lock while another one waits.
-SWITCH_SECONDS = 50e-6
-
-#: The library's names under Termux and Debian.
-_OPENBLAS = ("libopenblas.so", "libopenblas.so.0")
-
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 
 class LanguageModel:
-    """A language model on streamed weights."""
+    """A language model on streamed weights. Runs one batch at a time."""
 
     def __init__(
-        self,
-        model_folder: ModelFolder,
-        *,
-        dtype: torch.dtype | None = None,
-        release_pages: bool = False,
-        replicas: int = 1,
+        self, model_folder: ModelFolder, *, dtype: torch.dtype | None = None, release_pages: bool = False
     ) -> None:
         """Build the model on the folder's weights. Raises UnsupportedModel or ModelFileError.
 
         dtype: the compute dtype; by default the fastest one, measured at import. release_pages: release each layer's
-        pages of the weights file after use and prefetch the next layer's; for training. replicas: threads that each
-        take some blocks of a batch; with one, torch's threads share each operation.
+        pages of the weights file after use and prefetch the next layer's; for training.
         """
         self.folder = model_folder
         self.weights = open_weights(model_folder.weights)
-        self._pages = LayerPages() if release_pages else None
         dtype = dtype or getattr(torch, model_folder.manifest.compute_dtype)
-        self._replicas = [
-            Network(model_folder, self.weights, dtype=dtype, pages=self._pages, share=replicas) for _ in range(replicas)
-        ]
-        self._pool = _threads(replicas) if replicas > 1 else None
-        first = self.first_replica = self._replicas[0]
-        self.context, self.network, self.head, self.linears = first.context, first.module, first.head, first.linears
-        self.stack = first.stack
-        self._by_perturbation = False
+        self.context = ForwardContext(dtype=dtype, release=release_pages)
+        self.network = build(model_folder, dtype)
+        self._parameters = parameter_names(self.network)
+        check_weights(model_folder, self.network, self._parameters, self.weights)
+        self.linears: dict[str, StreamedLinear] = {}
+        self.head = self._replace()
+        self.stack = LayerStack(self.network, self._parameters, self.weights, self.context)
 
     def set_parameters(self, trainable: Adapter | FullWeights | None) -> None:
         """Run with this adapter or these weights from now on, following their changes in place; None: the base model.
 
         Raises AdapterError when the adapter names a module that this model does not have.
         """
-        for replica in self._replicas:
-            replica.set_parameters(trainable)
-        self._by_perturbation = isinstance(trainable, FullWeights)
+        self.context.perturbations = ()
+        for linear in self.linears.values():
+            linear.lora = None
+        numbers = trainable.numbers if isinstance(trainable, FullWeights) else {}
+        for name, weight in self.weights.items():
+            weight.number = numbers.get(name)
+        if not isinstance(trainable, Adapter):
+            return
+        for number, (path, a) in enumerate(trainable.a.items()):
+            adapted = self.linears.get(path)
+            if adapted is None:
+                raise AdapterError(f"The adapter belongs to another model: {self.folder.path.name} has no {path}.")
+            adapted.lora = LoRABranch(self.context, number=number, a=a, b=trainable.b[path], scaling=trainable.scaling)
 
     def full(self, dtype: torch.dtype | None = None) -> FullWeights:
         """Load all weights into memory for training; call `set_parameters` next. Raises BadRequest for packed weights.
 
         dtype: of the copy; by default that of the file.
         """
-        names = dict.fromkeys(self._replicas[0].parameters.values())
+        names = dict.fromkeys(self._parameters.values())
         return FullWeights.load({name: self.weights[name] for name in names}, dtype)
 
     def losses_at(self, perturbations: Sequence[Perturbation], batch: Batch, micro_batch: int) -> list[float]:
         """The batch's mean loss, in nats per target, at each perturbation of the current parameters.
 
-        micro_batch: the most rows that pass through the layers together, over all replicas; a row is a block at one
-        perturbation. The result does not depend on it.
+        micro_batch: the most rows that pass through the layers together; a row is a block at one perturbation. The
+        result does not depend on it.
         """
         at_once = min(len(perturbations), max(2, micro_batch - micro_batch % 2))  # both sides of a direction together
-        parts: list[tuple[slice, Batch]] = []
+        sums = torch.zeros(len(perturbations), dtype=torch.float64)
         for first in range(0, len(perturbations), at_once):
             some = slice(first, min(first + at_once, len(perturbations)))
             for blocks in batch.split(max(1, micro_batch // (some.stop - some.start))):
-                parts += self._shares(some, blocks)
-        sums = torch.zeros(len(perturbations), dtype=torch.float64)
-        measured = self.map_replicas(lambda replica, part: replica.block_sums(part[1], perturbations[part[0]]), parts)
-        for (some, _), of_blocks in zip(parts, measured, strict=True):
-            sums[some] += of_blocks.double().sum(1)
+                sums[some] += self.block_sums(blocks, perturbations[some]).double().sum(1)
         return (sums / max(1, batch.tokens)).tolist()
 
     def block_losses(self, blocks: Batch, micro_batch: int = MEASURE_BLOCKS) -> list[float]:
         """Each block's mean loss, in nats per target."""
-        parts = blocks.split(power_of_two(micro_batch // len(self._replicas)))
-        sums = self.map_replicas(lambda replica, part: replica.block_sums(part.rounded(), ())[0, : len(part)], parts)
+        parts = blocks.split(power_of_two(micro_batch))
+        sums = [self.block_sums(part.rounded(), ())[0, : len(part)] for part in parts]
         counts = blocks.target_counts.clamp(min=1)
         return (torch.cat(sums) / counts).tolist() if sums else []
 
@@ -127,39 +121,48 @@ class LanguageModel:
             targets += blocks.tokens
         return total / max(1, targets)
 
+    def block_sums(self, blocks: Batch, perturbations: Sequence[Perturbation]) -> torch.Tensor:
+        """(perturbations, blocks): each block's summed loss in nats; without perturbations (1, blocks), at theta."""
+        copies = max(1, len(perturbations))
+        self.context.perturbations, self.context.rows = perturbations, copies * len(blocks)
+        try:
+            hidden = self._run(blocks.repeat(copies))
+        finally:
+            self.context.perturbations = ()
+        places = (blocks.targets != IGNORE_INDEX).nonzero(as_tuple=True)
+        targets = blocks.targets[places]
+        rows = hidden.view(copies, *blocks.inputs.shape, -1)[:, places[0], places[1]]  # (copies, targets, width)
+        del hidden
+        heads = [self.head.at(None)]  # for all perturbations
+        if self.head.is_perturbed and perturbations:
+            heads = [self.head.at(perturbation) for perturbation in perturbations]
+        losses = [
+            token_losses(part.flatten(0, 1), head, targets.repeat(len(part)), blocks.label_ids)
+            for part, head in zip(rows.chunk(len(heads)), heads, strict=True)
+        ]
+        if self.context.release:
+            self.head.weight.release()
+        sums = losses[0].new_zeros(copies, len(blocks))
+        return sums.index_add_(1, places[0], torch.cat(losses).view(rows.shape[:2]))
+
     def hidden(self, blocks: Batch) -> torch.Tensor:
         """(blocks, tokens, width): the input of the output head."""
-        return self._replicas[0].hidden(blocks)
+        self.context.perturbations = ()
+        return self._run(blocks)
 
-    def map_replicas(self, work: Callable[[Network, Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """Run `work` on each part, on whichever replica is free; returns the results in order.
+    def layer_calls(self, blocks: Batch) -> tuple[torch.Tensor, list[LayerCall]]:
+        """(blocks, tokens, width): the input of the first layer; and the other arguments of each layer."""
+        return self.stack.calls(lambda: self._run(blocks))
 
-        Waits for all of them, then raises the first error, if any.
-        """
-        if self._pages is not None:
-            self._pages.reset()
-        if self._pool is None:
-            return [work(self._replicas[0], part) for part in parts]
-        free: SimpleQueue[Network] = SimpleQueue()
-        for replica in self._replicas:
-            free.put(replica)
-        inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # both are thread-local
-
-        def in_some_replica(part: Part) -> Result:
-            replica = free.get()
-            try:
-                with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                    return work(replica, part)
-            finally:
-                free.put(replica)
-
-        futures = [self._pool.submit(in_some_replica, part) for part in parts]
-        wait(futures)
-        return [future.result() for future in futures]
+    def behind_layers(self, blocks: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """(blocks, tokens, width) output of the last layer -> (blocks, tokens, width) input of the output head."""
+        found: list[torch.Tensor] = []
+        self.stack.skip_all(hidden, lambda: found.append(self._run(blocks)))
+        return found[0]
 
     def next_logits(self, inputs: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """(rows, tokens) token ids that follow the cache -> (rows, vocabulary) fp32 logits of the next token."""
-        return self.logits(self._head_input(inputs, cache, last=1))
+        return self.logits(self._decode(inputs, cache, last=1))
 
     def all_logits(self, inputs: torch.Tensor, cache: DynamicCache, **places: torch.Tensor) -> torch.Tensor:
         """(1, tokens) token ids that follow the cache -> (tokens, vocabulary) fp32 logits of the token after each.
@@ -167,11 +170,9 @@ class LanguageModel:
         places: `position_ids` (1, tokens), and `attention_mask` (1, 1, tokens, all tokens), which is added to the
         scores; where the tokens are no plain continuation.
         """
-        return self.logits(self._head_input(inputs, cache, last=inputs.shape[1], **places))
+        return self.logits(self._decode(inputs, cache, last=inputs.shape[1], **places))
 
-    def _head_input(
-        self, inputs: torch.Tensor, cache: DynamicCache, *, last: int, **places: torch.Tensor
-    ) -> torch.Tensor:
+    def _decode(self, inputs: torch.Tensor, cache: DynamicCache, *, last: int, **places: torch.Tensor) -> torch.Tensor:
         """(rows * last, width): the input of the output head at the last tokens."""
         self.context.perturbations = ()
         self.context.decoding = inputs.numel() <= DECODED_TOKENS
@@ -179,7 +180,7 @@ class LanguageModel:
             output = self.network(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=last, **places)
         finally:
             self.context.decoding = False
-        return self._replicas[0].head_input(output)[:, -last:].flatten(0, 1)
+        return self._head_input(output)[:, -last:].flatten(0, 1)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(tokens, width) -> (tokens, vocabulary), fp32."""
@@ -192,38 +193,71 @@ class LanguageModel:
             logits = torch.cat(parts).t().float()
         return logits if head.bias is None else logits + head.bias.float()
 
-    def _shares(self, perturbations: slice, blocks: Batch) -> list[tuple[slice, Batch]]:
-        """Split a micro-batch into parts for the replicas: some perturbations, and some blocks.
+    def _run(self, blocks: Batch) -> torch.Tensor:
+        """(blocks, tokens, width): the input of the output head, by the model's own code."""
+        mask: dict[str, Any] = {}
+        if blocks.lengths is not None and self.folder.manifest.is_mlm:
+            # Padding is on the right, which a causal model does not attend to.
+            mask["attention_mask"] = (torch.arange(blocks.inputs.shape[1]) < blocks.lengths[:, None]).long()
+        if not self.folder.manifest.is_mlm:
+            mask["use_cache"] = False
+        return self._head_input(self.network(input_ids=blocks.inputs, **mask))
 
-        With an adapter, a replica takes some blocks at all perturbations. It takes some perturbations instead where all
-        weights are trained, since perturbing them is expensive, or where there are fewer blocks than replicas.
-        """
-        replicas, count = len(self._replicas), perturbations.stop - perturbations.start
-        by_perturbation = min(replicas, count) if self._by_perturbation or len(blocks) < replicas else 1
-        size = -(-count // by_perturbation)
-        some = [
-            slice(first, min(first + size, perturbations.stop))
-            for first in range(perturbations.start, perturbations.stop, size)
-        ]
-        return [(group, part) for group in some for part in blocks.split(-(-len(blocks) * len(some) // replicas))]
+    def _head_input(self, output: Any) -> torch.Tensor:
+        """The input of the output head. Raises UnsupportedModel when the model changes the logits after the head."""
+        found, self.head.input = self.head.input, None
+        assert found is not None
+        if not (output.logits == HEAD_MARK).all():
+            raise UnsupportedModel(
+                f"{self.folder.path} holds a model that scales or caps its logits after the output head, which is not "
+                "supported. Choose another model."
+            )
+        return found
 
+    def _replace(self) -> StreamedHead:
+        """Replace the modules with weights by streamed ones; returns the output head."""
+        head, words = self.network.get_output_embeddings(), self.network.get_input_embeddings()
+        streamed_head: StreamedHead | None = None
+        placed: set[str] = set()
+        for path, module in list(self.network.named_modules()):
+            own = {name: f"{path}.{name}" if path else name for name, _ in module.named_parameters(recurse=False)}
+            if not own:
+                continue
+            made: nn.Module | None = None
+            if module is head:
+                made = streamed_head = StreamedHead(self.context, *self._matrix(own))
+            elif type(module) is nn.Linear:
+                made = self.linears[path] = StreamedLinear(self.context, *self._matrix(own))
+            elif module is words and isinstance(module, nn.Embedding):
+                made = StreamedEmbedding(self.context, self._weight(own["weight"]), module)
+            elif next(module.children(), None) is None:
+                self._keep_small(module, own)
+            else:
+                continue
+            placed |= {self._parameters[path] for path in own.values()}
+            if made is not None:
+                parent, _, name = path.rpartition(".")
+                setattr(self.network.get_submodule(parent), name, made)
+        if streamed_head is None or not self.linears:
+            lacking = "linear maps of type nn.Linear" if streamed_head else "an output head"
+            raise UnsupportedModel(f"{self.folder.path} holds a model without {lacking}. Choose another model.")
+        # A parameter of a module that also has sub-modules has no streamed replacement.
+        if unplaced := set(self._parameters.values()) - placed:
+            raise UnsupportedModel(
+                f"{self.folder.path} has a kind of layer that cannot be streamed: {min(unplaced)}. Choose another "
+                "model."
+            )
+        return streamed_head
 
-def _threads(count: int) -> ThreadPoolExecutor:
-    """A pool of `count` threads without threads of torch's own, started now: later the memory limit may prevent it."""
-    # Replicas hold Python's lock for microseconds; with its default of 5 ms a step takes 2 % longer.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    _one_openblas_thread()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="replica", initializer=torch.set_num_threads, initargs=(1,))
-    ready = Barrier(count)
-    wait([pool.submit(ready.wait) for _ in range(count)])
-    return pool
+    def _keep_small(self, module: nn.Module, own: dict[str, str]) -> None:
+        """A norm or a position table: its weights stay dense."""
+        trained = {name: self._weight(path) for name, path in own.items()}
+        for name, small in trained.items():
+            module._parameters[name] = small.dense(self.context.dtype, Scratch())  # type: ignore[assignment]
+        module.forward = perturbed_forward(module, trained, self.context)
 
+    def _matrix(self, own: dict[str, str]) -> tuple[Weight, Weight | None]:
+        return self._weight(own["weight"]), self._weight(own["bias"]) if "bias" in own else None
 
-def _one_openblas_thread() -> None:
-    """Have an OpenBLAS that torch was linked to, as Termux's is, multiply in the thread that calls it.
-
-    One with threads of its own runs a single call at a time, so replicas would wait for each other.
-    """
-    for name in _OPENBLAS:
-        with suppress(OSError, AttributeError):  # not loaded, which is the rule; or an OpenBLAS without threads
-            ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW).openblas_set_num_threads(1)
+    def _weight(self, path: str) -> Weight:
+        return self.weights[self._parameters[path]]

@@ -236,7 +236,7 @@ def test_a_model_without_a_list_of_layers_is_refused(root: Path) -> None:
     network: Any = torch.nn.Module()
     network.config = model.network.config
     network.layers = torch.nn.ModuleList([torch.nn.Identity()])  # the config says that there are two
-    unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, None, ForwardContext(dtype=torch.float32)))
+    unlisted: Any = SimpleNamespace(stack=LayerStack(network, {}, {}, ForwardContext(dtype=torch.float32)))
     assert unlisted.stack.count == 0
     with pytest.raises(UnsupportedModel, match="in none of the model's layers"):
         LayerwiseGradients(unlisted, adapter, WHOLE)

@@ -26,7 +26,6 @@ def fixed_plan(training: TrainingSettings, steps: int) -> Planned:
         rank=training.rank,
         targets=training.targets,
         micro_batch=2,
-        replicas=1,
         compute_dtype="bfloat16",
     )
     return Planned(training=training, plan=plan, prediction=PREDICTION, reductions=[])

@@ -105,19 +105,6 @@ class TestPlanJob:
         assert enough_rows(LLAMA_7B, "lora", block_tokens=128) == 4  # 115 kB of activations a position
         assert enough_rows(LLAMA_7B, "full", block_tokens=128) == ENOUGH_POSITIONS // 128
 
-    def test_cores_take_blocks_where_weights_are_used_as_they_are_kept(self, tiny_bf16: ModelFolder) -> None:
-        def replicas(batch: int, dtype: str = "bfloat16", **measured: float | None) -> int:
-            calibration: dict[str, Any] = {"threads": 4, "forward_seconds": 1.0, "forward_tokens": 9, **measured}
-            model_folder = changed(tiny_bf16, compute_dtype=dtype, calibration=calibration)
-            return plan_job(model_folder, settings(batch=batch), steps=1).plan.replicas
-
-        # A replica takes a block at both points at least.
-        assert [replicas(8), replicas(3), replicas(1)] == [4, 3, 1]
-        # Each replica would make the weights dense anew.
-        assert replicas(8, "float32") == 1
-        # Where threads are faster, there are none.
-        assert [replicas(8, replicas_seconds=seconds) for seconds in (None, 0.9, 1.1)] == [4, 4, 1]
-
     def test_what_does_not_fit_is_reduced(self, tiny: ModelFolder) -> None:
         training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)
         found = plan_job(tiny, training, steps=1)
@@ -164,7 +151,7 @@ class TestMethods:
             plan = found.plan
             assert (plan.method, plan.mode, plan.targets, plan.probes) == ("exact", "lora", (), 1)
             assert (plan.batch, plan.pass_blocks) == (8, 8)
-            assert 1 <= plan.replicas <= plan.micro_batch <= 8
+            assert 1 <= plan.micro_batch <= 8
             assert {one.method: one.prediction for one in found.alternatives}["exact"] == found.prediction
             assert JobPlan(**json.loads(json.dumps(asdict(plan))) | {"targets": plan.targets}) == plan
 

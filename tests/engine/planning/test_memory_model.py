@@ -33,7 +33,6 @@ PLAN = JobPlan(
     rank=8,
     targets=TARGETS,
     micro_batch=16,
-    replicas=1,
     compute_dtype="bfloat16",
 )
 
@@ -66,7 +65,6 @@ def plans(draw: st.DrawFn) -> JobPlan:
         rank=draw(st.integers(1, 256)),
         targets=TARGETS,
         micro_batch=rows,
-        replicas=draw(st.integers(1, min(8, rows // 2))),
         compute_dtype="bfloat16",
     )
 
@@ -87,7 +85,6 @@ def exact_plans(draw: st.DrawFn) -> JobPlan:
         micro_batch=rows,
         block_tokens=draw(st.integers(2, 4096)),
         rank=draw(st.integers(1, 256)),
-        replicas=draw(st.integers(1, min(8, rows))),
     )
 
 
@@ -143,7 +140,7 @@ class TestPredict:
     @given(plans() | exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
         now = predict(shapes, plan)
-        for name in ("block_tokens", "rank", "micro_batch", "pass_blocks", "replicas"):
+        for name in ("block_tokens", "rank", "micro_batch", "pass_blocks"):
             changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
             assert working(shapes, changed) >= now.working_bytes, name
         for name in ("block_tokens", "batch", "probes"):
@@ -201,14 +198,6 @@ class TestPredict:
         quick = dataclasses.replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
         assert predict(quick, PLAN).seconds_per_step > 100
 
-    def test_a_plan_with_replicas_takes_what_was_measured_with_them(self) -> None:
-        measured = {"gemm_flops": 1e15, "forward_seconds": 3.0, "forward_tokens": 1000, "replicas_seconds": 2.0}
-        shapes = dataclasses.replace(SMOLLM2, calibration=measured)
-        assert not shapes.packed
-        several = dataclasses.replace(PLAN, replicas=2)
-        ratio = predict(shapes, several).seconds_per_step / predict(shapes, PLAN).seconds_per_step
-        assert ratio == pytest.approx(2 / 3)
-
 
 class TestExact:
     def test_what_memory_is_left_keeps_activations(self) -> None:
@@ -227,13 +216,13 @@ class TestExact:
         assert predict(SMOLLM2, plan).seconds_per_step < predict(SMOLLM2, half).seconds_per_step
 
     def test_speed_is_given_up_before_length(self) -> None:
-        requested = exact_plan(replicas=2)
+        requested = exact_plan()
         limit = working(SMOLLM2, exact_plan(micro_batch=1, pass_blocks=1))
         plan, said = fit(SMOLLM2, requested, limit)
         assert plan.block_tokens == requested.block_tokens
         assert all(sentence.endswith("slower, with the same result.") for sentence in said)
         shorter, said = fit(SMOLLM2, requested, limit - MB)
-        assert (shorter.micro_batch, shorter.pass_blocks, shorter.replicas) == (1, 1, 1)
+        assert (shorter.micro_batch, shorter.pass_blocks) == (1, 1)
         assert shorter.block_tokens < requested.block_tokens and "shorter blocks" in said[-1]
 
 
@@ -274,8 +263,7 @@ class TestFit:
         fewest = MIN_ROWS[requested.method]
         assert fewest <= plan.micro_batch <= requested.micro_batch
         assert min(MIN_TOKENS, requested.block_tokens) <= plan.block_tokens <= requested.block_tokens
-        assert 1 <= plan.replicas <= requested.replicas
-        names = ("micro_batch", "pass_blocks", "replicas", "block_tokens")
+        names = ("micro_batch", "pass_blocks", "block_tokens")
         reduced = sum(getattr(plan, name) < getattr(requested, name) for name in names)
         as_wished = {name: getattr(requested, name) for name in names}
         assert dataclasses.replace(plan, **as_wished, kept_layers=0) == requested
@@ -286,7 +274,6 @@ class TestFit:
         else:
             assert plan.micro_batch % 2 == 0
             assert plan.block_tokens == requested.block_tokens or plan.micro_batch == fewest
-            assert plan.replicas == 1 or plan.micro_batch == requested.micro_batch
             assert len(said) == reduced
 
     def test_a_refusal_says_what_else_would_do(self) -> None:

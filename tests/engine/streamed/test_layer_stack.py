@@ -1,14 +1,13 @@
 """A pass that takes one layer at a time, beside the model's own code, in every family."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.streamed.layers import LayerPages
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.engine.streamed.weights import Weight
 from tests.support.learning import imported, random_blocks, some_adapter
 from tests.support.tiny_architectures import ARCHITECTURES, MASKED
 
@@ -25,11 +24,10 @@ def blocks_for(name: str) -> Batch:
 
 def layer_by_layer(model: LanguageModel, blocks: Batch) -> torch.Tensor:
     """What the output head sees at the end of such a pass."""
-    replica = model.first_replica
-    hidden, calls = replica.layer_calls(blocks)
+    hidden, calls = model.layer_calls(blocks)
     for number, call in enumerate(calls):
-        hidden = replica.stack.run(number, hidden, call)
-    return replica.behind_layers(blocks, hidden)
+        hidden = model.stack.run(number, hidden, call)
+    return model.behind_layers(blocks, hidden)
 
 
 def test_every_layer_is_numbered_and_has_weights_of_its_own(root: Path) -> None:
@@ -67,7 +65,7 @@ def test_layer_by_layer_it_is_the_models_own_pass(root: Path) -> None:
 def test_a_call_holds_the_mask_and_the_rotary_embedding_of_its_layer(root: Path) -> None:
     """Gemma's first layer sees a window and its second all, with other rotary bases."""
     model, blocks = fresh(root, "gemma3_text"), random_blocks()
-    _, (sliding, full) = model.first_replica.layer_calls(blocks)
+    _, (sliding, full) = model.layer_calls(blocks)
     told = [{**dict(enumerate(call.arguments)), **call.options} for call in (sliding, full)]
     assert told[0].keys() == told[1].keys()
     tensors = [
@@ -106,31 +104,21 @@ def test_after_an_error_in_a_pass_the_stack_is_whole_again(root: Path, name: str
         assert torch.equal(layer_by_layer(model, blocks), model.hidden(blocks))
 
 
-class Page:
-    """A weight that notes what is asked of its pages."""
+@pytest.mark.parametrize("name", ["llama", "roberta"])
+@torch.inference_mode()
+def test_a_layers_pages_are_read_before_it_runs_and_released_behind_it(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the following layer are read meanwhile; the first follows the last, in the next pass."""
+    model, blocks, log = fresh(root, name), blocks_for(name), list[tuple[str, int]]()
+    number_of = {id(weight): number for number in (0, 1) for weight in model.stack.weights_of(number)}
+    for asked in ("prefetch", "release"):
 
-    def __init__(self, name: str, log: list[str]) -> None:
-        self._name, self._log = name, log
+        def note(weight: Weight, *_: int, asked: str = asked) -> None:
+            if id(weight) in number_of:
+                log.append((asked, number_of[id(weight)]))
 
-    def prefetch(self) -> None:
-        self._log.append(f"read {self._name}")
-
-    def release(self) -> None:
-        self._log.append(f"release {self._name}")
-
-
-def test_pages_stay_until_the_last_has_left_a_layer() -> None:
-    log: list[str] = []
-    one, two = (Page(name, log) for name in ("one", "two"))
-    pages: Any = LayerPages()
-    pages.enter(0, [two])
-    pages.enter(0, [two])
-    pages.leave(0, [one])
-    assert log == ["read two", "read two"]
-    pages.leave(0, [one])
-    assert log[2:] == ["release one"]
-    pages.enter(0, [])
-    pages.reset()  # an error ended that pass
-    pages.enter(0, [])
-    pages.leave(0, [one])
-    assert log[3:] == ["release one"]
+        monkeypatch.setattr(Weight, asked, note)
+    model.block_losses(blocks)
+    expected = [("prefetch", 1), ("release", 0), ("prefetch", 0), ("release", 1)]
+    assert list(dict.fromkeys(log)) == expected

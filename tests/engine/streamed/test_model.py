@@ -129,32 +129,6 @@ def test_two_sided_losses_equal_two_separate_forwards(root: Path, name: str) -> 
         assert abs(together[0] - together[1]) > 1e-4, mode
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-@torch.inference_mode()
-def test_lanes_measure_what_one_thread_does(tiny_bf16: ModelFolder, mode: str) -> None:
-    points = sides(0.05, probes=2)
-    for replicas, blocks in ((3, 5), (2, 1)):
-        batch, found = some_blocks(blocks), []
-        for count in (1, replicas, replicas):
-            model = LanguageModel(tiny_bf16, dtype=torch.float32, release_pages=True, replicas=count)
-            model.set_parameters(some_adapter(model) if mode == "lora" else model.full(torch.float32))
-            found.append((model.losses_at(points, batch, 6), model.block_losses(batch, 2)))
-        assert found[1] == found[2]  # whichever replica takes which share
-        for one, several in zip(found[0], found[1], strict=True):
-            assert several == pytest.approx(one, rel=1e-6)
-
-
-@torch.inference_mode()
-def test_an_error_in_a_lane_is_raised_when_all_lanes_stand(tiny_bf16: ModelFolder) -> None:
-    model = LanguageModel(tiny_bf16, release_pages=True, replicas=2)
-    first, wrong = model.block_losses(some_blocks(4)), some_blocks(4)
-    wrong.inputs[3, 0] = 10**6  # no such word
-    for _ in range(3):
-        with pytest.raises(IndexError):
-            model.losses_at(sides(), wrong, ALL_ROWS)
-        assert model.block_losses(some_blocks(4)) == first
-
-
 @torch.inference_mode()
 def test_block_losses_and_batch_loss_agree(tiny: ModelFolder) -> None:
     model, blocks = LanguageModel(tiny), some_blocks(11)

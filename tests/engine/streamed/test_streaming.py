@@ -212,8 +212,8 @@ def file_bytes():
     return 1024 * int(words[1])
 
 @torch.inference_mode()
-def growth(folder, release, replicas=1):
-    model = LanguageModel(open_model_folder(Path(folder)), release_pages=release, replicas=replicas)
+def growth(folder, release):
+    model = LanguageModel(open_model_folder(Path(folder)), release_pages=release)
     model.set_parameters(some_adapter(model))
     most = before = file_bytes()
     def look(*_):
@@ -222,13 +222,13 @@ def growth(folder, release, replicas=1):
     for linear in model.linears.values():
         linear.register_forward_hook(look)
     for _ in range(2):
-        model.losses_at(sides(), random_blocks(2 * replicas), 4 * replicas)
+        model.losses_at(sides(), random_blocks(2), 4)
         look()
     return most - before
 
 small, large = sys.argv[1:]
-growth(small, True), growth(small, False), growth(small, True, 2)  # brings in the code that a walk runs
-print(json.dumps({"replicas": growth(large, True, 2), "released": growth(large, True), "kept": growth(large, False)}))
+growth(small, True), growth(small, False)  # brings in the code that a walk runs
+print(json.dumps({"released": growth(large, True), "kept": growth(large, False)}))
 """
 
 
@@ -255,4 +255,3 @@ def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     assert seen["kept"] > 0.9 * size
     # The layer that runs, what the kernel maps around a page that is touched, and a little code.
     assert seen["released"] < 6 * size / layers
-    assert seen["replicas"] < 12 * size / layers
