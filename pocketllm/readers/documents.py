@@ -101,13 +101,14 @@ def _events(source: Source, prefix: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def _shallow(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield a document's events. Raises Unreadable: nested too deeply."""
+    """Yield a document's events. Raises Unreadable where joining the names on the way to each value takes too long."""
     depth = 0
     for event, value in ijson.basic_parse(source, use_float=True):
         depth += DEPTHS.get(event, 0)
-        # ijson joins the names on the way to each value.
-        if depth > MAX_DEPTH or (event == "map_key" and len(value) > MAX_NAME):
+        if depth > MAX_DEPTH:
             raise Unreadable("nested too deeply")
+        if event == "map_key" and len(value) > MAX_NAME:
+            raise Unreadable(f"has a name of more than {MAX_NAME:,} characters")
         yield event, value
 
 

@@ -310,6 +310,12 @@ def test_json_that_is_no_chat(tmp_path: Path) -> None:
         assert reasons(write(tmp_path / "a.json", document))[0].startswith("JSON without examples"), document
 
 
+def test_json_that_would_take_too_long(tmp_path: Path) -> None:
+    deep, named = '{"a": ' * 501 + "1" + "}" * 501, {"a" * 1001: {"b": 1}}
+    assert reasons(write(tmp_path / "a.json", deep)) == ["nested too deeply"]
+    assert reasons(write(tmp_path / "b.json", named)) == ["has a name of more than 1,000 characters"]
+
+
 def test_documents_of_the_wrong_shape(tmp_path: Path) -> None:
     shapes: list[Any] = [
         [{"mapping": {"a": None, "b": {"message": {"author": "user"}}}, "current_node": "b"}],
