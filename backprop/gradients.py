@@ -267,7 +267,7 @@ class LayerwiseGradients:
         if others - {"self_attn.q_norm", "self_attn.k_norm"} or len(layer.paths) < len(LLAMA_MAPS):
             return
         self._layers[number] = by_hand = LlamaLayer(module, f"{self._stack.path}.{number}", self._adapter)
-        with self._layer(number):
+        with self._layer(number, number + 1):
             found = by_hand.forward(some.states[-2], some.calls[number])
         if not float((found - some.states[-1]).norm()) <= _TOLERANCE * float(some.states[-1].norm()):
             self._layers[number] = layer

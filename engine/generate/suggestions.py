@@ -143,10 +143,13 @@ class Suggester:
             assert self._following is not None
             beginnings = self._vocabulary.beginning(typed.beginning)
             first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
+            known: list[Dictionary | WordCounts] = []
+            if self._dictionary and self._dictionary.is_of(typed.context):
+                known = [self._dictionary, counts] if counts else [self._dictionary]
             if words == 1 and not typed.may_be_whole:
-                found = self._estimated(first, typed.beginning, n)
+                found = self._estimated(first, typed.beginning, n, known)
             if not found:
-                found, complete = self._searched(first, typed, n, words, late, counts)
+                found, complete = self._searched(first, typed, n, words, late, known)
             if complete:
                 self._answers[key] = found
                 if len(self._answers) > _ANSWERS:
@@ -188,14 +191,16 @@ class Suggester:
         if more := self._cache.get_seq_length() - tokens:
             self._cache.crop(-more)
 
-    def _estimated(self, first: list[_Candidate], beginning: str, n: int) -> list[Suggestion]:
+    def _estimated(
+        self, first: list[_Candidate], beginning: str, n: int, known: Sequence[Dictionary | WordCounts]
+    ) -> list[Suggestion]:
         """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
         whole, longer = dict[str, Suggestion](), 0.0
         for one in first:
             probability, ending = math.exp(one.logprob), 0.0
-            if len(one.text) > len(beginning) and (known := self._endings.get(one.path[0])):
-                ending = fmean(known)
-                if one.share * ending >= FLOOR:
+            if len(one.text) > len(beginning) and (endings := self._endings.get(one.path[0])):
+                ending = fmean(endings)
+                if one.share * ending >= FLOOR and self._is_word(one, known):
                     text = one.text.strip()
                     whole.setdefault(text, Suggestion(text, probability * ending, one.share * ending))
             longer = max(longer, probability * (1 - ending))
@@ -209,12 +214,9 @@ class Suggester:
         n: int,
         words: int,
         late: Callable[[], bool],
-        counts: WordCounts | None,
+        known: Sequence[Dictionary | WordCounts],
     ) -> tuple[list[Suggestion], bool]:
         """See `suggest`: a beam search from the first tokens, that ends when no other word can be likelier."""
-        known: list[Dictionary | WordCounts] = []
-        if self._dictionary and self._dictionary.is_of(typed.context):
-            known = [self._dictionary, counts] if counts else [self._dictionary]
         found: dict[str, _Followed] = {}
         candidates = [one for one in first if one.share >= FLOOR]
         while candidates and not late():
@@ -246,10 +248,10 @@ class Suggester:
     def _is_word(self, one: _Candidate, known: Sequence[Dictionary | WordCounts], *, begun: bool = False) -> bool:
         """Whether it ends in a word, or, with `begun`, in the beginning of one.
 
-        known: the words of several tokens; empty: all are.
+        known: the words; empty: all are. A capitalised one of a single token is, too: it is a name.
         """
         last = one.text.rpartition(" ")[2]
-        if not known or self._vocabulary.texts[one.path[-1]].strip() == last:
+        if not known or (self._vocabulary.texts[one.path[-1]].strip() == last and not last.islower()):
             return True
         return any(words.begins(last) if begun else last in words for words in known)
 

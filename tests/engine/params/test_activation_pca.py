@@ -1,3 +1,4 @@
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from tests.support.learning import ALL_ROWS, TARGETS, equal, random_blocks, some
 #: Which row goes with which others changes the order of a float32 sum, and three passes sharpen what differs.
 SUM_TOLERANCE = 1e-3
 
-#: Of what the best rows capture. In a random model no directions stand out, so three passes do not quite find them.
-CAPTURED = 0.97
+#: Of what the best rows capture, on average. In a random model no directions stand out, so three passes do not quite
+#: find them, from some starts less than from others.
+CAPTURED, STARTS = 0.96, 8
 
 
 def adapter_on(model: LanguageModel, *buckets: Batch, **changes: Any) -> Adapter:
@@ -35,10 +37,12 @@ def test_rows_span_the_strongest_directions_of_the_inputs(tiny: ModelFolder) -> 
     x = torch.cat(seen)
     exact = torch.linalg.svd(x, full_matrices=False).Vh[:4]
     for micro_batch in (3, ALL_ROWS):
-        adapter = adapter_on(model, *buckets, micro_batch=micro_batch)
-        rows = torch.linalg.qr(adapter.a[path].t()).Q
-        captured = (x @ rows).square().sum() / (x @ exact.t()).square().sum()
-        assert float(captured) > CAPTURED, micro_batch
+        captured = []
+        for seed in range(STARTS):
+            adapter = adapter_on(model, *buckets, seed=seed, micro_batch=micro_batch)
+            rows = torch.linalg.qr(adapter.a[path].t()).Q
+            captured.append(float((x @ rows).square().sum() / (x @ exact.t()).square().sum()))
+        assert fmean(captured) > CAPTURED, micro_batch
 
 
 @torch.inference_mode()
