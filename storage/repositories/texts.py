@@ -15,7 +15,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
-from pocketllm.storage.repositories.base import Repository, among, found, page
+from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.tables import PERSON, Job, JobText, Text, TextOwner
 
 #: One text in this many is held out of training.
@@ -172,18 +172,19 @@ class TextStore(Repository):
 def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str], now: datetime) -> Added:
     """Store the texts that do not exist yet, and whose they are. owners: of each text."""
     ids = tuple(map(text_id, texts))
-    rows = dict(zip(ids, texts, strict=True))
-    for known in session.exec(select(Text.id).where(col(Text.id).in_(among(rows)))):
-        del rows[known]
-    added = [_row(identity, new, now) for identity, new in rows.items()]
-    if added:  # as rows, not as objects: a folder brings 100,000 of them
-        session.connection().execute(insert(Text), added)
-        passages.index(session.connection(), ((row["id"], row["text"], row["completion"]) for row in added))
+    rows = [_row(identity, new, now) for identity, new in dict(zip(ids, texts, strict=True)).items()]
+    # As rows, not as objects: a folder brings 100,000 of them.
+    missing = insert(Text).on_conflict_do_nothing().returning(col(Text.id))
+    added = set(session.connection().execute(missing, rows).scalars()) if rows else set()
+    if added:
+        passages.index(
+            session.connection(), ((row["id"], row["text"], row["completion"]) for row in rows if row["id"] in added)
+        )
     if ids:
         pairs = dict.fromkeys(zip(ids, owners, strict=True))
         owned = [{"text_id": identity, "owner": owner, "sent_at": now} for identity, owner in pairs]
         session.connection().execute(insert(TextOwner).on_conflict_do_nothing(), owned)
-    return Added(ids=ids, created=len(rows))
+    return Added(ids=ids, created=len(added))
 
 
 def give_to_job(session: Session, job: Job, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
