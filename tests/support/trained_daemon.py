@@ -45,9 +45,11 @@ def trained_daemon(root: Path) -> Iterator[TrainedDaemon]:
     (root / "data").mkdir()
     import_model(str(source), root / "data" / "models", name="tiny", dtype="float32")
     with running(root / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as daemon:
-        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(30)]
+        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(300)]
         assert daemon.client.post("/texts", json=notes).status_code == 201
-        job = daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")
+        # So much is learned that the adapter is served.
+        job = daemon.wait_for_job(daemon.start_job(steps=8, seed=1), "succeeded")
+        assert job["outcome"] == "learned", job
         yield TrainedDaemon(daemon, source, root / "data" / "adapters" / job["adapter"])
 
 
