@@ -101,8 +101,12 @@ class TextStore(Repository):
 
     def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
         """Store all of the texts or none, as its owner's, too. They are on disk when this returns."""
+        return self.add_each([(texts, owner)], now=now)[0]
+
+    def add_each(self, requests: Sequence[tuple[Sequence[NewText], str]], *, now: datetime) -> list[Added]:
+        """Store the texts of several requests, with their owners, in one transaction: all or none."""
         with self._database.write() as session:
-            return add_texts(session, texts, [owner] * len(texts), now)
+            return [add_texts(session, texts, [owner] * len(texts), now) for texts, owner in requests]
 
     def get(self, identity: str) -> Text:
         """The text whose id is this, or alone begins like this. Raises NotFound."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.api.native.ingest import AT_ONCE, Ingest
+from pocketllm.api.native.ingest import AT_ONCE, Ingest, Request
 from pocketllm.storage.database import Database
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 from pocketllm.storage.store import Store
@@ -24,16 +24,17 @@ class Watched(TextStore):
 
     def __init__(self, database: Database, *, refused: str | None = None) -> None:
         super().__init__(database)
-        self.most_at_once = 0
+        self.most_at_once = self.transactions = 0
         self._at_once, self._refused = 0, refused
 
-    def add(self, texts: Sequence[NewText], *, now: datetime, owner: str = PERSON) -> Added:
+    def add_each(self, requests: Sequence[Request], *, now: datetime) -> list[Added]:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
+        self.transactions += 1
         try:
-            if any(text.text == self._refused for text in texts):
+            if any(text.text == self._refused for texts, _ in requests for text in texts):
                 raise DiskFull
-            return super().add(texts, now=now, owner=owner)
+            return super().add_each(requests, now=now)
         finally:
             self._at_once -= 1
 
@@ -61,23 +62,23 @@ def test_one_is_written_at_a_time(database: Database) -> None:
         )
 
     answers = asyncio.run(ask())
-    assert texts.most_at_once == 1
+    assert (texts.most_at_once, texts.transactions) == (1, 1)
     assert [texts.get(added.ids[0]).text for added in answers] == [f"text {number}" for number in range(20)]
     assert [added.created for added in answers] == [2] + [1] * 19
 
 
-def test_an_error_is_told_to_who_brought_the_text_and_the_next_is_written(database: Database) -> None:
+def test_an_error_is_told_to_who_brought_the_text_and_the_others_are_written(database: Database) -> None:
     texts = Watched(database, refused="a")
 
     async def ask() -> list[Added | BaseException]:
         ingest = Ingest(texts, lambda: NOW)
         return await asyncio.gather(
-            *(ingest.add(new(name), owner=PERSON) for name in ("a", "b")), return_exceptions=True
+            *(ingest.add(new(name), owner=PERSON) for name in ("b", "a", "c")), return_exceptions=True
         )
 
-    first, second = asyncio.run(ask())
-    assert isinstance(first, DiskFull) and isinstance(second, Added)
-    assert texts.counts().texts == 1
+    first, refused, last = asyncio.run(ask())
+    assert isinstance(first, Added) and isinstance(refused, DiskFull) and isinstance(last, Added)
+    assert texts.counts().texts == 2
 
 
 def test_who_goes_away_takes_nobody_along(database: Database) -> None:
