@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import datetime
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 
-#: Concurrent writes: one request is parsed while another is stored. More slow reads down: with 2, 4 and 8, the p99 of
-#: GET /jobs was 4.1, 4.8 and 5.0 times its p50 without load, and texts were stored at 0.8, 1.0 and 1.7 times the rate
-#: of a bare endpoint (bench.load).
+#: Concurrent writes, which share transactions: that stores 2.5 times as many texts as one for each. More slow reads
+#: down: with 8 and 16, the p99 of GET /jobs was 3.7 and 4.9 times its p50 without load, and texts were stored at 1.26
+#: and 1.44 times the rate of a bare endpoint (bench.load).
 AT_ONCE = 8
 #: The longest that a write waits for reads, some of which, such as downloads, take long.
 WAIT_SECONDS = 0.02
@@ -25,7 +26,7 @@ class Ingest:
     """Admits requests with texts, and stores them. For one event loop."""
 
     def __init__(self, texts: TextStore, now: Callable[[], datetime]) -> None:
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots, self._large = asyncio.Semaphore(AT_ONCE), asyncio.Lock()
         self._readers = 0
         self._no_readers = asyncio.Event()
         self._no_readers.set()
@@ -34,12 +35,13 @@ class Ingest:
         self._writer: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def slot(self, size: int = 0) -> AsyncIterator[None]:
         """A slot for a request with texts, from its complete body until it is stored; waits for reads.
 
-        If all ran at once, the event loop would work on all of them between any two steps of a read request.
+        If all ran at once, the event loop would work on all of them between any two steps of a read request. size: of
+        the body, in bytes. Of large ones a single one is in memory as texts, and in a transaction.
         """
-        async with self._slots:
+        async with self._large if size > LARGE_BYTES else nullcontext(), self._slots:
             if self._readers:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._no_readers.wait(), WAIT_SECONDS)
@@ -62,7 +64,7 @@ class Ingest:
 
         A single task writes, and the requests that wait for it share its next transaction.
         """
-        stored = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[Added] = asyncio.get_running_loop().create_future()
         self._waiting.append(((texts, owner), stored))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())

@@ -75,7 +75,7 @@ async def add_texts(
     ingest: Ingest = request.app.state.ingest
     body = await request.body()  # before the slot, so that a slow sender does not block others
     kind, app, most = request.headers.get("content-type", ""), app_of(request), services.settings.max_text_bytes
-    async with ingest.slot():
+    async with ingest.slot(len(body)):
         texts = await unless_large(body, lambda: [one.new() for one in parse(body, kind, source, most)])
         if app is not None:
             await run_in_threadpool(check_quota, services, app, len(texts))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.api.native.ingest import AT_ONCE, Ingest, Request
 from pocketllm.storage.database import Database
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
@@ -124,13 +125,13 @@ def test_who_looks_for_long_is_not_waited_for(database: Database) -> None:
     assert asyncio.run(asyncio.wait_for(ask(), 30))
 
 
-def test_so_many_take_a_turn_at_once_and_no_more(database: Database) -> None:
-    async def ask() -> int:
+def test_so_many_take_a_turn_at_once_and_no_more_of_large_ones_one(database: Database) -> None:
+    async def ask(size: int) -> int:
         ingest, inside, most = Ingest(TextStore(database), lambda: NOW), 0, 0
 
         async def bring() -> None:
             nonlocal inside, most
-            async with ingest.slot():
+            async with ingest.slot(size):
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0)
@@ -139,4 +140,4 @@ def test_so_many_take_a_turn_at_once_and_no_more(database: Database) -> None:
         await asyncio.gather(*(bring() for _ in range(5 * AT_ONCE)))
         return most
 
-    assert asyncio.run(ask()) == AT_ONCE
+    assert (asyncio.run(ask(LARGE_BYTES)), asyncio.run(ask(LARGE_BYTES + 1))) == (AT_ONCE, 1)
