@@ -128,7 +128,7 @@ class Answerer:
         self._model_folder = model_folder
         self._torch: TorchModels | None = None
         found = find_llamacpp(model_folder, preference)
-        self._tokenizer, self._decoding = open_tokenizer(model_folder, lean=isinstance(found, LlamaCpp))
+        self._tokenizer, self._decoding = open_tokenizer(model_folder)
         self._eos = eos_id(self._tokenizer)
         #: Of the last contexts: with each letter of a word the same one is asked about.
         self._tokens_of = lru_cache(maxsize=4)(self._encoded)

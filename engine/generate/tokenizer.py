@@ -100,12 +100,12 @@ else:
     Tokenizer = Any
 
 
-def open_tokenizer(model_folder: ModelFolder, *, lean: bool) -> tuple[Tokenizer, Decoding]:
-    """The tokenizer, and the parameters of decoding. Raises ModelFileError or BadRequest.
+def open_tokenizer(model_folder: ModelFolder) -> tuple[Tokenizer, Decoding]:
+    """The tokenizer, without transformers if possible, and the parameters of decoding.
 
-    lean: without transformers, if possible.
+    Raises ModelFileError or BadRequest.
     """
-    tokenizer = LeanTokenizer.open(model_folder.path) if lean else None
+    tokenizer = LeanTokenizer.open(model_folder.path)
     values = _settings(model_folder) if tokenizer else None
     if tokenizer is None or values is None:
         with_transformers, config = model_folder.tokenizer(), model_folder.config()

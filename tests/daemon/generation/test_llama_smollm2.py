@@ -28,7 +28,7 @@ class Both:
 
     def __init__(self, model_folder: ModelFolder, base: Path, address: Path) -> None:
         self.model_folder = model_folder
-        self.tokenizer, self.decoding = open_tokenizer(model_folder, lean=True)
+        self.tokenizer, self.decoding = open_tokenizer(model_folder)
         self.torch = LanguageModel(model_folder)
         found = LlamaCpp(program=PACKAGE, base=base)
         self.llama = LlamaDecoder(model_folder, found, address=address, threads=2, encode=self.tokens)

@@ -17,7 +17,7 @@ def model(tiny: ModelFolder) -> LanguageModel:
 
 
 def answer(model: LanguageModel, sampling: Sampling, prompt: str = "ab") -> tuple[Generation, list[str]]:
-    tokenizer, decoding = open_tokenizer(model.folder, lean=False)
+    tokenizer, decoding = open_tokenizer(model.folder)
     generation = generate(partial(sample, model), decoding, tokenizer(prompt)["input_ids"], sampling)
     return generation, list(generation.pieces)
 
@@ -49,22 +49,20 @@ def test_length_ends_the_text(model: LanguageModel) -> None:
 
 
 def test_cancelling_ends_it(model: LanguageModel) -> None:
-    decoding = open_tokenizer(model.folder, lean=False)[1]
+    decoding = open_tokenizer(model.folder)[1]
     generation = generate(partial(sample, model), decoding, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
     assert list(generation.pieces) == []
 
 
 def test_empty_prompt_is_refused(model: LanguageModel) -> None:
     with pytest.raises(BadRequest, match="empty"):
-        generate(partial(sample, model), open_tokenizer(model.folder, lean=False)[1], [], Sampling())
+        generate(partial(sample, model), open_tokenizer(model.folder)[1], [], Sampling())
 
 
 def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
     limit = model.network.config.max_position_embeddings
     with pytest.raises(BadRequest, match=f"context of {limit}"):
-        generate(
-            partial(sample, model), open_tokenizer(model.folder, lean=False)[1], [5] * limit, Sampling(max_tokens=1)
-        )
+        generate(partial(sample, model), open_tokenizer(model.folder)[1], [5] * limit, Sampling(max_tokens=1))
 
 
 def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:

@@ -1,5 +1,6 @@
 """The tokenizer without transformers: in everything that answers need, the same as transformers' own."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,21 @@ def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tm
     folder = tiny_model_folder(tmp_path)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     assert LeanTokenizer.open(folder) is None
-    assert not isinstance(open_tokenizer(open_model_folder(folder), lean=True)[0], LeanTokenizer)
+    assert not isinstance(open_tokenizer(open_model_folder(folder))[0], LeanTokenizer)
 
 
-def test_decoding_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder) -> None:
-    ours, theirs = (open_tokenizer(tiny, lean=requested)[1] for requested in (True, False))
+def test_decoding_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder, tmp_path: Path) -> None:
+    with_transformers = open_model_folder(Path(shutil.copytree(tiny.path, tmp_path / "tiny")))
+    edit_json(with_transformers.path / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    (tokenizer, ours), (other, theirs) = map(open_tokenizer, (tiny, with_transformers))
+    assert isinstance(tokenizer, LeanTokenizer) and not isinstance(other, LeanTokenizer)
     assert (ours.stop_ids, ours.context) == (theirs.stop_ids, theirs.context) == (frozenset({0, 2}), 256)
     code = f"""
 import sys
 from pathlib import Path
 from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.formats.model_folder import open_model_folder
-open_tokenizer(open_model_folder(Path({str(tiny.path)!r})), lean=True)[0]("Wind")
+open_tokenizer(open_model_folder(Path({str(tiny.path)!r})))[0]("Wind")
 print(sum(name in sys.modules for name in ("torch", "transformers")))
 """
     assert fresh_process(code) == 0
