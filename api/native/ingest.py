@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pocketllm.api.bodies import LARGE_BYTES
+from pocketllm.storage.errors import DatabaseLocked
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 
 #: Concurrent writes, which share transactions: that stores 2.5 times as many texts as one for each. More slow reads
@@ -86,6 +87,8 @@ class Ingest:
         """What became of each. After a failure, each is tried in a transaction of its own."""
         try:
             return list(self._texts.add_each(requests, now=self._now()))
+        except DatabaseLocked as error:  # it has waited, and each of them would wait as long again
+            return [error] * len(requests)
         except Exception as error:
             return [error] if len(requests) == 1 else [self._results([one])[0] for one in requests]
 

@@ -10,6 +10,7 @@ import pytest
 from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.api.native.ingest import AT_ONCE, Ingest, Request
 from pocketllm.storage.database import Database
+from pocketllm.storage.errors import DatabaseLocked
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import PERSON
@@ -23,10 +24,10 @@ class DiskFull(Exception):
 class Watched(TextStore):
     """The real one, which notes how many write at once, and has no room for one text."""
 
-    def __init__(self, database: Database, *, refused: str | None = None) -> None:
+    def __init__(self, database: Database, *, refused: str | None = None, error: type[Exception] = DiskFull) -> None:
         super().__init__(database)
         self.most_at_once = self.transactions = 0
-        self._at_once, self._refused = 0, refused
+        self._at_once, self._refused, self._error = 0, refused, error
 
     def add_each(self, requests: Sequence[Request], *, now: datetime) -> list[Added]:
         self._at_once += 1
@@ -34,7 +35,7 @@ class Watched(TextStore):
         self.transactions += 1
         try:
             if any(text.text == self._refused for texts, _ in requests for text in texts):
-                raise DiskFull
+                raise self._error
             return super().add_each(requests, now=now)
         finally:
             self._at_once -= 1
@@ -80,6 +81,19 @@ def test_an_error_is_told_to_who_brought_the_text_and_the_others_are_written(dat
     first, refused, last = asyncio.run(ask())
     assert isinstance(first, Added) and isinstance(refused, DiskFull) and isinstance(last, Added)
     assert texts.counts().texts == 2
+
+
+def test_where_the_database_is_locked_a_single_try_has_waited_for_all(database: Database) -> None:
+    texts = Watched(database, refused="a", error=DatabaseLocked)
+
+    async def ask() -> list[Added | BaseException]:
+        ingest = Ingest(texts, lambda: NOW)
+        return await asyncio.gather(
+            *(ingest.add(new(name), owner=PERSON) for name in ("b", "a", "c")), return_exceptions=True
+        )
+
+    assert [type(answer) for answer in asyncio.run(ask())] == [DatabaseLocked] * 3
+    assert texts.transactions == 1
 
 
 def test_who_goes_away_takes_nobody_along(database: Database) -> None:
