@@ -33,7 +33,7 @@ class GeneratorBusy(DaemonError):
 
 
 class GeneratorFailed(DaemonError):
-    """The generator process died, perhaps because memory ran out. Try again with a lower max_tokens."""
+    """The generator process died, perhaps because memory ran out. Try again with less text or a lower max_tokens."""
 
 
 class CalibrationFailed(DaemonError):

@@ -138,7 +138,9 @@ def llama_speaker(model: Path, lora: Path, scratch: Path, tokens: int) -> Iterat
     found = find_llamacpp(open_model_folder(model), "auto")
     assert isinstance(found, LlamaCpp)
     threads, socket = len(os.sched_getaffinity(0)), scratch / "llama.sock"
-    plan = ServerPlan(program=found.program, base=found.base, lora=lora, context=_CONTEXT, threads=threads)
+    plan = ServerPlan(
+        program=found.program, base=found.base, lora=lora, context=_CONTEXT, threads=threads, memory_bytes=10**9
+    )
     with (
         LlamaServer(plan, socket, lambda _: [], Timeouts()),
         httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_LONGEST_SECONDS) as http,

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PIECE_SECONDS = 0.05
 #: Without a request after which memory is given back: between two keys that would cost 3 ms.
 _PAUSE_SECONDS = 0.5
+#: For an answer of some words.
+_LEAST_BYTES = 64 * 10**6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,14 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     requests = Requests()
     try:
-        answerer = Answerer(options.model, options.backend, options.socket, OwnersWords(options.database))
+        words = OwnersWords(options.database)
+        answerer = Answerer(options.model, options.backend, options.socket, words, options.memory_bytes)
     except MezoError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
-    # llama.cpp's process inherits the limit.
-    share = options.memory_bytes // (2 if answerer.backend.name == "llamacpp" else 1)
-    more = share - (process_memory.anonymous_bytes(os.getpid()) or 0)
-    process_memory.cap_anonymous_memory(max(64 * 10**6, more))  # for short answers, however little there is
     say(ready=True, backend=asdict(answerer.backend))
     while True:
         request = requests.next()
@@ -118,7 +117,13 @@ class Requests:
 class Answerer:
     """Answers requests with llama.cpp where possible, else with torch."""
 
-    def __init__(self, model: Path, preference: BackendPreference, address: Path, words: OwnersWords) -> None:
+    def __init__(
+        self, model: Path, preference: BackendPreference, address: Path, words: OwnersWords, memory_bytes: int
+    ) -> None:
+        """address: of llama.cpp's socket. memory_bytes: anonymous memory of this process and llama.cpp's, at most.
+
+        Raises UnsupportedModel or ModelFileError.
+        """
         model_folder = open_model_folder(model)
         self._words = words
         if model_folder.manifest.is_mlm:
@@ -133,14 +138,18 @@ class Answerer:
         #: Of the last contexts: with each letter of a word the same one is asked about.
         self._tokens_of = lru_cache(maxsize=4)(self._encoded)
         self._llama: LlamaDecoder | None = None
+        self._memory_bytes = memory_bytes  #: of this process
         if isinstance(found, LlamaCpp):
+            self._memory_bytes = memory_bytes // 2
             self._llama = LlamaDecoder(
                 model_folder,
                 found,
                 address=address,
                 threads=len(os.sched_getaffinity(0)),
+                memory_bytes=self._memory_bytes,
                 encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
             )
+            self._limit_memory()
         elif preference == "llamacpp":
             raise UnsupportedModel(f"The setting backend is llamacpp, but {found.reason}.")
         else:
@@ -202,10 +211,10 @@ class Answerer:
 
     def _suggest(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
         """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
-        from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
-
         started = time.monotonic()
         suggester = self._models().suggester(_folder(request), self._decoding)
+        from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
+
         typed = Typed.of(request["context"], request["prefix"])
         counts = self._words.counts() if request["counts"] else None
         recent = typed.context[cut(len(typed.context), MAX_CHARACTERS) :]
@@ -221,12 +230,12 @@ class Answerer:
 
     def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
         """Answer with the probability of each label, as the examples say."""
+        texts, labels = zip(*request["examples"], strict=True)
+        *examples, asked = self._models().features(_folder(request), [*texts, request["text"]], self._encoded)
         import torch
 
         from pocketllm.engine.generate.label_probe import LabelProbe
 
-        texts, labels = zip(*request["examples"], strict=True)
-        *examples, asked = self._models().features(_folder(request), [*texts, request["text"]], self._encoded)
         probe = LabelProbe(torch.stack(examples), labels)
         done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy}
         say(id=request["id"], done=done)
@@ -236,12 +245,23 @@ class Answerer:
         return [self._eos, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _models(self) -> TorchModels:
-        """The models in torch, imported when needed, since that takes seconds and hundreds of MB."""
-        from pocketllm.daemon.generation.torch_models import TorchModels
-
+        """The models in torch, imported when needed, since that takes seconds and hundreds of MB. To be called before
+        anything else that imports torch.
+        """
         if self._torch is None:
-            self._torch = TorchModels(self._model_folder)
+            process_memory.lift_cap()  # a torch with CUDA maps 770 MB of private data, most of it untouched
+            try:
+                from pocketllm.daemon.generation.torch_models import TorchModels
+
+                self._torch = TorchModels(self._model_folder)
+            finally:
+                self._limit_memory()
         return self._torch
+
+    def _limit_memory(self) -> None:
+        """Allow what is left of this process's share, and enough for short answers, however little that is."""
+        more = self._memory_bytes - (process_memory.anonymous_bytes(os.getpid()) or 0)
+        process_memory.cap_anonymous_memory(max(_LEAST_BYTES, more))
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer with the adapter and with the base model, and score the first answer by both."""

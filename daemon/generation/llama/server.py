@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pocketllm.daemon.generation.llama import child as llama_child
+from pocketllm.daemon.process_memory import UNTOUCHED_BYTES
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.generate.streaming_text import Sampling
 
@@ -58,6 +59,7 @@ class ServerPlan:
     lora: Path | None  #: the adapter that requests can use
     context: int  #: tokens of prompt and answer together
     threads: int
+    memory_bytes: int  #: touched private memory, at most
 
 
 class LlamaServer:
@@ -222,7 +224,8 @@ class _Connection(HTTPConnection):
 
 
 def _command(plan: ServerPlan, host: str) -> list[str]:
-    child = [sys.executable, "-P", llama_child.__file__, str(os.getpid()), plan.program]
+    limit = plan.memory_bytes + UNTOUCHED_BYTES
+    child = [sys.executable, "-P", llama_child.__file__, str(os.getpid()), str(limit), plan.program]
     options = {"--model": plan.base, "--host": host, "--ctx-size": plan.context, "--parallel": 1}
     options |= {"--threads": plan.threads} | ({"--lora": plan.lora} if plan.lora else {})
     return [*child, *(str(part) for option in options.items() for part in option), "--no-warmup"]

@@ -37,12 +37,14 @@ class LlamaDecoder:
         *,
         address: Path,
         threads: int,
+        memory_bytes: int,
         encode: Callable[[str], list[int]],
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """address: of the server's socket. encode: tokenizes a text."""
-        self._model_folder, self._found, self._address, self._threads = model_folder, found, address, threads
+        """address: of the server's socket. memory_bytes: of its process, at most. encode: tokenizes a text."""
+        self._model_folder, self._found, self._address = model_folder, found, address
+        self._threads, self._memory_bytes = threads, memory_bytes
         self._encode, self._timeouts, self._clock = encode, timeouts or Timeouts(), clock
         self._server: LlamaServer | None = None
         self._failures, self._not_before = 0, 0.0
@@ -121,6 +123,7 @@ class LlamaDecoder:
             lora=lora,
             context=max(_MIN_CONTEXT, 1 << (tokens - 1).bit_length()),
             threads=self._threads,
+            memory_bytes=self._memory_bytes,
         )
         self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
         return self._server

@@ -93,7 +93,8 @@ def test_llama_cpp_asked_for_in_vain_is_an_error_that_says_why(
     with pytest.raises(
         UnsupportedModel, match=r"The setting backend is llamacpp, but .*gguf, which mine was imported from"
     ):
-        Answerer(model_folder.path, "llamacpp", tmp_path / "llama.sock", OwnersWords(tmp_path / "none.db"))
+        words = OwnersWords(tmp_path / "none.db")
+        Answerer(model_folder.path, "llamacpp", tmp_path / "llama.sock", words, 10**9)
 
 
 def test_the_doctor_says_what_answers(

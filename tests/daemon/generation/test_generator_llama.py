@@ -14,7 +14,7 @@ import pytest
 
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator
+from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, SuggestionRequest
 from pocketllm.engine.formats.importer import import_model
 from tests.support.llama_double import LlamaDouble, counted, llama_double
 from tests.support.real_daemon import eventually, is_running
@@ -38,7 +38,7 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LlamaDouble:
 
 @contextmanager
 def generator(
-    models: Path, preference: BackendPreference = "auto"
+    models: Path, preference: BackendPreference = "auto", *, memory_bytes: int = 10**9
 ) -> Iterator[tuple[Generator, Callable[[Awaitable[Any]], Any]]]:
     with asyncio.Runner() as runner:
 
@@ -56,6 +56,7 @@ def generator(
             clock=lambda: 0.0,
             socket=models / "llama.sock",
             preference=preference,
+            memory_bytes=memory_bytes,
         )
         try:
             yield made, run
@@ -63,7 +64,7 @@ def generator(
             run(made.close())
 
 
-async def whole(made: Generator, request: GenerationRequest) -> dict[str, Any]:
+async def whole(made: Generator, request: GenerationRequest | SuggestionRequest) -> dict[str, Any]:
     pieces: list[str] = []
     async for event in made.generate(request):
         if isinstance(event, Done):
@@ -101,6 +102,14 @@ def test_scores_are_torchs_and_change_no_answer(from_gguf: Path, double: LlamaDo
         compared = run(whole(made, replace(SHORT, compare=True)))
         assert compared["personal"]["text"] == compared["base"]["text"] == ANSWER
         assert len(double.notes("wish")) == 4
+
+
+@pytest.mark.smoke
+def test_torch_can_be_loaded_however_little_an_answer_may_take(from_gguf: Path, double: LlamaDouble) -> None:
+    with generator(from_gguf, memory_bytes=1) as (made, run):
+        assert run(whole(made, replace(SHORT, alternatives=1)))["backend"] == "llamacpp"
+        asked = SuggestionRequest(context="Wind", prefix="", n=3, words=1, timeout_seconds=60)
+        assert run(whole(made, asked))["complete"]
 
 
 def test_llama_cpp_does_not_outlive_the_process(from_gguf: Path, double: LlamaDouble) -> None:

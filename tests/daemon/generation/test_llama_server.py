@@ -20,7 +20,9 @@ QUICK = Timeouts(start_seconds=30, token_seconds=0.3)
 
 
 def plan(double: LlamaDouble, lora: Path | None = None) -> ServerPlan:
-    return ServerPlan(program=str(double.path), base=Path("/base.gguf"), lora=lora, context=512, threads=3)
+    return ServerPlan(
+        program=str(double.path), base=Path("/base.gguf"), lora=lora, context=512, threads=3, memory_bytes=10**9
+    )
 
 
 def no_text(text: str) -> list[int]:
@@ -138,6 +140,6 @@ def test_it_does_not_begin_without_its_parent(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     nobody = subprocess.Popen(["true"])
     nobody.wait()
-    command = [sys.executable, "-P", llama_child.__file__, str(nobody.pid), str(double.path)]
+    command = [sys.executable, "-P", llama_child.__file__, str(nobody.pid), "1000000000", str(double.path)]
     assert subprocess.run(command).returncode == os.EX_UNAVAILABLE
     assert double.pids == []

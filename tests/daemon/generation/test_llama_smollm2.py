@@ -31,7 +31,9 @@ class Both:
         self.tokenizer, self.decoding = open_tokenizer(model_folder)
         self.torch = LanguageModel(model_folder)
         found = LlamaCpp(program=PACKAGE, base=base)
-        self.llama = LlamaDecoder(model_folder, found, address=address, threads=2, encode=self.tokens)
+        self.llama = LlamaDecoder(
+            model_folder, found, address=address, threads=2, memory_bytes=10**9, encode=self.tokens
+        )
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens."""

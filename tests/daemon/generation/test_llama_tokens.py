@@ -69,6 +69,7 @@ def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
         LlamaCpp(program=str(double.path), base=from_gguf / "Tiny-Llama.Q8_0.gguf"),
         address=tmp_path / "llama.sock",
         threads=1,
+        memory_bytes=10**9,
         encode=lambda text: list(text.encode()),
         timeouts=Timeouts(start_seconds=30, token_seconds=0.3),
         clock=clock,
