@@ -7,9 +7,11 @@ import gc
 import importlib
 import json
 import os
+import platform
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ _RESIDENT = {"RssAnon": "library_anonymous_bytes", "RssFile": "library_file_byte
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Calibrate the imported model in `folder`: engine.planning.calibration.Calibration as JSON, with library memory.
+    """Calibrate the imported model in `folder`: engine.planning.calibration.Calibration as JSON, with library memory,
+    and the machine that it was measured on.
 
     Raises CalibrationFailed with the reason.
     """
@@ -30,6 +33,11 @@ def measure(folder: Path) -> dict[str, Any]:
     if "error" in answer:
         raise CalibrationFailed(answer["error"])
     return answer
+
+
+def this_machine() -> str:
+    """The processor's architecture, and the torch: with another one, speed and memory are others."""
+    return f"{platform.machine()} with torch {version('torch')}"
 
 
 def main() -> None:
@@ -48,7 +56,7 @@ def main() -> None:
         # Only now, since libraries take memory at their first use too: SmolLM2's forward pass left 60 MB.
         gc.collect()
         give_back_free_memory()
-        answer |= resident_bytes()
+        answer |= resident_bytes() | {"machine": this_machine()}
     except MezoError as error:
         answer = {"error": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -5,7 +5,6 @@ in a few models. So each dtype is timed, and a fast one must reproduce fp32's lo
 """
 
 import math
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ class Calibration:
     gemm_flops_by_dtype: dict[str, float]  #: the same for each dtype that the device supports
     forward_seconds: float  #: of a forward pass with loss
     forward_tokens: int  #: its number of tokens
-    machine: str  #: the processor architecture, such as "aarch64"
 
 
 def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibration:
@@ -82,7 +80,6 @@ def calibrate(model_folder: ModelFolder, clock: Callable[[], float]) -> Calibrat
         gemm_flops_by_dtype=flops,
         forward_seconds=_forward_seconds(model_folder, several, dtype, clock),
         forward_tokens=several.inputs.numel(),
-        machine=platform.machine(),
     )
 
 

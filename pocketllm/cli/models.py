@@ -1,7 +1,6 @@
 """`pocketllm models`: list, import and calibrate models. Works without a daemon."""
 
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -101,7 +100,8 @@ def calibrate_model(
 ) -> None:
     """Measure again which dtype is best for a model on this device.
 
-    Importing a model does this by itself. Run it for a model folder that you copied from another device.
+    Importing a model does this by itself. Run it for a model folder that you copied from another device, and after you
+    installed another torch.
     """
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.formats.importer import calibrate_again
@@ -237,12 +237,14 @@ def encoding_text(model: Document) -> str:
 
 
 def moved_text(model: Document) -> str:
-    """Return what to do when a model was measured on another kind of processor than this one; else ""."""
-    here, there = platform.machine(), (model["calibration"] or {}).get("machine")
+    """Return what to do when a model was measured on another kind of processor or by another torch; else ""."""
+    from pocketllm.daemon.tools.calibrate import this_machine
+
+    here, there = this_machine(), (model["calibration"] or {}).get("machine")
     if there in (None, here):
         return ""
     return (
-        f"{model['name']} was measured on {there}, but this device is {here}. Run "
+        f"{model['name']} was measured on {there}, but this is {here}. Run "
         f"`pocketllm models calibrate {model['name']}`."
     )
 

@@ -1,6 +1,5 @@
 """What people see: every state, what stands there when nothing is known, on any screen; and nothing steers it."""
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from pocketllm.cli.models import calibration_text, encoding_text, models_table, 
 from pocketllm.cli.report_view import answers_table, curve_plot, recall_text, report_view, words_table
 from pocketllm.cli.texts import text_details, texts_table
 from pocketllm.cli.views import age_text, bytes_text, change_text, count_text, duration_text, loss_text, printable
+from pocketllm.daemon.tools.calibrate import this_machine
 from tests.support.daemon_documents import JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
 from tests.support.rendering import rendered
 from tests.support.snapshots import assert_snapshot
@@ -81,7 +81,7 @@ MODEL: Document = {
     "calibration": {
         "loss_deviation": 0.00042,
         "gemm_flops_by_dtype": {"float32": 2.15e11, "bfloat16": 1.2345e12},
-        "machine": platform.machine(),
+        "machine": this_machine(),
     },
 }
 COMPLETION: Document = {
@@ -320,7 +320,7 @@ def test_a_long_word_is_folded() -> None:
 def test_a_model_that_was_measured_elsewhere_is_named() -> None:
     moved = MODEL | {"name": "other", "calibration": MODEL["calibration"] | {"machine": "abacus"}}
     text = rendered(models_table([MODEL, moved], Path("/models")), 300)
-    assert f"other was measured on abacus, but this device is {platform.machine()}" in text
+    assert f"other was measured on abacus, but this is {this_machine()}" in text
     assert "`pocketllm models calibrate other`" in text
     assert "calibrate smol" not in text
     assert moved_text(MODEL | {"calibration": None}) == ""
