@@ -51,8 +51,8 @@ _KINDS = "results|figure|missed|settings|routes"
 _MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
 _BEGINNING = re.compile(rf"<!-- (?:{_KINDS}):")
 _NOT_MEASURED = "(not measured)"
-#: Benches that are not modules of their own name.
-_MODULES = {"sst2": "bench.tasks", "labels": "bench.tasks.labels"}
+#: Results that are not named like a module: of a task, and of a second kind of processor.
+_MODULES = {"sst2": "bench.tasks", "labels": "bench.tasks.labels", "step-amx": "bench.step"}
 
 
 def markdown_files() -> list[Path]:
@@ -128,7 +128,7 @@ def _missed(results: Path) -> str:
         for name, limit in _limits(summary).items():
             value = summary["values"].get(name)
             if value is not None and limit.verdict(value) == "missed" and "quick" not in summary:
-                rows.append(f"| {summary['bench']} | {name} | {value:.4g} | {limit} |")
+                rows.append(f"| {file.stem} | {name} | {value:.4g} | {limit} |")
     return "\n".join(rows)
 
 
