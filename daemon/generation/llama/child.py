@@ -1,8 +1,8 @@
 """Runs a llama.cpp server that is killed with the process that started it.
 
-`python -P child.py PARENT BYTES PROGRAM ARGUMENTS`: within so many bytes of private memory, with the arguments of
-llama-server. PROGRAM is its path, which replaces this process, or xllamacpp, which runs in it. Imports nothing of ours,
-to start quickly.
+`python -P child.py PARENT DATA_LIMIT PROGRAM ARGUMENTS`, with the arguments of llama-server. DATA_LIMIT is its
+RLIMIT_DATA in bytes. PROGRAM is its path, which replaces this process, or xllamacpp, which runs in it. Imports nothing
+of ours, to start quickly.
 """
 
 import argparse
@@ -19,12 +19,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main(arguments: Sequence[str]) -> int:
     """Become the server. Returns only if the parent is gone."""
-    parent, memory_bytes, program, *rest = arguments
+    parent, data_limit, program, *rest = arguments
     # The kernel kills this process when its parent dies; that survives exec.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         return os.EX_UNAVAILABLE  # the parent died before the call
-    resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
+    resource.setrlimit(resource.RLIMIT_DATA, (int(data_limit), int(data_limit)))
     if program != "xllamacpp":
         os.execv(program, [program, *rest])
     _serve(rest)

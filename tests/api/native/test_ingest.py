@@ -69,30 +69,26 @@ def test_one_is_written_at_a_time(database: Database) -> None:
     assert [added.created for added in answers] == [2] + [1] * 19
 
 
-def test_an_error_is_told_to_who_brought_the_text_and_the_others_are_written(database: Database) -> None:
-    texts = Watched(database, refused="a")
+def together(texts: TextStore, *names: str) -> list[Added | BaseException]:
+    """What becomes of requests that come in at once, each with a text."""
 
     async def ask() -> list[Added | BaseException]:
         ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(
-            *(ingest.add(new(name), owner=PERSON) for name in ("b", "a", "c")), return_exceptions=True
-        )
+        return await asyncio.gather(*(ingest.add(new(name), owner=PERSON) for name in names), return_exceptions=True)
 
-    first, refused, last = asyncio.run(ask())
+    return asyncio.run(ask())
+
+
+def test_an_error_is_told_to_who_brought_the_text_and_the_others_are_written(database: Database) -> None:
+    texts = Watched(database, refused="a")
+    first, refused, last = together(texts, "b", "a", "c")
     assert isinstance(first, Added) and isinstance(refused, DiskFull) and isinstance(last, Added)
     assert texts.counts().texts == 2
 
 
 def test_where_the_database_is_locked_a_single_try_has_waited_for_all(database: Database) -> None:
     texts = Watched(database, refused="a", error=DatabaseLocked)
-
-    async def ask() -> list[Added | BaseException]:
-        ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(
-            *(ingest.add(new(name), owner=PERSON) for name in ("b", "a", "c")), return_exceptions=True
-        )
-
-    assert [type(answer) for answer in asyncio.run(ask())] == [DatabaseLocked] * 3
+    assert [type(answer) for answer in together(texts, "b", "a", "c")] == [DatabaseLocked] * 3
     assert texts.transactions == 1
 
 
