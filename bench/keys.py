@@ -136,9 +136,10 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
     return found
 
 
-def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, str]], count: int) -> list[float]:
-    """How long suggestions take, letter by letter, while a job runs. It begins where the generator is unloaded, as jobs
-    do: after thousands of answers by two models, the two together may be above the memory that all may take.
+def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, str]], count: int) -> list[float] | None:
+    """How long suggestions take, letter by letter, while a job runs; None if it was paused meanwhile. It begins where
+    the generator is unloaded, as jobs do: after thousands of answers by two models, the two together may be above the
+    memory that all may take.
     """
     client.post("generate", body={"prompt": "The", "max_tokens": 1, "keep_alive": 0})
     job = str(client.post("jobs", body={"steps": 100_000})["id"])
@@ -149,9 +150,11 @@ def while_training(client: Client, adapter: str, held_out: Sequence[tuple[str, s
             ask(before, word[:size])
         if len(ask.milliseconds) > count:
             break
-    if (found := client.get("jobs", job))["state"] != "running":
-        raise SystemExit(f"The job did not run all the time: it is {found['state']}, {'; '.join(found['reasons'])}.")
+    found = client.get("jobs", job)
     client.post("jobs", job, "cancel")
+    if found["state"] != "running":
+        progress(f"The job did not run all the time: it is {found['state']}, {'; '.join(found['reasons'])}.")
+        return None
     return ask.milliseconds[1:]
 
 
@@ -188,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "top3_personal": mean(one["top3_personal"] for one in writers),
         "suggest_p50_ms": max(_percentile(one["milliseconds"], 50) for one in writers),
         "suggest_p99_ms": max(_percentile(one["milliseconds"], 99) for one in writers),
-        "suggest_p99_ms_training": max(_percentile(one["milliseconds_training"], 99) for one in writers),
+        "suggest_p99_ms_training": None
+        if any(one["milliseconds_training"] is None for one in writers)
+        else max(_percentile(one["milliseconds_training"], 99) for one in writers),
     }
     gains = {row: [gain(one, row) for one in writers] for row in rows[1:]}
     values |= {f"gain/{row}": mean(value for value, _ in of_row) for row, of_row in gains.items()}

@@ -42,13 +42,14 @@ def cap_anonymous_memory(more_bytes: int) -> None:
 
     Untouched address space has its own allowance. An allocation beyond the limit fails in this process (torch raises
     RuntimeError) instead of waking the kernel's OOM killer, which might kill another one. Mapped weights do not count.
-    Does nothing without /proc/self/status.
+    Does nothing without /proc/self/status. A lower limit of the user's own (`ulimit -d`) stays.
     """
     # The limit is on VmData, which is larger than the resident part.
     if (current := bytes_of("VmData")) is None:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (current + more_bytes + UNTOUCHED_BYTES, hard))
+    limit = current + more_bytes + UNTOUCHED_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def return_large_blocks() -> None:

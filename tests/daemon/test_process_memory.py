@@ -24,6 +24,15 @@ except Exception as error:
     assert "primitive" in str(error), error
     print("out of memory" if out_of_memory(error) else "forbidden")
 """
+#: A process that its user allows little.
+LIMITED = """
+import resource
+from pocketllm.daemon.process_memory import bytes_of, cap_anonymous_memory
+hard = bytes_of("VmData") + 100_000_000
+resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+cap_anonymous_memory(1_000_000_000)
+print(resource.getrlimit(resource.RLIMIT_DATA) == (hard, hard))
+"""
 
 
 @pytest.fixture
@@ -49,3 +58,8 @@ def test_a_missing_primitive_is_want_of_memory_only_where_little_is_left(little_
 def test_where_code_may_not_be_written_no_product_ran_out_of_memory() -> None:
     said = subprocess.run([sys.executable, "-c", PRODUCT], capture_output=True, text=True, check=False)
     assert said.stdout.strip() in ("256.0", "forbidden"), said.stderr  # by the processor
+
+
+def test_the_users_own_lower_limit_stays() -> None:
+    said = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == "True", said.stderr

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         return os.EX_UNAVAILABLE  # the parent died before the call
-    resource.setrlimit(resource.RLIMIT_DATA, (int(data_limit), int(data_limit)))
+    with suppress(ValueError):  # the user's own limit is lower, and stays
+        resource.setrlimit(resource.RLIMIT_DATA, (int(data_limit), int(data_limit)))
     if program != "xllamacpp":
         os.execv(program, [program, *rest])
     _serve(rest)
