@@ -26,6 +26,8 @@ _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
 _MAX_NODES = 60
 #: Probabilities that are remembered of each token; and answers.
 _ENDINGS, _ANSWERS = 8, 256
+#: What is taken for remembered of a known word with so many letters.
+_USUAL_ENDING, _WORD_LETTERS = 0.97, 3
 #: A word is suggested if it is at least so probable among all that begin as it is typed, and beside the likeliest; and
 #: at all. Below, tokens come together that make no word.
 FLOOR, LEAST = 2e-3, 1e-11
@@ -197,15 +199,20 @@ class Suggester:
         """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
         whole, longer = dict[str, Suggestion](), 0.0
         for one in first:
-            probability, ending = math.exp(one.logprob), 0.0
-            if len(one.text) > len(beginning) and (endings := self._endings.get(one.path[0])):
-                ending = fmean(endings)
-                if one.share * ending >= FLOOR and self._is_word(one, known):
-                    text = one.text.strip()
-                    whole.setdefault(text, Suggestion(text, probability * ending, one.share * ending))
+            is_longer = len(one.text) > len(beginning)
+            probability, ending = math.exp(one.logprob), self._ending(one, known) if is_longer else 0.0
+            if one.share * ending >= FLOOR and self._is_word(one, known):
+                text = one.text.strip()
+                whole.setdefault(text, Suggestion(text, probability * ending, one.share * ending))
             longer = max(longer, probability * (1 - ending))
         best = sorted(whole.values(), key=lambda one: -one.probability)[:n]
         return best if len(best) == n and longer <= best[-1].probability else []
+
+    def _ending(self, one: _Candidate, known: Sequence[Dictionary | WordCounts]) -> float:
+        """The probability that a word ends with this first token, by what is remembered; 0 where nothing is."""
+        word = one.text.strip()
+        is_known = len(word) >= _WORD_LETTERS and word.isalpha() and any(word in words for words in known)
+        return fmean(self._endings.get(one.path[0], [_USUAL_ENDING if is_known else 0.0]))
 
     def _searched(
         self,
