@@ -31,6 +31,8 @@ _USUAL_ENDING, _WORD_LETTERS = 0.97, 3
 #: A word is suggested if it is at least so probable among all that begin as it is typed, and beside the likeliest; and
 #: at all. Below, tokens come together that make no word.
 FLOOR, LEAST = 2e-3, 1e-11
+#: No pass is made for a word that is less probable than this part of the likeliest.
+_SOUGHT = 0.01
 #: Tokens of a phrase, for each of its words but the first.
 _TOKENS_PER_WORD = 3
 #: Of the context, where its last word is looked for.
@@ -238,7 +240,8 @@ class Suggester:
                 if typed.may_be_whole and text == typed.beginning:
                     children += self._children(one.candidate, one.following, self._vocabulary.spaced, _CANDIDATES * n)
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]
-            least = best[-1].probability if len(best) == n else 0.0
+            last = best[-1].probability if len(best) == n else 0.0
+            least = max([last, *(_SOUGHT * one.probability for one in best)])
             children.sort(key=lambda one: -one.logprob)
             candidates = [
                 one for one in children[: _CANDIDATES * n] if one.share >= FLOOR and math.exp(one.logprob) > least

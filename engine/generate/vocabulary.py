@@ -44,9 +44,12 @@ class Dictionary:
 
     @lru_cache(maxsize=1)  # noqa: B019 -- there is one dictionary, which is asked about a text with each key
     def is_of(self, text: str) -> bool:
-        """Whether it is a dictionary of this text's language, by the last words; of a text without words, it is."""
-        words = WORD.findall(text[-_LAST_CHARACTERS:])
-        return sum(word in self for word in words) >= _KNOWN * len(words)
+        """Whether it is a dictionary of this text's language, by the last words; of a text without words, it is.
+
+        What begins with a digit, as "2nd", is of every language.
+        """
+        words: list[str] = WORD.findall(text[-_LAST_CHARACTERS:])
+        return sum(word in self or word[0].isdecimal() for word in words) >= _KNOWN * len(words)
 
     def _at(self, word: str) -> str:
         """The first word that is not before this one."""

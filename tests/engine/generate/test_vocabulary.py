@@ -25,6 +25,7 @@ def test_beginnings(dictionary: Dictionary) -> None:
 def test_the_language_of_a_text(dictionary: Dictionary) -> None:
     texts = {
         "": True,
+        "2nd. ": True,
         "We rowed up to the weir, and Quillfeather fell in.": True,
         "Als ich nach Hause kam, war die Tür offen.": False,
         "Hier soir, en rentrant à la maison, la porte était ouverte.": False,
