@@ -26,7 +26,7 @@ _CANDIDATES, _BRANCHES, _WORD_TOKENS = 3, 3, 6
 _MAX_NODES = 60
 #: Probabilities that are remembered of each token; and answers.
 _ENDINGS, _ANSWERS = 8, 256
-#: What is taken for remembered of a known word with so many letters.
+#: The probability that a known word ends where its token does, until that was seen; and the letters that it needs.
 _USUAL_ENDING, _WORD_LETTERS = 0.97, 3
 #: A word is suggested if it is at least so probable among all that begin as it is typed, and beside the likeliest; and
 #: at all. Below, tokens come together that make no word.
@@ -211,10 +211,12 @@ class Suggester:
         return best if len(best) == n and longer <= best[-1].probability else []
 
     def _ending(self, one: _Candidate, known: Sequence[Dictionary | WordCounts]) -> float:
-        """The probability that a word ends with this first token, by what is remembered; 0 where nothing is."""
+        """The probability that a word ends with this first token, by what is remembered; 0 where nothing is known."""
+        if seen := self._endings.get(one.path[0]):
+            return fmean(seen)
         word = one.text.strip()
         is_known = len(word) >= _WORD_LETTERS and word.isalpha() and any(word in words for words in known)
-        return fmean(self._endings.get(one.path[0], [_USUAL_ENDING if is_known else 0.0]))
+        return _USUAL_ENDING if is_known else 0.0
 
     def _searched(
         self,
