@@ -260,10 +260,10 @@ class Suggester:
     def _is_word(self, one: _Candidate, known: Sequence[Dictionary | WordCounts], *, begun: bool = False) -> bool:
         """Whether it ends in a word, or, with `begun`, in the beginning of one.
 
-        known: the words; empty: all are. A capitalised one of a single token is, too: it is a name.
+        known: the words; empty: all are. Capitals of a single token are, too: an abbreviation.
         """
         last = one.text.rpartition(" ")[2]
-        if not known or (self._vocabulary.texts[one.path[-1]].strip() == last and not last.islower()):
+        if not known or (last.isupper() and self._vocabulary.texts[one.path[-1]].strip() == last):
             return True
         return any(words.begins(last) if begun else last in words for words in known)
 

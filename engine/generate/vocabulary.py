@@ -1,4 +1,4 @@
-"""The words that a model can say: those of one token, and of the others those that there are."""
+"""The words that a model can say, and those that there are."""
 
 import unicodedata
 from array import array
@@ -25,7 +25,7 @@ def is_word_character(character: str) -> bool:
 
 
 class Dictionary:
-    """English words. Of the words of several tokens that a model says, it lacks nearly all that are none."""
+    """English words. Of the words that a model says, it lacks nearly all that are none."""
 
     def __init__(self) -> None:
         # One string and places in it: a list of strings would take 10 MB, six times as much.

@@ -168,7 +168,7 @@ def test_a_word_may_be_whole_or_half(model: LanguageModel, vocabulary: Vocabular
 def test_of_the_real_model_they_are_words(smollm2: ModelFolder) -> None:
     model, tokenizer = LanguageModel(smollm2), smollm2.tokenizer()
     words = Vocabulary(tokenizer, model.head.at(None).vocabulary, stop_ids={EOS})
-    suggester = Suggester(model, words)
+    suggester = Suggester(model, words, Dictionary())
 
     def asked(text: str, prefix: str | None = None, **more: Any) -> list[str]:
         typed = Typed.of(text, prefix)
@@ -184,6 +184,8 @@ def test_of_the_real_model_they_are_words(smollm2: ModelFolder) -> None:
     assert "station" in asked("We met at the railway", "sta", n=3)
     assert not any(" " in one for one in asked("I am", "looking", n=5)), "the prefix is said to be unfinished"
     assert asked("I am", "qxzvw", n=3) == []
+    assert "Fitzgerald" in (names := asked("F. Scott", "Fitz", n=5)) and "Fitz" not in names
+    assert "TV" in asked("We sat down and watched", "T", n=5), "an abbreviation, which is in no dictionary"
 
 
 def test_nothing_below_the_floor_is_offered(
@@ -222,7 +224,7 @@ def test_a_long_context_is_cut_in_steps() -> None:
     assert [cut(size, 512) for size in (0, 512, 513, 768, 769)] == [0, 0, 256, 256, 512]
 
 
-def test_of_several_tokens_only_words_that_there_are_or_that_the_owner_wrote(
+def test_only_words_are_suggested_that_there_are_or_that_the_owner_wrote(
     model: LanguageModel, vocabulary: Vocabulary
 ) -> None:
     dictionary, typed = Dictionary(), Typed("The boat was", " st")
