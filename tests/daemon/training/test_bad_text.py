@@ -129,7 +129,7 @@ BAD = (noise, another_language, one_sentence_again_and_again)
 def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: Callable[[], list[str]]) -> None:
     good = learned.served
     # At four times the settings' rate, replay and rehearsal keep all but a hundredth of a nat of ten held-out notes.
-    job = learned.job(bad(), training=changed(TRAINING, rate=12 * TRAINING.rate))
+    job = learned.job(bad(), training=changed(TRAINING, rate=9 * TRAINING.rate))
     # The job did learn what it was given, and the owner's text was the price.
     assert learned.change(bad(), good, job.adapter).reduction > 0
     assert learned.change(owners_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
