@@ -27,6 +27,8 @@ from pocketllm.daemon.child_environment import CHILD_SETTINGS, child_environment
 #: The checkout, where `python -m bench.NAME` runs.
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+#: What is measured.
+_ROOMS = ("api", "backprop", "daemon", "engine", "mezo", "pocketllm", "storage")
 #: A table that is piped into a file is not cut to 80 columns.
 _PIPED_WIDTH = 150
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -213,16 +215,23 @@ def results_file(name: str, options: argparse.Namespace) -> Path:
 def stored_runs(name: str, options: argparse.Namespace, *, seconds: float) -> dict[str, Any] | None:
     """Return `raw` of the results that `keep` wrote; None where there are none. seconds: the length of a run.
 
-    Raises SystemExit if they are of other runs or of another commit: what is compared is measured by one.
+    Raises SystemExit if they are of other runs, or if the product has changed since: all that is compared is of one.
     """
     file = results_file(name, options)
     if not file.exists():
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
     raw: dict[str, Any] = stored["raw"]
-    if (stored["commit"], raw["seconds"]) != (options.commit, seconds):
+    if raw["seconds"] != seconds or not _same_product(stored["commit"], options.commit):
         raise SystemExit(f"{file} is of commit {stored['commit']}, {raw['seconds']:g} s a run: leave --resume out.")
     return raw
+
+
+def _same_product(commit: str, other: str) -> bool:
+    if commit == other:
+        return True
+    command = ["git", "diff", "--quiet", commit, other, "--", *_ROOMS]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def _verdicts(values: Values, limits: Limits, *, quick: bool) -> Table:

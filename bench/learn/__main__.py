@@ -4,9 +4,10 @@ python -m bench.learn --text FILE [FILE ...] [--seconds 120] [--seeds 3] [--resu
 
 Each file is a writer's. Each run is a process of its own, one after the other, on the same blocks of the same text. It
 has the same number of seconds from when its model is loaded; the held-out loss is measured off the clock. So are the
-base model's samples drawn, once a model, which `samples_seconds` gives. With the first seed the rates are searched;
-with each further one all methods take a turn. A value with a limit is that of the writer for whom it is worst, any
-other one the mean over the writers.
+base model's samples drawn, once a model. With the first seed the rates are searched; with each further one all methods
+take a turn. A contender or rate that was only lucky with the first seed gives way to the next best, until the one with
+the best mean has all seeds. A value with a limit is that of the writer for whom it is worst, any other one the mean
+over the writers.
 """
 
 from __future__ import annotations
@@ -125,12 +126,17 @@ class Writer:
 
     def further_seeds(self) -> None:
         """Of the best contender of each method, at its best rate; a seed at a time, so that the methods take turns."""
-        first = [run for run in self._runs if run["writer"] == self._name]
         methods = dict.fromkeys(method for _, method, _ in CONTENDERS.values() if method != "inference")
-        best = [found[0] for method in methods if (found := best_runs(first, method))]
-        for seed in range(1, self._options.seeds):
-            for run in best:
-                self.run(run["contender"], seed, run["rate"])
+        count = -1
+        while count != len(self._runs):  # until the best ones have all seeds
+            count = len(self._runs)
+            own = [run for run in self._runs if run["writer"] == self._name]
+            best = [found[0] for method in methods if (found := best_runs(own, method))]
+            for seed in range(1, self._options.seeds):
+                for run in best:
+                    self.run(run["contender"], seed, run["rate"])
+            if self._options.quick:
+                return
 
 
 def figures(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -155,7 +161,6 @@ def figures(runs: Sequence[Run]) -> dict[str, float | None]:
         "exact_peak_over_peer": _over(peak, min((run["peak_rss_bytes"] for run in peer), default=None)),
         "exact_peak_over_checkpointed": _over(peak, min((run["peak_rss_bytes"] for run in checkpointed), default=None)),
         "exact_peak_over_our_inference": _over(peak, min((run["peak_rss_bytes"] for run in inference), default=None)),
-        "samples_seconds": _mean([run["samples_seconds"] for run in exact]),
         "exact_over_prompt960": _over(nats["exact_nats"], nats[f"prompt{PROMPTS[-1]}_nats"]),
         "adapter_and_prompt_over_adapter": _over(nats["adapter_and_prompt_nats"], nats["exact_nats"]),
         "mezo_over_textbook": _over(nats["mezo_nats"], mezo_peer),

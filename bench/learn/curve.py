@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any
 
 from bench.child import memory_of
@@ -85,14 +86,12 @@ def seconds_to(curve: Sequence[Sequence[float]], loss: float) -> float:
 
 
 def best_runs(runs: Sequence[Run], method: str) -> list[Run]:
-    """Of one writer's runs, all seeds of the method's contender and rate that won most with the first seed."""
-    of_method = [run for run in runs if run["contender"].partition(",")[0] == method]
-    first = [run for run in of_method if run["seed"] == 0]
-    if not first:
-        return []
-    best = max(first, key=lambda run: float(run.get("reduction", 0)))
-    same = [run for run in of_method if (run["contender"], run["rate"]) == (best["contender"], best["rate"])]
-    return sorted(same, key=lambda run: int(run["seed"]))
+    """Of one writer's runs, all seeds of the method's contender and rate that won most, in the mean of its seeds."""
+    groups: dict[tuple[str, float | None], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: int(run["seed"])):
+        if run["contender"].partition(",")[0] == method:
+            groups.setdefault((run["contender"], run["rate"]), []).append(run)
+    return max(groups.values(), key=lambda found: mean(run.get("reduction", 0.0) for run in found), default=[])
 
 
 class Schedule:

@@ -184,19 +184,13 @@ def exact(folder: str, blocks: str, *, batch: int, seconds: float, seed: int, pr
     tokens = division.training.inputs.shape[1]
     plan = planned(Path(folder), mode="exact", batch=batch, tokens=tokens).plan
     model = load_model(Path(folder))
-    samples, samples_seconds = timed_rehearsal(model)
+    samples = rehearsal_of(model)
     give_back_free_memory()  # as the worker does then
     curve = Curve(seconds, lambda: model.mean_loss([division.held_out]))
     found = teach_exact(model, plan, (division.training,), curve, seed=seed, samples=samples)
     report = curve.report() | found  # with the peak before the prompt, which takes more
     prompted = _prompted(model, division, max(prompts), seed)
-    return report | {"prompted_reduction": curve.points[0][2] - prompted, "samples_seconds": samples_seconds}
-
-
-def timed_rehearsal(model: LanguageModel) -> tuple[Batch, float]:
-    """The base model's samples, and the seconds of drawing them: once a model, so off the clock of a run."""
-    began = time.perf_counter()
-    return rehearsal_of(model), time.perf_counter() - began
+    return report | {"prompted_reduction": curve.points[0][2] - prompted}
 
 
 def _prompted(model: LanguageModel, division: learn_text.Division, tokens: int, seed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from bench.learn.curve import Curve
-from bench.learn.ours import teach_exact, teach_mezo, timed_rehearsal
+from bench.learn.ours import teach_exact, teach_mezo
 from bench.learn.peers import METHODS as PEERS
 from bench.learn.peers import Peer, teach
-from bench.ours import load_model, planned
+from bench.ours import load_model, planned, rehearsal_of
 from bench.peers import build
 from bench.tasks.datasets import TASKS, Labelled, name_of
+from pocketllm.daemon.training.rehearsal import FILE_NAME as SAMPLES
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -153,7 +155,10 @@ def exact(work: Work) -> dict[str, Any]:
     tokens = max(bucket.inputs.shape[1] for bucket in work.training)
     plan = planned(work.folder, mode="exact", batch=_BATCH, tokens=tokens).plan
     model = load_model(work.folder)
-    samples, samples_seconds = timed_rehearsal(model)
+    (work.folder / SAMPLES).unlink(missing_ok=True)  # of an earlier run
+    began = time.perf_counter()
+    samples = rehearsal_of(model)
+    samples_seconds = time.perf_counter() - began
     curve = Curve(work.seconds, lambda: accuracy(our_logits(model), work.dev), points=_POINTS)
     found = teach_exact(model, plan, work.training, curve, seed=work.seed, samples=samples)
     return _report(curve) | found | {"samples_seconds": samples_seconds}

@@ -16,6 +16,7 @@ from bench import cgroups, measured, peers
 from bench.child import command
 from bench.harness import Limit, is_ok, machine, parser, provenance, stored_runs
 from bench.int8 import Int8Linear
+from bench.learn.curve import best_runs
 from bench.learn.peers import ChunkedLoss
 from bench.load.bare import running_bare
 from bench.load.clients import load
@@ -71,11 +72,26 @@ def test_results_say_what_they_were_measured_on_and_not_whose_it_is() -> None:
     assert not any(str(value).startswith("/") for value in description.values())
 
 
-def test_runs_of_two_commits_are_not_compared(tmp_path: Path) -> None:
+def test_a_rate_that_was_lucky_with_one_seed_gives_way() -> None:
+    found = [
+        ("autograd", 8e-3, 0, 1.1),
+        ("autograd", 8e-3, 1, 0.7),
+        ("autograd, chunks", 4e-3, 0, 1.0),
+        ("exact", None, 0, 2.0),
+    ]
+    runs = [{"contender": who, "rate": rate, "seed": seed, "reduction": nats} for who, rate, seed, nats in found]
+    assert best_runs(runs, "autograd") == runs[2:3]
+    assert best_runs(runs, "mezo") == []
+
+
+def test_runs_of_two_products_are_not_compared(tmp_path: Path) -> None:
     options = parser("bench.learn", "").parse_args(["--results", str(tmp_path)])
     assert stored_runs("learn", options, seconds=120) is None
     (tmp_path / "learn.json").write_text(f'{{"commit": "{options.commit}", "raw": {{"seconds": 120, "runs": []}}}}')
     assert stored_runs("learn", options, seconds=120) == {"seconds": 120, "runs": []}
+    options.commit = "HEAD"  # another name, the same product
+    (tmp_path / "learn.json").write_text('{"commit": "HEAD~0", "raw": {"seconds": 120, "runs": []}}')
+    assert stored_runs("learn", options, seconds=120) is not None
     options.commit = "of tomorrow"
     with pytest.raises(SystemExit, match="commit"):
         stored_runs("learn", options, seconds=120)

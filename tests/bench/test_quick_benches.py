@@ -77,13 +77,12 @@ def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> No
     # With the second seed all take turns.
     methods = [run["contender"].partition(",")[0] for run in runs if run["seed"] == 1]
     assert methods == ["prompt", "mezo", "textbook", "exact", "autograd"]
-    exact = next(run for run in runs if run["contender"] == "exact")
-    assert 0 < exact["samples_seconds"] < exact["total_seconds"]
-    whole["raw"]["runs"] = [run for run in runs if run["contender"] != "prompt"]
+    kept = whole["raw"]["runs"] = [run for run in runs if run["contender"] != "prompt"]
     file.write_text(json.dumps(whole))
     learn.main([*options, "--resume"])
     runs = json.loads(file.read_text())["raw"]["runs"]
-    assert [run["contender"] for run in runs if run["arguments"]["resume"]] == ["prompt"] * 2
+    assert runs[: len(kept)] == kept
+    assert [run["contender"] for run in runs[len(kept) :][:2]] == ["prompt"] * 2  # others may be the best now
 
 
 def test_a_peer_that_is_refused_memory_says_how_large_it_was() -> None:
