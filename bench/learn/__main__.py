@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -167,9 +167,8 @@ def figures(runs: Sequence[Run]) -> dict[str, float | None]:
     }
 
 
-def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
+def values_of(runs: Sequence[Run], writers: Collection[str]) -> dict[str, float | None]:
     """The worst writer's value where there is a limit, else the mean; with several writers, each one's, too."""
-    writers = {run["writer"]: None for run in runs}
     of_writers = {writer: figures([run for run in runs if run["writer"] == writer]) for writer in writers}
     values: dict[str, float | None] = {}
     for name in figures([]):
@@ -207,21 +206,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs, sizes = raw["runs"], raw["sizes"]
 
     def save() -> None:
-        keep("learn", values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+        keep("learn", values=values_of(runs, sizes), limits=LIMITS, raw=raw, options=options)
 
     # Hours of runs: they are kept one by one, for --resume.
     with suppress(KeyboardInterrupt), models_folder(options.models) as models, tempfile.TemporaryDirectory() as scratch:
         folder = options.model or learner(models, quick=options.quick)
-        for text in options.text or [sample_text(Path(scratch))]:
-            blocks = Path(scratch) / "blocks.npz"
-            sizes[text.stem] = divide(text, folder, blocks)
+        texts = options.text or [sample_text(Path(scratch))]
+        for text in texts:
+            sizes[text.stem] = divide(text, folder, Path(scratch) / f"{text.stem}.npz")
             progress(f"{text.name}: {sizes[text.stem]}")
-            writer = Writer(text.stem, folder, blocks, options, runs, save)
+        for text in texts:
+            writer = Writer(text.stem, folder, Path(scratch) / f"{text.stem}.npz", options, runs, save)
             for contender in CONTENDERS:
                 writer.first_runs(contender)
             writer.further_seeds()
     tables = [_table([run for run in runs if run["writer"] == writer]) for writer in sizes]
-    return finish("learn", tables, values=values_of(runs), limits=LIMITS, raw=raw, options=options)
+    return finish("learn", tables, values=values_of(runs, sizes), limits=LIMITS, raw=raw, options=options)
 
 
 def _label(run: Mapping[str, Any]) -> str:
