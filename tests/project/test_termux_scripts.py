@@ -244,6 +244,7 @@ def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> Non
     assert waits(0) == ""
     assert waits(-1, signal.SIGKILL) == "15"
     assert waits(-1, signal.SIGTERM) == "" and not state.exists(), "ended by sv while it started"
+    assert waits(-1, signal.SIGUSR1) == "", "Android's idle hook, before the shell ignored it"
     state.write_text("many")
     assert waits(1) == "15"
 
