@@ -222,12 +222,13 @@ def stored_runs(name: str, options: argparse.Namespace, *, seconds: float) -> di
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
     raw: dict[str, Any] = stored["raw"]
-    if raw["seconds"] != seconds or not _same_product(stored["commit"], options.commit):
+    if raw["seconds"] != seconds or not same_product(stored["commit"], options.commit):
         raise SystemExit(f"{file} is of commit {stored['commit']}, {raw['seconds']:g} s a run: leave --resume out.")
     return raw
 
 
-def _same_product(commit: str, other: str) -> bool:
+def same_product(commit: str, other: str) -> bool:
+    """Tell whether the product's code is the same in both; False where one is not in this clone's history."""
     if commit == other:
         return True
     command = ["git", "diff", "--quiet", commit, other, "--", *_ROOMS]

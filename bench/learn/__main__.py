@@ -135,6 +135,7 @@ class Writer:
             for seed in range(1, self._options.seeds):
                 for run in best:
                     self.run(run["contender"], seed, run["rate"])
+            # Tiny models differ by noise, which would give every contender all seeds.
             if self._options.quick:
                 return
 

@@ -6,9 +6,9 @@ A folder is named as its task and holds its files: `sst2` GLUE's train.tsv and d
 SuperGLUE's train.jsonl and val.jsonl. A row becomes a prompt, as "<sentence> It was great" or "terrible". 512 examples
 of each label are learned from, and what counts is the accuracy on the dev set after so many minutes, which each run has
 for itself, in a process of its own; the `samples_seconds`, in which exact draws the base model's samples once a model,
-come on top. With the first seed the rates are searched; with each further one all methods take a turn. A value is the
-mean over the seeds, which draw the examples, too. Each task has results of its own. bench.tasks.labels measures what
-the daemon learns from a few labels.
+come on top. With the first seed the rates are searched; with each further one all methods take a turn at their best
+rate, until the best mean is one of all seeds. A value is that mean; the seeds draw the examples, too. Each task has
+results of its own. bench.tasks.labels measures what the daemon learns from a few labels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.rates import MAX_RATES, search
 from bench.shapes import learner, models_folder
 from bench.tasks.datasets import name_of
 
-#: Method -> the first learning rates of a peer; of the search's, the one that is best with the first seed counts.
+#: Method -> the first learning rates of a peer's search.
 _RATES: Mapping[str, tuple[float, ...]] = {
     "zero_shot": (),
     "probe": (),
@@ -81,19 +81,22 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
         keep(name, values=values_of(runs), limits=limits, raw=raw, options=options)
         return float(report["accuracy"])
 
-    best: dict[str, float | None] = dict.fromkeys(_RATES)
     for method, rates in _RATES.items():
-        if rates:
-            tried, most = (rates[:1], 1) if options.quick else (rates, MAX_RATES)
-            best[method] = search(tried, lambda rate, method=method: accuracy(method, rate, 0), max_rates=most)  # type: ignore[misc]
-        accuracy(method, best[method], 0)
-    for seed in range(1, options.seeds):
-        for method, rate in best.items():
-            if method != "zero_shot":  # which has nothing random
-                accuracy(method, rate, seed)
+        tried, most = (rates[:1], 1) if options.quick else (rates, MAX_RATES)
+        if tried:
+            search(tried, lambda rate, method=method: accuracy(method, rate, 0), max_rates=most)  # type: ignore[misc]
+        else:
+            accuracy(method, None, 0)
+    count = -1
+    while count != len(runs):  # until the best ones have all seeds
+        count = len(runs)
+        best = {method: found[0]["rate"] for method in _RATES if (found := _best_runs(runs, method))}
+        for seed in range(1, options.seeds):
+            for method, rate in best.items():
+                if method != "zero_shot":  # which has nothing random
+                    accuracy(method, rate, seed)
     rows = []
-    for method, rate in dict.fromkeys((run["method"], run["rate"]) for run in runs):
-        found = _runs_of(runs, method, rate)
+    for (method, rate), found in _by_rate(runs).items():
         accuracies = [run["accuracy"] for run in found]
         rows.append(
             [
@@ -110,12 +113,11 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
 
 
 def values_of(runs: Runs) -> dict[str, float | None]:
-    """The mean accuracy of each method at the rate that was best with the first seed, and what follows."""
+    """The mean accuracy of each method at its best rate, and what follows."""
     values: dict[str, float | None] = {}
     for method in _RATES:
-        first = [run for run in runs if run["method"] == method and run["seed"] == 0]
-        best = max(first, key=lambda run: float(run["accuracy"]), default=None)
-        values[method] = mean(run["accuracy"] for run in _runs_of(runs, method, best["rate"])) if best else None
+        best = _best_runs(runs, method)
+        values[method] = _accuracy(best) if best else None
     exact, autograd = values["exact"], values["autograd"]
     values["exact_minus_autograd_errors"] = None
     if exact is not None and autograd is not None:
@@ -129,8 +131,20 @@ def values_of(runs: Runs) -> dict[str, float | None]:
     return values
 
 
-def _runs_of(runs: Runs, method: str, rate: float | None) -> Runs:
-    return [run for run in runs if run["method"] == method and run["rate"] == rate]
+def _best_runs(runs: Runs, method: str) -> Runs:
+    """All seeds of the method's best rate, in the mean of its seeds."""
+    return max((found for (of, _), found in _by_rate(runs).items() if of == method), key=_accuracy, default=[])
+
+
+def _by_rate(runs: Runs) -> dict[tuple[str, float | None], Runs]:
+    groups: dict[tuple[str, float | None], Runs] = {}
+    for run in runs:
+        groups.setdefault((run["method"], run["rate"]), []).append(run)
+    return groups
+
+
+def _accuracy(runs: Runs) -> float:
+    return mean(float(run["accuracy"]) for run in runs)
 
 
 def _run(
@@ -170,7 +184,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.tasks", "Prompted tasks in equal time, ours and the peers.")
     made.add_argument("--data", type=Path, nargs="+", help="folders of tasks: sst2, rte, cb, boolq")
     made.add_argument("--minutes", type=float, default=5, help="for each run")
-    made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
+    made.add_argument("--seeds", type=int, default=3, help="runs of a method at its best rate")
     made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
