@@ -1,8 +1,13 @@
-"""The search for a learning rate: a grid that grows while its best is at an edge."""
+"""The search for a learning rate: a grid that grows while its best is at an edge; then the best mean of seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+#: A run in a bench's results.
+Run = dict[str, Any]
 
 FACTOR = 2.0
 #: So that a method that learns nothing at any rate comes to an end.
@@ -18,3 +23,16 @@ def search(rates: Sequence[float], score: Callable[[float], float], *, max_rates
         if wider is None or len(scores) >= max_rates:
             return best
         scores[wider] = score(wider)
+
+
+def grouped(runs: Iterable[Run], *names: str) -> dict[tuple[Any, ...], list[Run]]:
+    """The runs with equal values of these names, in the order in which they came."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[name] for name in names), []).append(run)
+    return groups
+
+
+def best_mean(groups: Iterable[list[Run]], score: str) -> list[Run]:
+    """The runs whose mean score is the highest, where one without a score has 0; empty where there are none."""
+    return max(groups, key=lambda runs: mean(float(run.get(score, 0.0)) for run in runs), default=[])

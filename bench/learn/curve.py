@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from statistics import mean
 from typing import Any
 
 from bench.child import memory_of
+from bench.rates import best_mean, grouped
 
 #: How often the held-out loss is measured in a run, besides at its start.
 POINTS = 16
@@ -87,11 +87,9 @@ def seconds_to(curve: Sequence[Sequence[float]], loss: float) -> float:
 
 def best_runs(runs: Sequence[Run], method: str) -> list[Run]:
     """Of one writer's runs, all seeds of the method's contender and rate that won most, in the mean of its seeds."""
-    groups: dict[tuple[str, float | None], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: int(run["seed"])):
-        if run["contender"].partition(",")[0] == method:
-            groups.setdefault((run["contender"], run["rate"]), []).append(run)
-    return max(groups.values(), key=lambda found: mean(run.get("reduction", 0.0) for run in found), default=[])
+    own = [run for run in runs if run["contender"].partition(",")[0] == method]
+    by_seed = sorted(own, key=lambda run: int(run["seed"]))
+    return best_mean(grouped(by_seed, "contender", "rate").values(), "reduction")
 
 
 class Schedule:

@@ -25,7 +25,7 @@ from typing import Any
 from bench import measured
 from bench.child import command
 from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
-from bench.rates import MAX_RATES, search
+from bench.rates import MAX_RATES, best_mean, grouped, search
 from bench.shapes import learner, models_folder
 from bench.tasks.datasets import name_of
 
@@ -96,7 +96,7 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
                 if method != "zero_shot":  # which has nothing random
                     accuracy(method, rate, seed)
     rows = []
-    for (method, rate), found in _by_rate(runs).items():
+    for (method, rate), found in grouped(runs, "method", "rate").items():
         accuracies = [run["accuracy"] for run in found]
         rows.append(
             [
@@ -117,7 +117,7 @@ def values_of(runs: Runs) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for method in _RATES:
         best = _best_runs(runs, method)
-        values[method] = _accuracy(best) if best else None
+        values[method] = mean(run["accuracy"] for run in best) if best else None
     exact, autograd = values["exact"], values["autograd"]
     values["exact_minus_autograd_errors"] = None
     if exact is not None and autograd is not None:
@@ -133,18 +133,8 @@ def values_of(runs: Runs) -> dict[str, float | None]:
 
 def _best_runs(runs: Runs, method: str) -> Runs:
     """All seeds of the method's best rate, in the mean of its seeds."""
-    return max((found for (of, _), found in _by_rate(runs).items() if of == method), key=_accuracy, default=[])
-
-
-def _by_rate(runs: Runs) -> dict[tuple[str, float | None], Runs]:
-    groups: dict[tuple[str, float | None], Runs] = {}
-    for run in runs:
-        groups.setdefault((run["method"], run["rate"]), []).append(run)
-    return groups
-
-
-def _accuracy(runs: Runs) -> float:
-    return mean(float(run["accuracy"]) for run in runs)
+    own = [run for run in runs if run["method"] == method]
+    return best_mean(grouped(own, "rate").values(), "accuracy")
 
 
 def _run(
