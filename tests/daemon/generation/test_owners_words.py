@@ -26,8 +26,11 @@ def test_they_follow_what_comes_in_and_what_goes(tmp_path: Path) -> None:
     assert words.counts().beginning("", "Q")[0].keys() == {"Quillfeather", "Quite", "Quince"}
     store.deletions.texts(added.ids, now=NOW)
     assert words.counts().beginning("", "Q")[0].keys() == {"Quite", "Quince"}
-    store.texts.add([NewText(text="Quay", source="notes")], now=NOW)
+    quay = store.texts.add([NewText(text="Quay", source="notes")], now=NOW)
     store.deletions.texts(store.texts.add([NewText(text="Queen", source="notes")], now=NOW).ids, now=NOW)
     assert words.counts().beginning("", "Q")[0].keys() == {"Quite", "Quince", "Quay"}
+    store.deletions.texts(quay.ids, now=NOW)
+    store.texts.add([NewText(text="Quoin", source="notes")], now=NOW)  # in the row of the deleted one
+    assert words.counts().beginning("", "Q")[0].keys() == {"Quite", "Quince", "Quoin"}
     words.close()
     store.close()
