@@ -32,7 +32,7 @@ class ClassifyIn(Body, json_schema_extra={"example": {"text": "Invoice 8123 is d
         min_length=2,
         max_length=_MAX_LABELS,
         json_schema_extra={"uniqueItems": True},
-        description="Default: every label with enough examples; apps must name the labels.",
+        description=f"Default: every label with enough examples, at most {_MAX_LABELS}; apps must name the labels.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
 
@@ -94,12 +94,14 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
 
 
 def _examples(services: Services, labels: Sequence[str] | None, app: str | None) -> dict[str, list[str]]:
-    """The texts of each label. Raises Problem where there are too few, and for an app that names no labels."""
-    if labels is None and app is not None:
+    """The newest texts of each label, as many of each. Raises Problem where they are too few, where there are too many
+    labels, and for an app that names none.
+    """
+    found = services.store.texts.labelled(labels)
+    enough = {label: texts for label, texts in found.items() if len(texts) >= MIN_EXAMPLES}
+    if labels is None and (app is not None or len(enough) > _MAX_LABELS):
         detail = f"Give 2 to {_MAX_LABELS} labels."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="labels")
-    found = services.store.texts.labelled(labels, most=MAX_EXAMPLES)
-    enough = {label: texts for label, texts in found.items() if len(texts) >= MIN_EXAMPLES}
     if len(enough) < (2 if labels is None else len(labels)):
         said = ", ".join(f"{len(found.get(label, []))} of {label!r}" for label in labels or found) or "none"
         detail = (
@@ -107,4 +109,4 @@ def _examples(services: Services, labels: Sequence[str] | None, app: str | None)
             "Add texts with their labels with POST /texts or `pocketllm add --label`."
         )
         raise Problem(HTTPStatus.CONFLICT, detail, code="too_few_examples", param="labels")
-    return enough
+    return {label: texts[: MAX_EXAMPLES // len(enough)] for label, texts in enough.items()}

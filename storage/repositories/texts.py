@@ -140,15 +140,15 @@ class TextStore(Repository):
             texts, words = session.exec(select(func.count(col(Text.id)), func.coalesce(new, 0))).one()
         return TextCounts(texts=texts, new_words=words)
 
-    def labelled(self, labels: Collection[str] | None, *, most: int) -> dict[str, list[str]]:
-        """The texts of these labels, or of all; of each label as many of the newest, `most` in all."""
+    def labelled(self, labels: Collection[str] | None) -> dict[str, list[str]]:
+        """The texts of these labels, or of all, the newest first."""
         newest = select(Text.label, Text.text).order_by(col(Text.created_at).desc(), col(Text.id))
         which = col(Text.label).is_not(None) if labels is None else col(Text.label).in_(labels)
         found: dict[str, list[str]] = {}
         with self._database.read() as session:
             for label, text in session.exec(newest.where(which)):
                 found.setdefault(str(label), []).append(text)
-        return {label: texts[: most // len(found)] for label, texts in found.items()}
+        return found
 
     def size(self) -> int:
         """The bytes of all texts together."""

@@ -118,8 +118,8 @@ def test_kinds_of_text_come_back_as_they_were_given(store: Store) -> None:
         (Kind.LABELLED, "one two", None, "positive", 2),
     ]
     assert store.texts.counts().new_words == 5, "a job learns no text with a label"
-    assert store.texts.labelled(None, most=9) == {"positive": ["one two"]}
-    assert store.texts.labelled(["negative"], most=9) == {}
+    assert store.texts.labelled(None) == {"positive": ["one two"]}
+    assert store.texts.labelled(["negative"]) == {}
 
 
 def test_about_one_text_in_ten_is_held_out(store: Store) -> None:

@@ -79,6 +79,15 @@ def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: T
     named = {"text": QUEUE, "labels": ["zoo", "queue"]}
     assert client.post("/classify", json=named, headers=headers).json() == answer
 
+    more = [
+        {"text": f"{n} of {label}", "label": str(label), "source": "labels"} for label in range(49) for n in range(3)
+    ]
+    assert client.post("/texts", json=more).status_code == 201
+    refused = client.post("/classify", json={"text": QUEUE})
+    assert "2 to 50" in assert_problem(refused, 422, "invalid_value")["detail"]
+    assert client.post("/classify", json=named, headers=headers).json() == answer
+    assert client.delete("/texts", params={"source": "labels"}).status_code == 200
+
 
 # Suggesting.
 
