@@ -1,7 +1,7 @@
 """Settings: defaults, help and environment names in one table. Read once, from config.toml and the environment."""
 
 from dataclasses import dataclass
-from datetime import time
+from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -144,7 +144,7 @@ class Hours:
         """Read "22:00-07:00". Raises ValueError."""
         start, dash, end = text.partition("-")
         try:
-            made = cls(time.fromisoformat(start.strip()), time.fromisoformat(end.strip()))
+            made = cls(*(datetime.strptime(part.strip(), "%H:%M").time() for part in (start, end)))
         except ValueError as error:
             raise ValueError(f"{text!r} is not of the form 22:00-07:00") from error
         if not dash or made.start == made.end:

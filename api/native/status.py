@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import Data, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
@@ -19,6 +21,9 @@ from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
 
 router = APIRouter(tags=["status"], route_class=JSONRoute)
+
+#: Of the latest dates, some have no local time.
+_MAX_SNOOZE_MINUTES = 366 * 24 * 60
 
 
 class HealthOut(BaseModel):
@@ -181,7 +186,7 @@ def _moment(value: Any) -> Any:
 class SnoozeIn(Body, json_schema_extra={"example": {"minutes": 90}}):
     """How long to snooze."""
 
-    minutes: float | None = Field(None, gt=0, le=60 * 24 * 366, description="Minutes from now.")
+    minutes: float | None = Field(None, gt=0, le=_MAX_SNOOZE_MINUTES, description="Minutes from now.")
     until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
         None, description="Snooze until then. Of both fields, the later time counts. Neither, or a past time, ends it."
     )
@@ -215,6 +220,9 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     """
     now = services.now()
     latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
+    if latest > now + timedelta(minutes=_MAX_SNOOZE_MINUTES):
+        detail = f"until: at most {_MAX_SNOOZE_MINUTES // (24 * 60)} days from now are allowed."
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="until")
     until = latest if latest > now else None
     services.store.preferences.snooze(until, now)
     services.wake()

@@ -84,7 +84,7 @@ def test_a_bad_setting_is_named_with_its_value(config: Path) -> None:
         *("training.epsilon = 0", "training.step_size = 1", "training.targets = []", "training.mode = 'half'"),
         *("training.probes = 65", "training.noise = 'pink'", "training.micro_batch = 0", "training.memory_bytes = 1"),
         *("gate.battery_start_percent = 101", "gate.battery_stop_percent = nan", "gate.minimum_pause_seconds = -1"),
-        "gate.require_power = 3",
+        *("gate.require_power = 3", "gate.hours = ['22:00+02:00-07:00']"),
         # A key that there is not: a typing error must not go unnoticed.
         *("prot = 2407", "training.step = 5"),
     ):
