@@ -102,9 +102,13 @@ class FolderScans:
         if recent or not self._folder.folders.exists():
             return False
         self._began = self._uptime()
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        except OSError as error:  # out of processes or memory, which is no reason for a job to fail
+            log.warning("the scan of the watched folders could not begin: %s", error)
+            return False
         os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)
         threading.Thread(target=self._follow, args=[self._process], daemon=True).start()
         return True

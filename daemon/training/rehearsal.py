@@ -15,6 +15,7 @@ from math import ceil
 
 import torch
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
@@ -61,7 +62,9 @@ def rehearsal_blocks(
     """
     parts = ceil(min(count, MAX_SAMPLES) / AT_ONCE)
     file = model.folder.path / FILE_NAME
-    samples = load_file(file) if file.is_file() else {}
+    samples: dict[str, torch.Tensor] = {}
+    with suppress(OSError, SafetensorError):  # not drawn yet, or damaged
+        samples = load_file(file)
     model.set_parameters(None)
     for part in range(parts):
         if str(part) not in samples:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.folders import Scan, WatchedFolder, watched_folders, write_folders
+from pocketllm.daemon.folders import FolderScans, Scan, WatchedFolder, watched_folders, write_folders
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.folders import MANY, pieces, scan_all
 from pocketllm.storage.repositories.texts import NewText
@@ -294,6 +294,12 @@ def test_chats_and_mark_up_are_read_as_the_folder_says(world: World) -> None:
     texts = {text.text: text.completion for text in world.texts()}
     assert f"Title\n\n{LONG.format('one')}" in texts
     assert texts["Tea?\n"] == "Always."
+
+
+def test_a_scan_that_cannot_begin_stops_nothing(world: World) -> None:
+    scans = FolderScans(world.data, lambda: 0.0, lambda: None, command=["/no/such/program"])
+    assert not scans.begin(0.0)
+    scans.close()
 
 
 def test_a_list_that_is_none_is_said(world: World) -> None:

@@ -59,9 +59,11 @@ def test_a_kill_costs_a_part_and_changes_nothing(model: LanguageModel) -> None:
     with pytest.raises(Killed):
         rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=die)
     resumed = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=lambda *_: None)
-    (model.folder.path / FILE_NAME).unlink()
-    anew = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=lambda *_: None)
-    assert torch.equal(anew.inputs, resumed.inputs)
+    file = model.folder.path / FILE_NAME
+    for damage in (file.unlink, lambda: file.write_bytes(file.read_bytes()[:-1])):
+        damage()
+        anew = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=lambda *_: None)
+        assert torch.equal(anew.inputs, resumed.inputs)
 
 
 def test_a_model_that_chats_has_an_opening_for_it() -> None:
