@@ -232,13 +232,11 @@ def chat(
                 answer = write_stream(client, {"messages": messages, **parameters})
             except KeyboardInterrupt:
                 messages.pop()  # it was not answered
-            except CommandError:
+            except CommandError as error:
                 if not sys.stdin.isatty():
                     raise
                 messages.pop()
-                make_console(stderr=True).print(
-                    "The message was not answered; the daemon's log may say why.", style="red"
-                )
+                make_console(stderr=True).print(f"Not answered: {error}", style="red", soft_wrap=True)
             else:
                 messages.append({"role": "assistant", "content": answer["text"]})
 

@@ -161,9 +161,10 @@ def summary(report: Document) -> str:
     found = report["rehearsal"]
     if found["error"]:
         return f"The rehearsal failed: {found['error']}"
+    killed = found["killed_at_step"]
+    went_on = f"Its worker was killed after step {killed} and the job continued. " if killed is not None else ""
     return (
         f"The rehearsal made {found['steps']} steps ({found['method']}) in {found['seconds']:.0f} s, the first after "
-        f"{found['first_step_seconds']:.0f} s, with a peak of {found['peak_memory_bytes'] / 1e6:.0f} MB. Its worker "
-        f"was killed after step {found['killed_at_step']} and the job continued. Generating text took "
-        f"{found['answer']['seconds']:.0f} s."
+        f"{found['first_step_seconds']:.0f} s, with a peak of {found['peak_memory_bytes'] / 1e6:.0f} MB. "
+        f"{went_on}Generating text took {found['answer']['seconds']:.0f} s."
     )

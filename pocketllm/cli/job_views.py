@@ -127,7 +127,8 @@ def jobs_table(page: Document, *, width: int, now: datetime) -> RenderableType:
     options = dict.fromkeys(("Speed", "Left", "Peak memory", "Age"), RIGHT)
     shown = fitting(columns, width, wide=("Loss", "Speed", "Left", "Peak memory"))
     made = table(page["data"], shown, empty=empty, options=options)
-    return Group(made, Text("Raise --limit to see older jobs.", style="dim")) if page["has_more"] else made
+    following = Text(f"Next page: pocketllm jobs --after {page['next']}", style="dim")
+    return Group(made, following) if page["next"] else made
 
 
 def job_details(job: Document, now: datetime) -> RenderableType:

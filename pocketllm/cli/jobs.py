@@ -230,7 +230,11 @@ def follow(
     cls=ShowByDefault,
 )
 def jobs(
-    options: Common, limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")] = 20
+    options: Common,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs to show.")] = 20,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="Start after this job, the last one of the previous page.")
+    ] = None,
 ) -> None:
     """List, show (`pocketllm jobs ID`), pause, resume or cancel training jobs.
 
@@ -239,7 +243,7 @@ def jobs(
     from pocketllm.cli.job_views import jobs_table
 
     with connected(options) as client:
-        page = client.get("jobs", limit=limit)
+        page = client.get("jobs", limit=limit, after=after)
     show(options, page, jobs_table(page, width=make_console().width, now=datetime.now(UTC)))
 
 

@@ -1,6 +1,7 @@
 """`pocketllm folders`, `texts` and `export`: the watched folders, and the texts that the daemon has."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -224,10 +225,10 @@ def delete_texts(
     Adapters that learned from the texts are no longer served, and a job is queued to train again on the rest. If an
     adapter is affected, or you use --source, --app or --folder, the command shows the cost and asks for confirmation.
     """
+    if sum(map(bool, (text_ids, source, app, folder))) != 1:
+        raise UsageError("Give ids, or one of --source, --app and --folder.")
     if folder is not None:
         source = source_of(folder, options)
-    if sum(map(bool, (text_ids, source, app))) != 1:
-        raise UsageError("Give ids, or one of --source, --app and --folder.")
     which = {"id": text_ids, "source": source or None}
     with connected(options) as client:
         cost = client.get("deletions", "cost", app=app or None, **which)
@@ -282,7 +283,8 @@ def texts_table(page: Document, *, width: int, now: datetime, query: str | None 
             "Age": RIGHT,
         },
     )
-    following = Text(f"Next page: pocketllm texts --after {page['next']}", style="dim")
+    asked = "" if query is None else f"--query {shlex.quote(query)} "
+    following = Text(f"Next page: pocketllm texts {asked}--after {page['next']}", style="dim")
     return Group(made, following) if page["next"] else made
 
 

@@ -49,14 +49,17 @@ def test_at_a_terminal_it_asks_and_ends_with_ctrl_d(home: Path, served: Served) 
         start_new_session=True,
     )
     os.close(theirs)
-    said = b""
-    for wanted, answer in ((b"> ", b"Hello\n"), (b"of tea\r\n> ", b"\x04")):
-        while not said.endswith(wanted):
-            said += os.read(ours, 4096)
+    said = list[bytes]()
+    for answer in (b"Hello\n", b"Again\n", b"\x04"):
+        said.append(b"")
+        while not said[-1].endswith(b"> "):
+            said[-1] += os.read(ours, 4096)
+        served.breaks_off = b"Again" in answer
         os.write(ours, answer)
+    assert b"mugs of tea" in said[1] and b"Not answered: The daemon stopped in the middle" in said[2]
     with suppress(OSError):  # at its end
         while os.read(ours, 4096):
             pass
     assert process.wait(WAIT_SECONDS) == 0
     os.close(ours)
-    assert len(served.words.asked) == 1
+    assert len(served.words.asked) == 2

@@ -18,6 +18,7 @@ def test_list_page_by_page(served: Served, run: Run) -> None:
     second = json.loads(run("texts", "--limit", "3", "--after", first["next"], "--json").stdout)
     assert not second["has_more"]
     assert {text["id"] for text in first["data"] + second["data"]} == set(added)
+    assert "pocketllm texts --query 'the boat' --after" in run("texts", "--limit", "3", "--query", "the boat").stdout
 
 
 def test_show(served: Served, run: Run) -> None:
@@ -73,7 +74,8 @@ def test_delete_by_source_by_app_and_by_folder(served: Served, run: Run, tmp_pat
         assert said.startswith(f"Deleted {count} text")
     for which in (["--source", "none"], ["--app", "none"], ["--folder", str(tmp_path)]):
         assert run("texts", "delete", *which, "--yes").exit_code == 1
-    assert run("texts", "delete", "--source", "a", "--app", "b").exit_code == 2
+    for two in (["--app", "b"], ["--folder", str(notes)]):
+        assert run("texts", "delete", "--source", "a", *two).exit_code == 2
 
 
 def test_unknown_texts_and_wrong_usage(run: Run) -> None:

@@ -106,7 +106,7 @@ CHAT = COMPLETION | {
 
 
 def jobs(width: int, *found: Document) -> RenderableType:
-    return jobs_table({"data": found, "has_more": bool(found)}, width=width, now=NOW)
+    return jobs_table({"data": found, "next": "job-1" if found else None}, width=width, now=NOW)
 
 
 def report(width: int, verdict: Document | None = None, **changed: Any) -> RenderableType:
