@@ -11,8 +11,6 @@ from pocketllm.engine.generate.word_counts import WordCounts
 #: The newest words that count: more would take a phone seconds to read, and tens of MB.
 MAX_WORDS = 300_000
 _TEXTS = "SELECT words, text, completion, messages FROM text WHERE label IS NULL AND rowid > ? ORDER BY rowid DESC"
-#: Differs when a text up to a row is deleted, also where another one has its row then.
-_STATE = "SELECT count(*), max(created_at), max(id) FILTER (WHERE rowid = ?1) FROM text WHERE rowid <= ?1"
 
 
 class OwnersWords:
@@ -21,7 +19,8 @@ class OwnersWords:
     def __init__(self, database: Path) -> None:
         self._address = f"{database.absolute().as_uri()}?mode=ro"
         self._opened: sqlite3.Connection | None = None
-        self._version, self._last, self._state = -1, 0, (0, None, None)
+        self._version, self._last, self._texts = -1, 0, 0
+        self._row: object = None  #: what was in the last one
         self._counts = WordCounts()
 
     def counts(self) -> WordCounts:
@@ -42,13 +41,19 @@ class OwnersWords:
     def _follow(self, database: sqlite3.Connection) -> None:
         database.execute("BEGIN")  # so that nothing changes meanwhile
         try:
-            if database.execute(_STATE, [self._last]).fetchone() != self._state:
+            texts, last = database.execute("SELECT count(*), ifnull(max(rowid), 0) FROM text").fetchone()
+            (new,) = database.execute("SELECT count(*) FROM text WHERE rowid > ?", [self._last]).fetchone()
+            # Where the last text is deleted, the next one has its row.
+            if texts != self._texts + new or _in_row(database, self._last) != self._row:
                 self._last, self._counts = 0, WordCounts()
             self._counts.add(_since(database, self._last))
-            (self._last,) = database.execute("SELECT ifnull(max(rowid), 0) FROM text").fetchone()
-            self._state = database.execute(_STATE, [self._last]).fetchone()
+            self._last, self._texts, self._row = last, texts, _in_row(database, last)
         finally:
             database.rollback()
+
+
+def _in_row(database: sqlite3.Connection, row: int) -> object:
+    return database.execute("SELECT id, created_at FROM text WHERE rowid = ?", [row]).fetchone()
 
 
 def _since(database: sqlite3.Connection, last: int) -> Iterator[str]:
