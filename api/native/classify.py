@@ -97,11 +97,13 @@ def _examples(services: Services, labels: Sequence[str] | None, app: str | None)
     """The newest texts of each label, as many of each. Raises Problem where they are too few, where there are too many
     labels, and for an app that names none.
     """
+    unnamed = Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Give 2 to {_MAX_LABELS} labels.", param="labels")
+    if labels is None and app is not None:
+        raise unnamed
     found = services.store.texts.labelled(labels)
     enough = {label: texts for label, texts in found.items() if len(texts) >= MIN_EXAMPLES}
-    if labels is None and (app is not None or len(enough) > _MAX_LABELS):
-        detail = f"Give 2 to {_MAX_LABELS} labels."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="labels")
+    if len(enough) > _MAX_LABELS:
+        raise unnamed
     if len(enough) < (2 if labels is None else len(labels)):
         said = ", ".join(f"{len(found.get(label, []))} of {label!r}" for label in labels or found) or "none"
         detail = (

@@ -188,7 +188,9 @@ class SnoozeIn(Body, json_schema_extra={"example": {"minutes": 90}}):
 
     minutes: float | None = Field(None, gt=0, le=_MAX_SNOOZE_MINUTES, description="Minutes from now.")
     until: Annotated[AwareDatetime, BeforeValidator(_moment)] | None = Field(
-        None, description="Snooze until then. Of both fields, the later time counts. Neither, or a past time, ends it."
+        None,
+        description="Snooze until then. Of both fields, the later time counts. Neither, or a past time, ends it. "
+        "At most 366 days from now.",
     )
 
 

@@ -204,6 +204,7 @@ class TestJobs:
             ids.insert(0, served.api.post("/jobs", json={"seed": seed}).json()["id"])
         assert [line.split()[0] for line in run("jobs").stdout.splitlines()] == ["Job", *ids]
         assert f"pocketllm jobs --after {ids[2]}" in run("jobs", "--limit", "3").stdout
+        assert json.loads(run("jobs", "--limit", "3", "--json").stdout)["has_more"] is True
         assert [one["id"] for one in json.loads(run("jobs", "--after", ids[2], "--json").stdout)["data"]] == ids[3:]
 
     def test_show(self, run: Run, served: Served) -> None:
