@@ -18,10 +18,10 @@ _KEEP_MEMORY = {
 }
 
 #: How long threads of GNU's OpenMP spin before they sleep: some 80 microseconds. A token, or a step of exact gradients,
-#: takes thousands of products of some microseconds each, and waking the threads takes longer. Tokens a second by torch,
-#: alone and beside a job with two replicas (SmolLM2-135M, two cores): without spinning 31 and 33, with 1,000 turns 44
-#: and 23, 4,000 50 and 12, 10,000 51 and 6. A step of exact gradients: without 1.9 s, with 4,000 turns 1.3, 20,000 1.2.
-#: A generator mostly runs alone: a job waits while the owner uses the device.
+#: takes thousands of products of some microseconds each, and waking the threads takes longer. Tokens a second by torch
+#: (SmolLM2-135M, two cores): without spinning 31, with 1,000 turns 44, 4,000 50, 10,000 51, and beside a job nearly as
+#: many: the worker's priority is lower. A step of exact gradients: without 1.9 s, with 4,000 turns 1.3; more turns gain
+#: nothing at that priority (docs/notes/exact-step.md).
 _SPIN_TURNS = "4000"
 #: The same for LLVM's OpenMP, which Termux' torch has. Without it, threads sleep at once where the policy is passive.
 #: Seconds of a step of exact gradients, alone and beside another one: 2.1 and 2.8 without spinning, 1.6 and 3.1 with
