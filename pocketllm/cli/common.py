@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import sys
 import tempfile
@@ -212,7 +213,13 @@ program = Commands(
 
 
 def given(**fields: Any) -> Document:
-    """Return the fields that are not None: what was not given is left to the daemon and its settings."""
+    """Return the fields that are not None: what was not given is left to the daemon and its settings.
+
+    Raises UsageError for infinity and NaN, which JSON does not have.
+    """
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} must be a number, not {value}.")
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -173,17 +173,15 @@ def _opened(address: str, data_dir: Path) -> bool:
 @program.command("pocketllm snooze 90", "pocketllm snooze --off", panel=PANEL)
 def snooze(
     options: Common,
-    minutes: Annotated[
-        float | None,
-        typer.Argument(metavar="[MINUTES]", help="Length of the snooze, in minutes.", min=0.1, max=60 * 24 * 366),
-    ] = None,
+    minutes: Annotated[float | None, typer.Argument(metavar="[MINUTES]", help="Length of the snooze.")] = None,
     off: Annotated[bool, typer.Option("--off", help="End the snooze.")] = False,
 ) -> None:
     """Run no job for a while. A running job pauses at once and keeps its progress."""
     if off == (minutes is not None):
         raise UsageError("Give the number of minutes, or --off.")
+    body = given(minutes=minutes)
     with connected(options) as client:
-        document = client.post("status", "snooze", body=given(minutes=minutes))
+        document = client.post("status", "snooze", body=body)
     sentence = "Jobs run again when the conditions allow it."
     if until := document["snoozed_until"]:
         sentence = f"No job runs until {datetime.fromisoformat(until).astimezone():%a %d %b %H:%M}."

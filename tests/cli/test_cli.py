@@ -115,7 +115,7 @@ def test_jobs_are_listed_for_who_has_no_token(served: Served, tmp_path: Path) ->
 
 
 def test_wrong_usage_ends_with_2(alone: Run) -> None:
-    for line in ("--nonsense", "jobs --limit 0", "serve --port 70000"):
+    for line in ("--nonsense", "jobs --limit 0", "serve --port 70000", "snooze nan", "generate x --temperature inf"):
         result = alone(*line.split())
         assert (result.exit_code, result.stdout) == (2, ""), line
     result = alone("jobs", "--limit", "0", "--json")
