@@ -110,7 +110,7 @@ def _pieces(
             at = min((place for stop in sampling.stop if (place := text.find(stop)) >= 0), default=-1)
             if at >= 0:
                 generation.finish_reason = "stop"
-                while given and len(tokenizer.decode(given[:-1])) >= at:
+                while given and len(tokenizer.decode(given[:-1], skip_special_tokens=True)) >= at:
                     given.pop()  # it begins after the stop string
                 yield from _advance(generation, text[:at])
                 return
@@ -127,10 +127,10 @@ def _advance(generation: Generation, text: str) -> Iterator[str]:
 
 
 def _uncertain(text: str, stops: Sequence[str]) -> int:
-    """The number of characters at the end that may change: an incomplete character, or the start of a stop string."""
-    if text.endswith("\N{REPLACEMENT CHARACTER}"):
-        return len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+    """The number of characters at the end that may change: the start of a stop string, and an incomplete character."""
+    whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    begun = (size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size]))
+    return len(text) - len(whole) + max(begun, default=0)
 
 
 def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) -> frozenset[int]:

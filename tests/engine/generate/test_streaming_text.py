@@ -42,6 +42,14 @@ def test_stop_string_ends_the_text_before_it(model: LanguageModel) -> None:
     assert generation.finish_reason == "stop"
 
 
+def test_a_stop_string_may_go_on_with_a_character_of_several_tokens(model: LanguageModel) -> None:
+    tokenizer, decoding = open_tokenizer(model.folder)
+    tokens = tokenizer("xaé.")["input_ids"]
+    assert len(tokens) == 5
+    generation = generate(lambda *_: (token for token in tokens), decoding, [5], Sampling(stop=("aé",)))
+    assert list(generation.pieces) == ["x"] and generation.tokens == tokens[:1]
+
+
 def test_length_ends_the_text(model: LanguageModel) -> None:
     generation, _ = answer(model, Sampling(temperature=0, max_tokens=1))
     assert generation.completion_tokens <= 1
