@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from bench.harness import Limit, finish, parser, progress, start
-from bench.peers import build
-from bench.shapes import learner, models_folder
-from bench.world import daemon_on
+from bench.common.harness import Limit, finish, parser, progress, start
+from bench.common.peers import build
+from bench.common.shapes import learner, models_folder
+from bench.common.world import daemon_on
 from pocketllm.engine.formats.model_folder import open_model_folder
 
 LIMITS = {"lm_eval_difference": Limit(at_most=1e-3), "prose_for_tools_or_json": Limit(at_most=0)}

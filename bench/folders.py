@@ -22,8 +22,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import measured
-from bench.harness import Limit, finish, parser, progress, start
+from bench.common import measured
+from bench.common.harness import Limit, finish, parser, progress, start
 from pocketllm.storage.store import Store
 
 LIMITS = {
@@ -79,7 +79,7 @@ class Notes:
 #: Runs a command and says its peak itself: the kernel counts a new process from the size of the one that starts it.
 _PROGRAM = """
 import sys
-from bench.child import memory_of, write_line
+from bench.common.child import memory_of, write_line
 from pocketllm.cli.main import app
 app(standalone_mode=False)
 write_line({"peak_rss_bytes": memory_of()["VmHWM"]})

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.child import memory_of
-from bench.harness import Limit, finish, parser, progress, start
-from bench.shapes import ensure, models_folder
+from bench.common.child import memory_of
+from bench.common.harness import Limit, finish, parser, progress, start
+from bench.common.shapes import ensure, models_folder
 from pocketllm.child import running_daemon
 
 LIMITS = {"cpu_percent": Limit(at_most=0.5), "wakeups_a_minute": Limit(at_most=60)}

@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import mean, quantiles, stdev
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, progress, start, table
-from bench.world import daemon_on, until
-from bench.writers import learned, measure_each, options_of, some_words, texts_of
+from bench.common.harness import Limit, finish, progress, start, table
+from bench.common.world import daemon_on, until
+from bench.common.writers import learned, measure_each, options_of, some_words, texts_of
 from pocketllm.engine.generate.word_counts import WORD
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from bench.harness import progress
-from bench.shapes import learner, models_folder
-from bench.world import daemon_on, until
-from bench.writers import ended
+from bench.common.harness import progress
+from bench.common.shapes import learner, models_folder
+from bench.common.world import daemon_on, until
+from bench.common.writers import ended
 from pocketllm.cli.demo import sample_notes
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness import Limit, finish, parser, start
+from bench.common.harness import Limit, finish, parser, start
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.storage.repositories.texts import _Weighed, is_held_out, to_hold_out
 from pocketllm.storage.tables import Outcome

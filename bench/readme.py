@@ -21,7 +21,7 @@ The table of all limits that the committed results miss:
 A bench without committed results was not run since it changed: its figures are "(not measured)", and its table says so.
 `python -m bench.NAME` and then this command bring both back.
 
-A table of the settings of a section, or of the routes with a tag (bench.reference):
+A table of the settings of a section, or of the routes with a tag (bench.common.reference):
 
     <!-- settings: training -->
     <!-- end -->
@@ -44,8 +44,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, ROOT, Limit
-from bench.reference import routes_table, settings_table
+from bench.common.harness import RESULTS, ROOT, Limit
+from bench.common.reference import routes_table, settings_table
 
 _KINDS = "results|figure|missed|settings|routes"
 _MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, progress, start
-from bench.world import as_owner, daemon_on
-from bench.writers import learned, measure_each, options_of, some_words, texts_of
+from bench.common.harness import Limit, finish, progress, start
+from bench.common.world import as_owner, daemon_on
+from bench.common.writers import learned, measure_each, options_of, some_words, texts_of
 from pocketllm.api.native.recall import front
 from pocketllm.storage.repositories.passages import passages_of
 

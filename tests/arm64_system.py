@@ -25,8 +25,8 @@ from tests.support.debian_root import (
     say,
     set_up,
 )
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.paths import ROOT
-from tests.support.tiny_models import tiny_model_folder
 
 PACKAGES = ("dbus", "dbus-user-session", "initramfs-tools", "libpam-systemd", "linux-image-cloud-arm64", "systemd-sysv")
 TESTS = ("tests/units_under_systemd.py", "tests/daemon/test_process_memory.py")

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from pocketllm.engine.formats.importer import default_source, import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
-from tests.support.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
+from tests.support.models.tiny_models import tiny_llama_folder, tiny_model_folder, write_tiny_gguf
 
 # No process of a test run may leave this machine: this one, and by their path those that it starts.
 STAYS_HERE = Path(__file__).parent / "support" / "loopback_only"
@@ -80,7 +80,7 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this process keeps the tiny models of each family: see tests.support.learning."""
+    """Where this process keeps the tiny models of each family: see tests.support.models.learning."""
     return tmp_path_factory.getbasetemp() / "architectures"
 
 

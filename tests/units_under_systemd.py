@@ -16,7 +16,7 @@ import pytest
 
 from pocketllm.client import Client
 from pocketllm.home import find_target
-from tests.support.real_daemon import eventually
+from tests.support.daemon.real_daemon import eventually
 
 POCKETLLM = "/opt/pocketllm/bin/pocketllm"
 OWNER = "owner"

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import measured
-from bench.child import command
-from bench.harness import Limit, finish, parser, progress, start
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import Limit, finish, parser, progress, start
+from bench.common.shapes import learner, models_folder
 from bench.learn.__main__ import divide, sample_text
-from bench.shapes import learner, models_folder
 from pocketllm.daemon.settings import TrainingSettings
 
 LIMITS = {

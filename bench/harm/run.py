@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from bench.common.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from bench.harm.instructions import share_right
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
 from bench.learn.ours import Scratch
-from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.evaluation.held_out import ordinary_text
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval

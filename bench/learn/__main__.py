@@ -22,12 +22,23 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench import measured
-from bench.child import command
-from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import (
+    Limit,
+    as_by_itself,
+    finish,
+    keep,
+    parser,
+    progress,
+    provenance,
+    start,
+    stored_runs,
+    table,
+)
+from bench.common.rates import MAX_RATES, search
+from bench.common.shapes import learner, models_folder
 from bench.learn.curve import Run, best_runs, seconds_to
-from bench.rates import MAX_RATES, search
-from bench.shapes import learner, models_folder
 
 LIMITS = {
     "exact_over_peer": Limit(at_least=1.0),
@@ -58,7 +69,7 @@ CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{f"exact, batch {n}": (_OURS, "exact", {"batch": n}) for n in (4, 2)},
     **{f"autograd, chunks, batch {n}": (_PEERS, "autograd", {"chunks": True, "batch": n}) for n in (4, 2)},
 }
-#: The first rates of a peer's method; see bench.rates.
+#: The first rates of a peer's method; see bench.common.rates.
 RATES = {"textbook": (3e-3, 6e-3, 12e-3), "autograd": (2e-3, 4e-3, 8e-3)}
 #: Tokens of the writer's training text in front of each held-out block.
 PROMPTS = (256, 960)

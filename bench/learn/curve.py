@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.child import memory_of
-from bench.rates import best_mean, grouped
+from bench.common.child import memory_of
+from bench.common.rates import best_mean, grouped
 
 #: How often the held-out loss is measured in a run, besides at its start.
 POINTS = 16

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from bench.child import memory_of
+from bench.common.child import memory_of
+from bench.common.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
-from bench.ours import exact_method, load_model, planned, rehearsal_of, rehearsed
 from pocketllm.daemon.process_memory import give_back_free_memory
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, ENOUGH_POSITIONS, SHARED_BATCH
 from pocketllm.daemon.settings import TrainingSettings

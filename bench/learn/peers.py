@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench import peers
+from bench.common import peers
 from bench.learn import text as learn_text
 from bench.learn.curve import POINTS, Curve, Schedule
 from pocketllm.engine.data.batches import Batch, batch_at

@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Limit, finish, parser, progress, start, table
+from bench.common.harness import Limit, finish, parser, progress, start, table
+from bench.common.shapes import SMOLLM2, ensure, models_folder
+from bench.common.world import daemon_on, until
 from bench.load.bare import running_bare
 from bench.load.clients import CLIENTS, Report, load, loading, quantile, reported
 from bench.load.decode import DTYPES, LLAMA_SERVER, LLAMACPP, TRANSFORMERS, Decoding, measure
-from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.world import daemon_on, until
 from pocketllm.cli.demo import sample_notes
 from pocketllm.daemon.processes import cpu_seconds
 

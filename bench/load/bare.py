@@ -24,8 +24,8 @@ from pydantic import Field as Described
 from sqlalchemy import MetaData, event
 from sqlmodel import Field, Session, SQLModel, create_engine
 
-from bench.child import command, write_line
-from bench.harness import ROOT
+from bench.common.child import command, write_line
+from bench.common.harness import ROOT
 
 
 class Apart(SQLModel):

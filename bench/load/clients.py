@@ -20,8 +20,8 @@ from importlib.resources import files
 from random import Random
 from typing import Any
 
-from bench.child import command
-from bench.harness import ROOT
+from bench.common.child import command
+from bench.common.harness import ROOT
 
 CLIENTS = 32
 #: A text is made of so many words: a few hundred bytes.

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from bench.child import command
-from bench.harness import as_by_itself, progress
-from bench.turns import started
-from bench.world import daemon_on, until
-from bench.writers import ended
+from bench.common.child import command
+from bench.common.harness import as_by_itself, progress
+from bench.common.turns import started
+from bench.common.world import daemon_on, until
+from bench.common.writers import ended
 from pocketllm.cli.demo import sample_notes
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan, Timeouts

@@ -17,12 +17,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, measured
-from bench.child import available_bytes
-from bench.harness import Limit, finish, parser, progress, provenance, results_file, start, table
-from bench.measured import MIB
+from bench.common import cgroups, measured
+from bench.common.child import available_bytes
+from bench.common.harness import Limit, finish, parser, progress, provenance, results_file, start, table
+from bench.common.measured import MIB
+from bench.common.shapes import SMOLLM2, ensure, models_folder
 from bench.memory.rows import EXACT, OUR_ROWS, OURS, PEER_ROWS, Row, chosen
-from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
 
 GIB_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bench.harness import RESULTS, progress
+from bench.common.harness import RESULTS, progress
 from bench.memory.rows import ADAM, BACKPROP, OURS
 
 #: What is drawn, from the lowest line to the highest: method and mode -> name and colour.

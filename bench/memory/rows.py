@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.child import command
-from bench.shapes import SMOLLM2
+from bench.common.child import command
+from bench.common.shapes import SMOLLM2
 
 #: Values of `Row.method`.
 OURS, EXACT = "MeZO, ours", "exact, ours"
@@ -26,9 +26,9 @@ class Row:
 
     key: str  #: for --rows, and in the values' names
     method: str
-    shape: str  #: of bench.shapes
+    shape: str  #: of bench.common.shapes
     dtype: str = "bfloat16"  #: of the weights
-    mode: str = "full"  #: of bench.ours; a peer's "lora" or "full" is for the plot
+    mode: str = "full"  #: of bench.common.ours; a peer's "lora" or "full" is for the plot
     batch: int = 8
     tokens: int = 128
     steps: int = 1
@@ -61,11 +61,12 @@ class Row:
         work: dict[str, Any] = {"batch": self.batch, "tokens": self.tokens, "count": self.steps}
         if self.ours:
             memory_bytes = self.memory_mb and self.memory_mb * 10**6
-            return command("bench.ours", "steps", folder=folder, mode=self.mode, memory_bytes=memory_bytes, **work)
+            work |= {"mode": self.mode, "memory_bytes": memory_bytes}
+            return command("bench.common.ours", "steps", folder=folder, **work)
         chunks = "int8" if self.dtype == "int8" else "chunks"
         peer = {FORWARD: "forward", TEXTBOOK: "textbook", BACKPROP: "lora", ADAM: "adam", CHUNKS: chunks}[self.method]
         work |= {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing, "cap_gb": round(cap_gb, 3)}
-        return command("bench.peers", "steps", peer=peer, shape=self.shape, folder=folder, **work)
+        return command("bench.common.peers", "steps", peer=peer, shape=self.shape, folder=folder, **work)
 
 
 def _ours(key: str, shape: str, **settings: Any) -> Row:

@@ -2,7 +2,7 @@
 
 python -m bench.parity [--quick] [--models DIR]
 
-1. Steps of full-parameter MeZO with Gaussian z on a tiny model, against a dense float64 textbook (bench/textbook.py).
+1. Steps of full-parameter MeZO with Gaussian z on a tiny model, against a dense textbook in float64 (textbook.py).
 2. The two losses of a two-sided forward against those of two separate forwards, for each dtype of the weights.
 3. Exact gradients in bfloat16 and in fp32, one layer at a time, against transformers' autograd in fp32.
 4. The loss of int8 and int4 weights on the sample notes, which the model has not seen, minus that of bfloat16.
@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 import pocketllm
-from bench import ours, textbook
-from bench.harness import Limit, finish, parser, progress, start
+from bench.common import ours, textbook
+from bench.common.harness import Limit, finish, parser, progress, start
+from bench.common.shapes import SMOLLM2, ensure, models_folder
 from bench.parity.gradients import worst_cosine
-from bench.shapes import SMOLLM2, ensure, models_folder
 from pocketllm.engine.formats.model_folder import open_model_folder
 
 #: How far two-sided and separate losses may be apart, relative, by the dtype of the weights: other sizes of a matrix

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench import peers
+from bench.common import peers
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import Batch

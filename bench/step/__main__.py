@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import measured
-from bench.child import command
-from bench.harness import Limit, as_by_itself, finish, parser, progress, start, table
-from bench.shapes import SMOLLM2, ensure, models_folder
-from bench.turns import Contender, in_turns
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import Limit, as_by_itself, finish, parser, progress, start, table
+from bench.common.shapes import SMOLLM2, ensure, models_folder
+from bench.common.turns import Contender, in_turns
 
 LIMITS = {
     "lora_over_two_forwards": Limit(at_most=0.95),
@@ -71,13 +71,13 @@ def contenders(folder: Path, dense: Path, *, batch: int, tokens: int) -> dict[st
 
     def ours(mode: str, model: Path = folder, batch: int = batch) -> Contender:
         work = {"folder": model, "mode": mode, "batch": batch, "tokens": tokens}
-        return command("bench.ours", "prepare_step", "--turns", **work), None
+        return command("bench.common.ours", "prepare_step", "--turns", **work), None
 
     def peer(module: str, **work: Any) -> Contender:
         work |= {"folder": dense, "batch": batch, "tokens": tokens}
         return command(module, "prepare_step", "--turns", **work), as_by_itself()
 
-    peers, learners = "bench.peers", "bench.learn.peers"
+    peers, learners = "bench.common.peers", "bench.learn.peers"
     return {
         LORA: ours("lora"),
         DIRECTIONS: ours("directions", batch=shared),
@@ -111,7 +111,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
 
 def load_seconds(folder: Path) -> float:
     """The median of a few loads, each in a fresh process, without the time for imports."""
-    load = command("bench.ours", "load", folder=folder)
+    load = command("bench.common.ours", "load", folder=folder)
     return median(float(measured.report_of(load, f"Loading {folder.name}")["seconds"]) for _ in range(_LOADS))
 
 

@@ -1,6 +1,6 @@
 """The least time that the matrix products of a forward pass can take here.
 
-A turn (bench.turns) measures anew the best rate that a product of the sizes of the model's linear maps reaches, and
+A turn (turns.py) measures anew the best rate that a product of the sizes of the model's linear maps reaches, and
 answers with the seconds of all of them, one forward pass of batch x tokens rows, at that rate.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench import peers
+from bench.common import peers
 
 _REPEATS = 3
 #: The products whose rate is measured are of both signs of a probe: more rows are no slower a row.

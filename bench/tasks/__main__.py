@@ -22,11 +22,22 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench import measured
-from bench.child import command
-from bench.harness import Limit, as_by_itself, finish, keep, parser, progress, provenance, start, stored_runs, table
-from bench.rates import MAX_RATES, best_mean, grouped, search
-from bench.shapes import learner, models_folder
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import (
+    Limit,
+    as_by_itself,
+    finish,
+    keep,
+    parser,
+    progress,
+    provenance,
+    start,
+    stored_runs,
+    table,
+)
+from bench.common.rates import MAX_RATES, best_mean, grouped, search
+from bench.common.shapes import learner, models_folder
 from bench.tasks.datasets import name_of
 
 #: Method -> the first learning rates of a peer's search.

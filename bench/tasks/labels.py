@@ -23,14 +23,14 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from bench import measured
-from bench.child import command
-from bench.harness import Limit, finish, parser, progress, start
-from bench.shapes import learner, models_folder
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import Limit, finish, parser, progress, start
+from bench.common.shapes import learner, models_folder
+from bench.common.world import daemon_on
+from bench.common.writers import learned, some_words, texts_of
 from bench.tasks.datasets import TASKS, Labelled, name_of
 from bench.tasks.runs import sampled
-from bench.world import daemon_on
-from bench.writers import learned, some_words, texts_of
 
 if TYPE_CHECKING:
     from pocketllm.client import Client

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bench.common.ours import load_model, planned, rehearsal_of
+from bench.common.peers import build
 from bench.learn.curve import Curve
 from bench.learn.ours import teach_exact, teach_mezo
 from bench.learn.peers import METHODS as PEERS
 from bench.learn.peers import Peer, teach
-from bench.ours import load_model, planned, rehearsal_of
-from bench.peers import build
 from bench.tasks.datasets import TASKS, Labelled, name_of
 from pocketllm.daemon.training.rehearsal import FILE_NAME as SAMPLES
 from pocketllm.daemon.training.run import PCA_BLOCKS

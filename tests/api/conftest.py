@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import InProcessApp, in_process_app
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.in_process_app import InProcessApp, in_process_app
+from tests.support.models.tiny_models import tiny_model_folder
 
 
 @pytest.fixture(scope="session")

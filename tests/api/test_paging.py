@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import InProcessApp
+from tests.support.daemon.in_process_app import InProcessApp
 
 COUNT = 7
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.engine.formats.importer import import_model
-from tests.support.real_daemon import running
-from tests.support.tiny_models import edit_json, tiny_llama_folder
+from tests.support.daemon.real_daemon import running
+from tests.support.models.tiny_models import edit_json, tiny_llama_folder
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 

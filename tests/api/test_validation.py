@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 from tests.support.snapshots import assert_snapshot
 
 JSON = "application/json"

@@ -24,7 +24,7 @@ from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import ForwardContext
 from pocketllm.engine.streamed.quantization import PACKINGS
-from tests.support.backpropagation import (
+from tests.support.models.backpropagation import (
     EXAMPLES,
     Parts,
     buckets_of,
@@ -33,9 +33,9 @@ from tests.support.backpropagation import (
     whole_gradients,
     worst_error,
 )
-from tests.support.learning import family, family_as_stored, imported, random_blocks, transformers_model
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED
-from tests.support.tiny_models import byte_tokenizer
+from tests.support.models.learning import family, family_as_stored, imported, random_blocks, transformers_model
+from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
+from tests.support.models.tiny_models import byte_tokenizer
 
 #: Sums in another order, in float64.
 TOLERANCE = 1e-9

@@ -27,9 +27,9 @@ from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.backpropagation import adapted, layers_adapter, whole_loss
-from tests.support.learning import equal, family, imported, mean_loss, random_blocks, some_blocks
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED
+from tests.support.models.backpropagation import adapted, layers_adapter, whole_loss
+from tests.support.models.learning import equal, family, imported, mean_loss, random_blocks, some_blocks
+from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
 
 PLAN = ExactPlan(seed=3, rate=1e-2)
 SIZE = PassSize(stored=64, micro_batch=32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pocketllm.backprop.output_error import output_error
-from tests.support.dense_head import DenseHead, exact_losses, example
+from tests.support.models.dense_head import DenseHead, exact_losses, example
 
 #: A logit of some ten is rounded by 1e-6, and the error is multiplied by weights.
 TOLERANCES = {torch.float32: 5e-6, torch.float64: 1e-12}

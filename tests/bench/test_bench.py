@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cgroups, measured, peers
-from bench.child import command
-from bench.harness import Limit, is_ok, machine, parser, provenance, stored_runs
-from bench.int8 import Int8Linear
+from bench.common import cgroups, measured, peers
+from bench.common.child import command
+from bench.common.harness import Limit, is_ok, machine, parser, provenance, stored_runs
+from bench.common.int8 import Int8Linear
+from bench.common.measured import MIB
+from bench.common.rates import search
+from bench.common.shapes import ensure, write
+from bench.common.turns import in_turns
 from bench.learn.curve import best_runs
 from bench.learn.peers import ChunkedLoss
 from bench.load.bare import running_bare
 from bench.load.clients import load
-from bench.measured import MIB
 from bench.memory.rows import OUR_ROWS, PEER_ROWS, chosen
-from bench.rates import search
-from bench.shapes import ensure, write
-from bench.turns import in_turns
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
@@ -98,9 +98,8 @@ def test_runs_of_two_products_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_process_is_measured_and_ended_when_it_makes_no_headway() -> None:
-    holds = (
-        "import time; from bench.child import write_line; x = b'x' * (64 << 20); time.sleep(0.2); write_line({'n': 3})"
-    )
+    lines = "import time", "from bench.common.child import write_line"
+    holds = "; ".join((*lines, "x = b'x' * (64 << 20)", "time.sleep(0.2)", "write_line({'n': 3})"))
     found = measured.run(python(holds))
     assert found.completed and found.report == {"n": 3} and not found.timed_out
     assert found.peak_rss_bytes > found.peak_anonymous_bytes > 64 * MIB

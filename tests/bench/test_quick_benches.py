@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench import measured
-from bench.child import command
-from bench.harness import RESULTS, ROOT
+from bench.common import measured
+from bench.common.child import command
+from bench.common.harness import RESULTS, ROOT
 from bench.learn import __main__ as learn
 from pocketllm.daemon.child_environment import child_environment
 
@@ -87,7 +87,7 @@ def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> No
 
 def test_a_peer_that_is_refused_memory_says_how_large_it_was() -> None:
     work = {"peer": "adam", "shape": "opt-tiny", "batch": 4096, "tokens": 128, "count": 1, "cap_gb": 1}
-    report = measured.report_of(command("bench.peers", "steps", **work), "The peer")
+    report = measured.report_of(command("bench.common.peers", "steps", **work), "The peer")
     assert report["died_bytes"] > 0 and report["died_because"]
 
 

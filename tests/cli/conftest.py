@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.engine.formats.model_folder import ModelFolder
-from tests.support.commands import Run, commands
-from tests.support.served import Port, Served, open_port, serving
+from tests.support.daemon.commands import Run, commands
+from tests.support.daemon.served import Port, Served, open_port, serving
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from pocketllm.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.commands import WAIT_SECONDS, Run, child_environment, commands, environment
-from tests.support.in_process_app import TOKEN
-from tests.support.served import Served
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment
+from tests.support.daemon.in_process_app import TOKEN
+from tests.support.daemon.served import Served
+from tests.support.models.tiny_models import tiny_model_folder
 
 
 def test_help_and_version_need_nothing_heavy() -> None:

@@ -13,8 +13,8 @@ from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
 from pocketllm.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
-from tests.support.in_process_app import TOKEN
-from tests.support.served import Served, announcement
+from tests.support.daemon.in_process_app import TOKEN
+from tests.support.daemon.served import Served, announcement
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import WAIT_SECONDS
+from tests.support.daemon.commands import WAIT_SECONDS
 from tests.support.paths import ROOT
 
 PROGRAM = "import sys; sys.argv[0] = 'pocketllm'; from pocketllm.cli.main import main; main()"

@@ -7,9 +7,9 @@ import pytest
 
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.commands import commands
-from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import NOW
+from tests.support.daemon.commands import commands
+from tests.support.daemon.workers import NOW
+from tests.support.models.tiny_models import tiny_model_folder
 
 SECRET = "The combination of the safe is 7-31-12."
 

@@ -16,7 +16,7 @@ from pocketllm.folders import MANY, pieces, scan_all
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Text
-from tests.support.commands import Run
+from tests.support.daemon.commands import Run
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LONG = "This paragraph has rather more than the eight words {} it needs."

@@ -10,7 +10,7 @@ from typer.testing import Result
 
 from pocketllm.errors import CommandError
 from pocketllm.service import Systemd, own_command
-from tests.support.commands import commands
+from tests.support.daemon.commands import commands
 from tests.support.executables import executable
 from tests.support.systemd import complaints, with_systemd
 

@@ -20,7 +20,7 @@ from pocketllm.cli.report_view import answers_table, curve_plot, recall_text, re
 from pocketllm.cli.texts import text_details, texts_table
 from pocketllm.cli.views import age_text, bytes_text, change_text, count_text, duration_text, loss_text, printable
 from pocketllm.daemon.tools.calibrate import this_machine
-from tests.support.daemon_documents import JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
+from tests.support.daemon.daemon_documents import JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
 from tests.support.rendering import rendered
 from tests.support.snapshots import assert_snapshot
 

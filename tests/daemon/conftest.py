@@ -7,7 +7,7 @@ import pytest
 
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.storage.store import Store
-from tests.support.workers import data_folder
+from tests.support.daemon.workers import data_folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pocketllm.daemon.logs import PrivateFormatter, Sparing, described, summary
-from tests.support.in_process_app import Clock
+from tests.support.daemon.in_process_app import Clock
 
 DIARY = "the brass key to the blue cellar"
 

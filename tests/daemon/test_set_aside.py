@@ -9,10 +9,10 @@ import pytest
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.doctor import _of_folder
-from tests.support.commands import commands
-from tests.support.in_process_app import NOON, in_process_app
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
-from tests.support.workers import write_adapter_files
+from tests.support.daemon.commands import commands
+from tests.support.daemon.in_process_app import NOON, in_process_app
+from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.daemon.workers import write_adapter_files
 
 
 def learned(root: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from pocketllm.daemon.processes import cpu_seconds, session_cpu_seconds, session_pids
 from pocketllm.daemon.stalls import LONGEST_GAP_SECONDS, StallWatch
-from tests.support.real_daemon import eventually
+from tests.support.daemon.real_daemon import eventually
 
 BUSY = "while True: pass"
 BUSY_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.models.tiny_models import tiny_model_folder
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Dialog, expect
 
+from tests.support.daemon.real_daemon import Daemon, eventually, running
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.page_visit import SECONDS, Visit
-from tests.support.real_daemon import Daemon, eventually, running
-from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pocketllm.api.dashboard.page import _FILES
-from tests.support.in_process_app import in_process_app
+from tests.support.daemon.in_process_app import in_process_app
 
 
 def test_the_files_let_nothing_in(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.page_visit import LOOK_MS, SECONDS, Visit
-from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 

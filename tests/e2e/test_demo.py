@@ -25,14 +25,14 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.errors import CommandError
 from pocketllm.storage.store import Store
-from tests.support.in_process_app import in_process_app
+from tests.support.daemon.in_process_app import in_process_app
+from tests.support.daemon.served import announcement
 from tests.support.paths import ROOT
-from tests.support.served import announcement
 
 WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
 SERVED = [
     *(sys.executable, "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.served import main; main()",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.daemon.served import main; main()",
 ]
 
 
@@ -44,7 +44,7 @@ class Demo:
         self.console = Console(file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False)
 
     def run(self, acts: str, *, keep: bool = False) -> dict[str, Any]:
-        """acts: what the job does while it is looked at; see tests.support.served."""
+        """acts: what the job does while it is looked at; see tests.support.daemon.served."""
         return self.run_with([*SERVED, "--acts", acts], keep=keep)
 
     def run_with(self, command: list[str], *, keep: bool = False) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.paths import ROOT
-from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 

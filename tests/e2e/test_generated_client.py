@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.real_daemon import Daemon, running
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.models.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 

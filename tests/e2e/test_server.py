@@ -18,9 +18,17 @@ from safetensors import safe_open
 
 from pocketllm import __version__
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.in_process_app import assert_problem, in_process_app
-from tests.support.real_daemon import Daemon, children, environment, eventually, is_running, refused_start, running
-from tests.support.tiny_models import edit_json, tiny_model_folder
+from tests.support.daemon.in_process_app import assert_problem, in_process_app
+from tests.support.daemon.real_daemon import (
+    Daemon,
+    children,
+    environment,
+    eventually,
+    is_running,
+    refused_start,
+    running,
+)
+from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
 IDLE_BYTES = (120 if sys.version_info >= (3, 15) else 100) * MB  # 111 MB by Python 3.15, 84 by 3.11

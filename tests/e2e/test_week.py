@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.engine.formats.importer import default_source, import_model
-from tests.support.commands import commands
-from tests.support.real_daemon import Daemon, Document, eventually, running
+from tests.support.daemon.commands import commands
+from tests.support.daemon.real_daemon import Daemon, Document, eventually, running
 
 pytestmark = pytest.mark.slow
 

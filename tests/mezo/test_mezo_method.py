@@ -15,7 +15,7 @@ from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
-from tests.support.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
+from tests.support.models.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
 
 PLAN = MeZOPlan(seed=0, epsilon=1e-2, step_size=1e-2)
 STEPS, SIZE = 12, 4

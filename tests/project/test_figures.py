@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.harness import RESULTS, ROOT, same_product
+from bench.common.harness import RESULTS, ROOT, same_product
 from bench.readme import filled_in, limits_of, markdown_files
 
 TABLE = """<!-- results: step -->

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pocketllm.errors import EXIT_CONFIG
+from tests.support.daemon.real_daemon import running
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.paths import ROOT
-from tests.support.real_daemon import running
 from tests.support.systemd import analyze, complaints, with_systemd
-from tests.support.tiny_models import tiny_model_folder
 
 SYSTEMD = ROOT / "systemd"
 UNITS = ("pocketllm.service", "pocketllm-system.service")

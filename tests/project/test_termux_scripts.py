@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pocketllm.errors import EXIT_CONFIG
+from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import executable
 from tests.support.paths import ROOT
-from tests.support.real_daemon import eventually
 
 TERMUX = ROOT / "termux"
 SCRIPTS = sorted(path for path in TERMUX.rglob("*") if path.is_file() and path.suffix != ".txt")

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.daemon.real_daemon import eventually
 from tests.support.installed_phone import PROGRAMS, InstalledPhone
-from tests.support.real_daemon import eventually
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.models.tiny_models import tiny_model_folder
 
 pytestmark = [
     pytest.mark.slow,

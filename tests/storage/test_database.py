@@ -18,7 +18,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseUnusable
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.workers import NOW
+from tests.support.daemon.workers import NOW
 
 #: Adds texts one by one.
 ADDS_TEXTS = """

@@ -19,7 +19,7 @@ from pocketllm.storage.migrate import SCRIPTS, current_revision, migrate, upgrad
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.workers import NOW
+from tests.support.daemon.workers import NOW
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pocketllm.storage.repositories.passages import PASSAGE_WORDS, passages_of
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.workers import NOW
+from tests.support.daemon.workers import NOW
 
 LONG = "\n".join(f"Line {number} is about boats and the {number} boards that they have." for number in range(60))
 

@@ -7,7 +7,7 @@ from pocketllm.storage.repositories.adapters import Change
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
-from tests.support.workers import NOW, new_job
+from tests.support.daemon.workers import NOW, new_job
 
 
 def start(store: Store, text: str | None = None, *, model: str = "tiny") -> Job:

@@ -8,7 +8,7 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.storage.repositories.runs import Observed, seconds_within
 from pocketllm.storage.store import Store
-from tests.support.workers import NOW, new_job
+from tests.support.daemon.workers import NOW, new_job
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from pocketllm.storage.repositories.step_log import BASE_STEP, CURVE_POINTS, RECENT_STEPS, Curve, CurvePoint, Progress
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Step
-from tests.support.workers import NOW, queue_job
+from tests.support.daemon.workers import NOW, queue_job
 
 
 @pytest.fixture

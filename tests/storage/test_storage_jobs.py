@@ -16,7 +16,7 @@ from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
-from tests.support.workers import NOW, new_job
+from tests.support.daemon.workers import NOW, new_job
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
 LATER = NOW + timedelta(hours=1)

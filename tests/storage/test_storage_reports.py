@@ -11,7 +11,7 @@ from pocketllm.storage.errors import WrongState
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, JobState, Outcome, Report
-from tests.support.workers import NOW, delete_text, queue_job
+from tests.support.daemon.workers import NOW, delete_text, queue_job
 
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.

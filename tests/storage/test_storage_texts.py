@@ -12,7 +12,7 @@ from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
-from tests.support.workers import NOW, delete_text, queue_job
+from tests.support.daemon.workers import NOW, delete_text, queue_job
 
 
 def new(*texts: str, source: str = "test") -> list[NewText]:

@@ -11,7 +11,7 @@ import pytest
 from pocketllm.storage.repositories.texts import MAX_HELD_OUT_SHARE, MIN_HELD_OUT, NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Text
-from tests.support.workers import NOW, new_job
+from tests.support.daemon.workers import NOW, new_job
 
 WORDS = 50
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness import RESULTS, parser
-from bench.shapes import SMOLLM2, ensure
+from bench.common.harness import RESULTS, parser
+from bench.common.shapes import SMOLLM2, ensure
 from pocketllm.daemon.child_environment import CHILD_SETTINGS
 from tests.support.stress.report import Report
 from tests.support.stress.world import World
@@ -24,7 +24,7 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def _environment_of_a_bench(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes get what bench.harness.start gives; where memory is measured, nothing watches them for other tests."""
+    """Processes get what `harness.start` gives; where memory is measured, nothing watches them for other tests."""
     for name, value in CHILD_SETTINGS.items():
         monkeypatch.setenv(name, os.environ.get(name, value))
     if full:

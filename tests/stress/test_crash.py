@@ -17,8 +17,8 @@ from statistics import median
 
 import httpx
 
-from bench.harness import Limit
-from bench.world import EPOCHS, METHODS, SEED, until
+from bench.common.harness import Limit
+from bench.common.world import EPOCHS, METHODS, SEED, until
 from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS
 from tests.support.stress.report import Report
 from tests.support.stress.world import World, posting

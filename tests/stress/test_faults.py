@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.harness import Limit
-from bench.world import until
+from bench.common.harness import Limit
+from bench.common.world import until
 from tests.support.stress import faults_of_files, faults_of_processes
 from tests.support.stress.disks import Kind, disk, filled
 from tests.support.stress.report import Report

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx
 
-from bench.harness import Limit
-from bench.world import until
+from bench.common.harness import Limit
+from bench.common.world import until
 from pocketllm.cli.demo import sample_notes
 from tests.support.stress.report import Report
 from tests.support.stress.world import World

@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import pytest
 
-from bench.harness import Limit
-from bench.world import until
+from bench.common.harness import Limit
+from bench.common.world import until
 from pocketllm.client import Client
 from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS
 from pocketllm.daemon.conditions.fresh_look import FreshLook

@@ -22,8 +22,8 @@ from typing import Any
 
 import httpx
 
-from bench.child import memory_of
-from bench.harness import Limit
+from bench.common.child import memory_of
+from bench.common.harness import Limit
 from bench.load.clients import quantile
 from pocketllm.api.bodies import MAX_VALUES
 from tests.support.stress.report import Report

@@ -18,9 +18,9 @@ from statistics import median
 
 import httpx
 
-from bench.child import memory_of
-from bench.harness import Limit
-from bench.world import SEED, until
+from bench.common.child import memory_of
+from bench.common.harness import Limit
+from bench.common.world import SEED, until
 from tests.support.stress.report import Report
 from tests.support.stress.world import Charger, World, posting
 

@@ -18,7 +18,7 @@ from typing import Self
 import pytest
 import time_machine
 
-from bench.harness import Limit
+from bench.common.harness import Limit
 from pocketllm.server import Ticker
 from tests.support.stress.phone_world import DAY, HOUR, PhoneWorld
 from tests.support.stress.report import Report

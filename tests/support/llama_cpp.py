@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketllm.engine.formats.model_folder import ModelFolder
-from tests.support.tiny_architectures import dense_tensors
-from tests.support.tiny_models import add_tokenizer, byte_tokens, gguf_name, permute
+from tests.support.models.tiny_architectures import dense_tensors
+from tests.support.models.tiny_models import add_tokenizer, byte_tokens, gguf_name, permute
 
 #: What a file says of its model as llama.cpp's converter writes it; in transformers' config it is called otherwise.
 _SETTINGS = {

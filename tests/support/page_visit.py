@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from tests.support.commands import commands
-from tests.support.real_daemon import Daemon
+from tests.support.daemon.commands import commands
+from tests.support.daemon.real_daemon import Daemon
 
 #: How long to wait for something to be seen, in ms.
 SECONDS = 60_000

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pocketllm.api.native.recall import PASSAGES, front
-from tests.support.in_process_app import Document, assert_problem
-from tests.support.tiny_models import byte_tokenizer
-from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
+from tests.support.daemon.in_process_app import Document, assert_problem
+from tests.support.daemon.trained_daemon import TrainedDaemon, theirs, trained_daemon
+from tests.support.models.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter as AdapterRow
 from pocketllm.storage.tables import Outcome
-from tests.support.commands import commands
-from tests.support.in_process_app import InProcessApp, assert_problem
-from tests.support.learning import equal, fresh_process, some_adapter
-from tests.support.real_daemon import running
-from tests.support.workers import NOW, queue_job
+from tests.support.daemon.commands import commands
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.real_daemon import running
+from tests.support.daemon.workers import NOW, queue_job
+from tests.support.models.learning import equal, fresh_process, some_adapter
 
 
 def learn(folder: Path, store: Store) -> Adapter:

@@ -11,10 +11,10 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
-from tests.support.learning import some_adapter
-from tests.support.real_daemon import running
-from tests.support.workers import NOW, queue_job
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.real_daemon import running
+from tests.support.daemon.workers import NOW, queue_job
+from tests.support.models.learning import some_adapter
 
 
 def roll_back(api: InProcessApp, **body: str) -> Document:

@@ -10,9 +10,9 @@ import pytest
 
 from pocketllm.api.native.status import ReadingsIn
 from pocketllm.daemon.settings import Quantity
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import executable
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
-from tests.support.real_daemon import eventually
 
 
 def what_if(api: InProcessApp, **readings: Any) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 
 def serving(api: InProcessApp) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.real_daemon import Daemon, running
+from tests.support.daemon.real_daemon import Daemon, running
 
 JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "1", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 STREAM = {"accept": "text/event-stream"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 
 LIMIT = 1000
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from pocketllm.api.native.generate import seconds_of
-from tests.support.in_process_app import InProcessApp, assert_problem
-from tests.support.real_daemon import Daemon, Document, is_running, running
-from tests.support.tiny_models import edit_json
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.real_daemon import Daemon, Document, is_running, running
+from tests.support.models.tiny_models import edit_json
 
 PROMPT = "The wind"
 #: More than a test waits for: a stream of so many tokens runs until it is broken off.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pocketllm.storage.tables import Step
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 
 
 @pytest.fixture

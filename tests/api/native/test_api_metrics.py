@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.in_process_app import InProcessApp
+from tests.support.daemon.in_process_app import InProcessApp
 
 
 def test_metrics_are_prometheus_own(api: InProcessApp) -> None:

@@ -12,8 +12,8 @@ from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.models.tiny_models import tiny_model_folder
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
 ENOUGH, LITTLE = 200 * MB, 50 * MB

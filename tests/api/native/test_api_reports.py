@@ -7,9 +7,9 @@ import pytest
 
 from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.storage.tables import Report, Step
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
-from tests.support.real_daemon import eventually, running
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.real_daemon import eventually, running
+from tests.support.models.tiny_models import tiny_model_folder
 
 VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
 RECALL = {"places": 200, "base": 0.0, "personal": 0.125}

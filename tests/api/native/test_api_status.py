@@ -7,8 +7,8 @@ from threading import Event
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
-from tests.support.in_process_app import Document, InProcessApp
-from tests.support.tiny_models import edit_json, tiny_model_folder
+from tests.support.daemon.in_process_app import Document, InProcessApp
+from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 
 def status(api: InProcessApp) -> Document:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from pocketllm.storage.tables import Step
-from tests.support.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 SCALARS = [0.1, 1e-30, -3.4028234663852886e38, 1 / 3]
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pocketllm.api.native.examples import MAX_TEXTS
-from tests.support.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem, in_process_app
 
 NDJSON = "application/x-ndjson"
 

@@ -8,8 +8,8 @@ import pytest
 
 from pocketllm.api.security.guard import Rate, scopes_for
 from pocketllm.api.security.tokens import Scope
-from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
-from tests.support.routes import OPEN, routes
+from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
+from tests.support.daemon.routes import OPEN, routes
 
 #: What the scopes below admin let in: all else takes admin.
 LETS_IN = {

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from pocketllm.storage.tables import JobState
-from tests.support.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
 PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}

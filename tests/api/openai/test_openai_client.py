@@ -14,8 +14,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from pocketllm.api.openai.answers import ChatAnswer, TextAnswer
-from tests.support.real_daemon import Daemon
-from tests.support.trained_daemon import trained_daemon
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.trained_daemon import trained_daemon
 
 pytestmark = pytest.mark.slow
 

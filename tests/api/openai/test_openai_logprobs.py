@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.in_process_app import assert_problem
-from tests.support.tiny_models import byte_tokenizer
-from tests.support.trained_daemon import TrainedDaemon, theirs, trained_daemon
+from tests.support.daemon.in_process_app import assert_problem
+from tests.support.daemon.trained_daemon import TrainedDaemon, theirs, trained_daemon
+from tests.support.models.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.real_daemon import Daemon, running
+from tests.support.daemon.real_daemon import Daemon, running
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 
 from pocketllm.api.security.tokens import Scope, load_or_create_token
 from pocketllm.daemon.errors import DaemonError
-from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem
-from tests.support.routes import OPEN, routes
+from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem
+from tests.support.daemon.routes import OPEN, routes
 
 
 @pytest.fixture(scope="module")

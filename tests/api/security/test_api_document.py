@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.in_process_app import InProcessApp
+from tests.support.daemon.in_process_app import InProcessApp
 
 
 def operations(api: InProcessApp) -> list[tuple[str, str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pocketllm.api.errors import STATUSES, Problem, explain, problem_of
 from pocketllm.daemon import errors as daemon
 from pocketllm.storage import errors as storage
-from tests.support.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 
 def subclasses(of: type[Exception]) -> set[type[Exception]]:

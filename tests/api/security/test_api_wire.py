@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.in_process_app import assert_problem
-from tests.support.real_daemon import Daemon, running
+from tests.support.daemon.in_process_app import assert_problem
+from tests.support.daemon.real_daemon import Daemon, running
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 
 from pocketllm.api.bodies import MAX_FIELDS
 from pocketllm.api.security.guard import _weight
-from tests.support.in_process_app import InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 HALF = "\\ud83d"  # half of a pair
 CHAT = '"model": "m", "messages": [{"role": "user", "content": "x"}]'

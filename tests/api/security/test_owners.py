@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.in_process_app import TOKEN, Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import TOKEN, Document, InProcessApp, assert_problem
 
 GUESS = {"text": "My PIN is 4711.", "source": "diary"}
 LINES = b'{"text": "The shed to myself."}\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from pocketllm.api.app import create_app
-from tests.support.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
+from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 
 COOKIE = "pocketllm-2407"
 DAY = 24 * 3600

@@ -9,9 +9,9 @@ import pytest
 from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse, polled_battery
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
+from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.workers import NOW
 from tests.support.executables import answering
-from tests.support.real_daemon import eventually
-from tests.support.workers import NOW
 
 #: A whole answer of the app's version 0.53.
 ANSWER: dict[str, Any] = {

@@ -18,10 +18,10 @@ from pocketllm.daemon.conditions.android_screen import (
 )
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
+from tests.support.daemon.in_process_app import Clock, FixedSensor
+from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
-from tests.support.in_process_app import Clock, FixedSensor
-from tests.support.real_daemon import eventually
-from tests.support.workers import NOW
 
 
 def test_the_property() -> None:

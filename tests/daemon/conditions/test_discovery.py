@@ -7,9 +7,9 @@ import pytest
 
 from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.conditions.readings import Reading
+from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
-from tests.support.real_daemon import eventually
-from tests.support.workers import NOW
 
 ALL = [
     *("power", "plug", "battery", "temperature", "health", "battery power"),

@@ -10,8 +10,8 @@ from pocketllm.daemon.conditions.fresh_look import LONGEST_SECONDS, FreshLook
 from pocketllm.daemon.conditions.poller import Background, Pace
 from pocketllm.daemon.conditions.readings import NOT_YET, Missing, Reading
 from pocketllm.daemon.conditions.wake_lock import WakeLock
-from tests.support.real_daemon import eventually
-from tests.support.workers import NOW
+from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.workers import NOW
 
 
 @dataclass

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pocketllm.daemon.conditions.gate import Charge, Verdict
 from pocketllm.daemon.conditions.readings import Value
 from pocketllm.daemon.settings import GateSettings
-from tests.support.gate_world import MB, SETTINGS, World, later, reading
-from tests.support.workers import NOW
+from tests.support.daemon.gate_world import MB, SETTINGS, World, later, reading
+from tests.support.daemon.workers import NOW
 
 NO_BATTERY = reading("battery", None, absent=True)
 ON_BATTERY = "not on external power"

@@ -1,7 +1,7 @@
 """The gate over time: a charger that is too weak, and a level that swings."""
 
 from pocketllm.daemon.conditions.gate import Charge, Verdict
-from tests.support.gate_world import SETTINGS, World, later, reading
+from tests.support.daemon.gate_world import SETTINGS, World, later, reading
 
 
 def charge_after(*levels: float, running: bool = True, power: bool = True) -> Charge:

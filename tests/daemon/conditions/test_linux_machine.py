@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketllm.daemon.conditions.linux_machine import sensors
 from pocketllm.daemon.conditions.readings import Reading
-from tests.support.workers import NOW
+from tests.support.daemon.workers import NOW
 
 
 def read(name: str, source: Path) -> Reading:

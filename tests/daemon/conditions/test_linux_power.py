@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pocketllm.daemon.conditions.linux_power import sensors
 from pocketllm.daemon.conditions.readings import Reading, Value
-from tests.support.workers import NOW
+from tests.support.daemon.workers import NOW
 
 #: A power supply: the names of its attributes and what is in them.
 Supply = dict[str, str]

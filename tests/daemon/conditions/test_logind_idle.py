@@ -9,8 +9,8 @@ import pytest
 from pocketllm.daemon.conditions.logind_idle import Hint, LogindIdleness, parse
 from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading
+from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import answering, executable
-from tests.support.real_daemon import eventually
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR = 3600

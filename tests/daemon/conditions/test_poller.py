@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Background, Pace, ProbeFailed, run
+from tests.support.daemon.real_daemon import eventually, is_running
+from tests.support.daemon.workers import NOW
 from tests.support.executables import executable
-from tests.support.real_daemon import eventually, is_running
-from tests.support.workers import NOW
 
 SHORT = 0.3
 

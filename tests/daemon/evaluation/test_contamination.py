@@ -6,8 +6,8 @@ from pathlib import Path
 from pocketllm.daemon.evaluation.contamination import RUN, repeated
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
-from tests.support.learning import imported
-from tests.support.tiny_models import byte_tokenizer
+from tests.support.models.learning import imported
+from tests.support.models.tiny_models import byte_tokenizer
 
 LENGTH = 32
 

@@ -12,9 +12,19 @@ from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import ModelReport
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Text
-from tests.support.real_daemon import eventually
-from tests.support.tiny_models import byte_tokens
-from tests.support.workers import NOW, changed, data_folder, finish, kill_when, notes, queue_job, run_here, start_worker
+from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.workers import (
+    NOW,
+    changed,
+    data_folder,
+    finish,
+    kill_when,
+    notes,
+    queue_job,
+    run_here,
+    start_worker,
+)
+from tests.support.models.tiny_models import byte_tokens
 
 
 @pytest.fixture

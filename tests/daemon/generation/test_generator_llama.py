@@ -16,9 +16,9 @@ from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, SuggestionRequest
 from pocketllm.engine.formats.importer import import_model
+from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.llama_double import LlamaDouble, counted, llama_double
-from tests.support.real_daemon import eventually, is_running
-from tests.support.tiny_models import byte_tokens
+from tests.support.models.tiny_models import byte_tokens
 
 pytestmark = pytest.mark.slow
 

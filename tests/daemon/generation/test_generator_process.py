@@ -23,8 +23,8 @@ from pocketllm.daemon.errors import (
 )
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, SuggestionRequest
-from tests.support.real_daemon import is_running
-from tests.support.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
+from tests.support.daemon.real_daemon import is_running
+from tests.support.models.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 300.0

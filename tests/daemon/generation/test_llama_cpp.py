@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from pocketllm.engine.formats.gguf_lora import write_gguf_lora
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import imported, some_adapter
 from tests.support.llama_cpp import next_log_probabilities, write_base
+from tests.support.models.learning import imported, some_adapter
 
 #: No longer than a tiny model's window.
 IDS = [5, 60, 70, 80, 100, 200, 1, 30]

@@ -12,8 +12,8 @@ import pytest
 from pocketllm.daemon.generation.llama import child as llama_child
 from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
 from pocketllm.engine.generate.streaming_text import Sampling
+from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
-from tests.support.real_daemon import eventually, is_running
 
 PROMPT = [50, 60]
 QUICK = Timeouts(start_seconds=30, token_seconds=0.3)

@@ -15,7 +15,7 @@ from pocketllm.engine.generate.sampling import sample
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
 from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import some_adapter
+from tests.support.models.learning import some_adapter
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from pocketllm.daemon.generation.llama.tokens import LORA_NAME, LlamaDecoder
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import some_adapter
+from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.llama_double import BEFORE_THE_CRASH, LlamaDouble, Trouble, counted, llama_double
-from tests.support.real_daemon import eventually, is_running
+from tests.support.models.learning import some_adapter
 
 PROMPT = [50, 60]
 OTHER = 200  #: the token of the source that is asked where llama.cpp fails

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.storage.tables import JobState
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
 
 
 @pytest.fixture

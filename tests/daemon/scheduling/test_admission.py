@@ -9,10 +9,10 @@ import pytest
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.storage.tables import Job, JobState, Requester
-from tests.support.in_process_app import NOON
-from tests.support.real_daemon import Daemon, eventually, running
-from tests.support.scheduler_world import scheduler_world
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.in_process_app import NOON
+from tests.support.daemon.real_daemon import Daemon, eventually, running
+from tests.support.daemon.scheduler_world import scheduler_world
+from tests.support.models.tiny_models import tiny_model_folder
 
 MB = 10**6
 

@@ -11,8 +11,8 @@ from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import Superseded
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Step
+from tests.support.daemon.scheduler_world import SchedulerWorld
 from tests.support.faults import no_room
-from tests.support.scheduler_world import SchedulerWorld
 
 
 def test_a_crash_that_cannot_be_stored_is_stored_when_there_is_room(world: SchedulerWorld, running: str) -> None:

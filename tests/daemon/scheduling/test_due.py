@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from pocketllm.daemon.conditions.gate import hours_edges
 from pocketllm.daemon.scheduling.attempts import RETRY_SECONDS
 from pocketllm.daemon.settings import GateSettings
-from tests.support.in_process_app import NOON
-from tests.support.scheduler_world import SchedulerWorld
+from tests.support.daemon.in_process_app import NOON
+from tests.support.daemon.scheduler_world import SchedulerWorld
 
 
 def test_a_retry(world: SchedulerWorld, running: str) -> None:

@@ -11,8 +11,8 @@ from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, MAX_ATTEMPTS, RE
 from pocketllm.daemon.scheduling.worker_process import Exit
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.scheduler_world import SchedulerWorld
-from tests.support.workers import write_adapter_files
+from tests.support.daemon.scheduler_world import SchedulerWorld
+from tests.support.daemon.workers import write_adapter_files
 
 
 def hold(world: SchedulerWorld) -> Blocker | None:

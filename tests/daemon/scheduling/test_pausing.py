@@ -7,9 +7,9 @@ import pytest
 from pocketllm.daemon.scheduling.scheduler import PAUSED_BY_OWNER
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState
-from tests.support.in_process_app import FakeRunner, assert_problem, in_process_app
-from tests.support.scheduler_world import SchedulerWorld
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.in_process_app import FakeRunner, assert_problem, in_process_app
+from tests.support.daemon.scheduler_world import SchedulerWorld
+from tests.support.models.tiny_models import tiny_model_folder
 
 
 def test_a_running_job_is_killed_and_waits_until_it_is_resumed(world: SchedulerWorld) -> None:

@@ -30,11 +30,11 @@ from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.planning.memory_model import MB, JobPlan, predict
 from pocketllm.engine.planning.shapes import adapted, read_shapes
 from pocketllm.storage.tables import JobState
-from tests.support.fixed_plan import PREDICTION, fixed_plan
-from tests.support.learning import imported
-from tests.support.model_shapes import LLAMA_7B, SMOLLM2
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
-from tests.support.tiny_models import tiny_llama_folder
+from tests.support.daemon.fixed_plan import PREDICTION, fixed_plan
+from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.models.learning import imported
+from tests.support.models.model_shapes import LLAMA_7B, SMOLLM2
+from tests.support.models.tiny_models import tiny_llama_folder
 
 
 def settings(**changes: Any) -> TrainingSettings:

@@ -9,8 +9,8 @@ from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import BASE, JobState, Requester
-from tests.support.in_process_app import FakeRunner
-from tests.support.scheduler_world import SchedulerWorld
+from tests.support.daemon.in_process_app import FakeRunner
+from tests.support.daemon.scheduler_world import SchedulerWorld
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
 

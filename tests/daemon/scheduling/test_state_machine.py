@@ -19,8 +19,8 @@ from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.tables import OPEN_STATES, Deletion, JobState
-from tests.support.in_process_app import FakeRunner
-from tests.support.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.daemon.in_process_app import FakeRunner
+from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
 
 _LONG_ENOUGH = 3600.0
 

@@ -11,8 +11,8 @@ import pytest
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.storage.store import Store
+from tests.support.daemon.real_daemon import is_running
 from tests.support.faults import no_room
-from tests.support.real_daemon import is_running
 
 #: There is no such job: its worker fails as soon as it has looked.
 NO_JOB = "job-none"

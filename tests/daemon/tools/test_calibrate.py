@@ -12,8 +12,8 @@ from pocketllm.daemon.child_environment import child_environment
 from pocketllm.daemon.errors import CalibrationFailed
 from pocketllm.daemon.tools.calibrate import measure, resident_bytes
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, ModelFolder
-from tests.support.commands import WAIT_SECONDS
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.daemon.commands import WAIT_SECONDS
+from tests.support.models.tiny_models import tiny_model_folder
 
 MB = 10**6
 

@@ -21,10 +21,10 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
-from tests.support.commands import Run, commands
-from tests.support.replayable_jobs import STEPS, learn, training
-from tests.support.tiny_models import tiny_model_folder
-from tests.support.workers import NOW, changed, data_folder, finish, notes, queue_job, start_worker
+from tests.support.daemon.commands import Run, commands
+from tests.support.daemon.replayable_jobs import STEPS, learn, training
+from tests.support.daemon.workers import NOW, changed, data_folder, finish, notes, queue_job, start_worker
+from tests.support.models.tiny_models import tiny_model_folder
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Outcome
+from tests.support.daemon.workers import NOW, changed, data_folder, queue_job, run_here
+from tests.support.models.taught_model import sample_notes, taught_folder
+from tests.support.models.tiny_models import byte_tokenizer
 from tests.support.paths import ROOT
-from tests.support.taught_model import sample_notes, taught_folder
-from tests.support.tiny_models import byte_tokenizer
-from tests.support.workers import NOW, changed, data_folder, queue_job, run_here
 
 pytestmark = pytest.mark.slow
 

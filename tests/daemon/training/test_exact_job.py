@@ -16,11 +16,7 @@ from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
-from tests.support.learning import equal
-from tests.support.taught_model import sample_notes
-from tests.support.tiny_architectures import roberta_folder
-from tests.support.tiny_models import tiny_llama_folder
-from tests.support.workers import (
+from tests.support.daemon.workers import (
     NOW,
     changed,
     data_folder,
@@ -33,6 +29,10 @@ from tests.support.workers import (
     run_here,
     start_worker,
 )
+from tests.support.models.learning import equal
+from tests.support.models.taught_model import sample_notes
+from tests.support.models.tiny_architectures import roberta_folder
+from tests.support.models.tiny_models import tiny_llama_folder
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(

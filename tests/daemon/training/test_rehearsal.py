@@ -9,8 +9,8 @@ from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES,
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import some_adapter
-from tests.support.tiny_models import byte_tokenizer, tiny_model_folder
+from tests.support.models.learning import some_adapter
+from tests.support.models.tiny_models import byte_tokenizer, tiny_model_folder
 
 PROMPTS = [[0], [1, 70, 71]]
 #: That are wanted: of the last part not all, and it is drawn whole.

@@ -17,8 +17,8 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Outcome, Text
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED
-from tests.support.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
+from tests.support.daemon.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
+from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
 
 COMPLETIONS = [
     NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)

@@ -28,9 +28,9 @@ from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
-from tests.support.backpropagation import layers_adapter
-from tests.support.learning import equal, some_adapter, some_blocks
-from tests.support.workers import NOW, changed, finish, kill_at, notes, queue_job, start_worker
+from tests.support.daemon.workers import NOW, changed, finish, kill_at, notes, queue_job, start_worker
+from tests.support.models.backpropagation import layers_adapter
+from tests.support.models.learning import equal, some_adapter, some_blocks
 
 STEPS, EVERY = 10, 2
 #: Of a run that writes more often than this, every third write is cut.

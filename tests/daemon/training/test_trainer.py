@@ -16,7 +16,7 @@ from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.mezo.estimator import replay
 from pocketllm.mezo.method import MeZOPlan
-from tests.support.training_parts import BLOCK, GOAL, Function, Memory, Momentum, distance, mezo_on
+from tests.support.daemon.training_parts import BLOCK, GOAL, Function, Memory, Momentum, distance, mezo_on
 
 STEPS, EVERY = 30, 3
 PLAN = MeZOPlan(seed=1, epsilon=1e-2, step_size=0.1)

@@ -10,8 +10,8 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Job, Outcome, Requester
-from tests.support.taught_model import sample_notes, taught_folder
-from tests.support.workers import NOW, data_folder, new_job, run_here
+from tests.support.daemon.workers import NOW, data_folder, new_job, run_here
+from tests.support.models.taught_model import sample_notes, taught_folder
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 

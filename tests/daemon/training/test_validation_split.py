@@ -10,7 +10,7 @@ from pocketllm.daemon.training.validation_split import (
 )
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
-from tests.support.numbered_blocks import numbered_blocks
+from tests.support.models.numbered_blocks import numbered_blocks
 
 
 class TestSplit:

@@ -12,8 +12,8 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.learning import equal
-from tests.support.workers import NOW, TRAINING, finish, kill_at, notes, queue_job, run_here, start_worker
+from tests.support.daemon.workers import NOW, TRAINING, finish, kill_at, notes, queue_job, run_here, start_worker
+from tests.support.models.learning import equal
 
 
 @pytest.mark.smoke

@@ -11,7 +11,7 @@ from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.generate.streaming_text import eos_id
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
-from tests.support.tiny_models import byte_tokenizer
+from tests.support.models.tiny_models import byte_tokenizer
 
 CHAT: list[dict[str, Any]] = [
     {"role": "user", "content": "Tea?"},

@@ -18,8 +18,8 @@ from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.full import save_full
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import fresh_process, imported, some_adapter
-from tests.support.tiny_models import edit_json, gguf_name, permute, tiny_model_folder
+from tests.support.models.learning import fresh_process, imported, some_adapter
+from tests.support.models.tiny_models import edit_json, gguf_name, permute, tiny_model_folder
 
 
 def of_all_maps(model_folder: ModelFolder) -> Adapter:

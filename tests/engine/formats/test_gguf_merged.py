@@ -12,7 +12,7 @@ from pocketllm.engine.formats.gguf_merged import PACKED, write_merged_gguf
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import some_adapter
+from tests.support.models.learning import some_adapter
 
 
 def test_its_weights_are_the_personal_models(tiny_gguf: Path, tmp_path: Path) -> None:

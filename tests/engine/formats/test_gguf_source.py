@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pocketllm.engine.errors import MezoError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
-from tests.support.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
+from tests.support.models.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
 
 
 def test_gguf_is_unpacked_as_transformers_does(tiny_gguf: Path, models: Path) -> None:

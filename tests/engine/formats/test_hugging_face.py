@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from pocketllm.engine.errors import MezoError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, list_model_folders, open_model_folder
-from tests.support.hub_double import serve_hub
-from tests.support.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, mapped, tiny_llama_folder
+from tests.support.models.hub_double import serve_hub
+from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer, edit_json, logits, mapped, tiny_llama_folder
 
 
 def test_a_folder_keeps_its_logits(llama: Path, models: Path) -> None:

@@ -16,8 +16,8 @@ from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
 from pocketllm.engine.streamed.quantization import GROUPS, MINIMA, PACKINGS, SCALES, pack
-from tests.support.learning import imported, source_folder
-from tests.support.tiny_architectures import (
+from tests.support.models.learning import imported, source_folder
+from tests.support.models.tiny_architectures import (
     MASKED,
     ODD_VOCABULARY,
     dense_tensors,
@@ -25,7 +25,7 @@ from tests.support.tiny_architectures import (
     llama_folder,
     roberta_folder,
 )
-from tests.support.tiny_models import (
+from tests.support.models.tiny_models import (
     IDS,
     VOCABULARY,
     byte_tokenizer,

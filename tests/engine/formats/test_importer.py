@@ -40,7 +40,7 @@ from pocketllm.engine.formats.importer import (
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from pocketllm.engine.streamed.quantization import pack
-from tests.support.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
+from tests.support.models.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -281,7 +281,7 @@ def test_a_folder_of_gguf_files_names_them(tmp_path: Path, tiny_gguf: Path, mode
 )
 def test_the_real_smollm2(models: Path) -> None:
     code = (
-        "import sys, torch, transformers; from pathlib import Path; from bench.child import memory_of;"
+        "import sys, torch, transformers; from pathlib import Path; from bench.common.child import memory_of;"
         "from pocketllm.engine.formats.importer import default_source, import_model;"
         "before = memory_of()['VmRSS'];"
         "manifest = import_model(default_source(), Path(sys.argv[1]));"

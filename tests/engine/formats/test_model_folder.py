@@ -26,7 +26,7 @@ from pocketllm.engine.formats.model_folder import (
 )
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, write_safetensors
 from pocketllm.engine.streamed.quantization import PACKINGS
-from tests.support.tiny_models import mapped
+from tests.support.models.tiny_models import mapped
 
 MANIFEST = Manifest(
     name="tiny",

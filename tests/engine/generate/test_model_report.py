@@ -27,8 +27,8 @@ from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import imported
-from tests.support.tiny_models import VOCABULARY, byte_tokenizer
+from tests.support.models.learning import imported
+from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer
 
 EOS = 0
 NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in range(20)]

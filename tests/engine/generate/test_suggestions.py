@@ -13,8 +13,8 @@ from pocketllm.engine.generate.suggestions import FLOOR, Suggester, Suggestion, 
 from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.generate.word_counts import WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import imported
-from tests.support.tiny_models import VOCABULARY, byte_tokenizer
+from tests.support.models.learning import imported
+from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer
 
 EOS = 0
 CONTEXT = [EOS, *byte_tokenizer()("The boat was")["input_ids"]]

@@ -10,8 +10,8 @@ from jinja2 import TemplateError
 from pocketllm.engine.formats.model_folder import ModelFolder, load_tokenizer, open_model_folder
 from pocketllm.engine.generate.streaming_text import stop_ids_of
 from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_tokenizer
-from tests.support.learning import fresh_process
-from tests.support.tiny_models import edit_json, tiny_model_folder
+from tests.support.models.learning import fresh_process
+from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 TEXTS = ("", "Wind west, rain.", " two  spaces\n\n", "Ærø 😀 漢字 e\u0301", "<|im_start|>user\nHi<|im_end|>")
 CHAT = [

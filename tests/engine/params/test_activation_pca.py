@@ -10,7 +10,7 @@ from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import ALL_ROWS, TARGETS, equal, random_blocks, some_blocks
+from tests.support.models.learning import ALL_ROWS, TARGETS, equal, random_blocks, some_blocks
 
 #: Which row goes with which others changes the order of a float32 sum, and three passes sharpen what differs.
 SUM_TOLERANCE = 1e-3

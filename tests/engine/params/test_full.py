@@ -20,7 +20,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay, update
 from pocketllm.mezo.method import MeZO, MeZOPlan
-from tests.support.learning import (
+from tests.support.models.learning import (
     ALL_ROWS,
     FP32_TOLERANCE,
     imported,
@@ -29,8 +29,8 @@ from tests.support.learning import (
     reference_losses,
     some_blocks,
 )
-from tests.support.tiny_architectures import MASKED
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.models.tiny_architectures import MASKED
+from tests.support.models.tiny_models import tiny_model_folder
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 #: Standard errors that a mean may be off: one run in 15 000 with other bits would be.

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from pocketllm.engine.errors import AdapterError
 from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
-from tests.support.learning import equal
-from tests.support.tiny_models import edit_json
+from tests.support.models.learning import equal
+from tests.support.models.tiny_models import edit_json
 
 
 def adapter() -> Adapter:

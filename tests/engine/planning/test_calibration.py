@@ -22,8 +22,8 @@ from pocketllm.engine.planning.calibration import (
     mean_loss,
     passage,
 )
-from tests.support.learning import imported
-from tests.support.tiny_models import loud_llama_folder, tiny_model_folder
+from tests.support.models.learning import imported
+from tests.support.models.tiny_models import loud_llama_folder, tiny_model_folder
 
 EXACT = 3.5
 #: Speeds of bfloat16 and float16 over float32's (None: torch cannot multiply it here), the stored dtype -> the chosen.

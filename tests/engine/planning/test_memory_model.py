@@ -15,10 +15,10 @@ from pocketllm.engine.formats.model_folder import DTYPES, ModelFolder, open_mode
 from pocketllm.engine.planning.memory_model import MB, MIN_ROWS, MIN_TOKENS, UNPACK_SECONDS, JobPlan, fit, predict
 from pocketllm.engine.planning.shapes import Shapes, adapted, read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.learning import imported
-from tests.support.model_shapes import LLAMA_7B, SMOLLM2
-from tests.support.tiny_architectures import ARCHITECTURES
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.models.learning import imported
+from tests.support.models.model_shapes import LLAMA_7B, SMOLLM2
+from tests.support.models.tiny_architectures import ARCHITECTURES
+from tests.support.models.tiny_models import tiny_model_folder
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Family -> how many tensors as wide as its widest output exist at once: a gate is one more, and so are the queries of

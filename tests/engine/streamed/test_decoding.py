@@ -11,8 +11,8 @@ from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.decoding import KINDS, product
 from pocketllm.engine.streamed.model import DECODED_TOKENS, LanguageModel
 from pocketllm.engine.streamed.weights import Weight, adjacent, open_weights
-from tests.support.learning import imported, some_adapter
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.models.learning import imported, some_adapter
+from tests.support.models.tiny_models import tiny_model_folder
 
 ATTENTION = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
 IDS = torch.randint(3, 250, (1, DECODED_TOKENS + 12), generator=torch.Generator().manual_seed(1))

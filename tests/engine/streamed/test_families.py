@@ -13,7 +13,7 @@ from pocketllm.engine.noise import Kind
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.quantization import PACKINGS
-from tests.support.learning import (
+from tests.support.models.learning import (
     ALL_ROWS,
     FP32_TOLERANCE,
     family,
@@ -26,7 +26,7 @@ from tests.support.learning import (
     sides,
     some_adapter,
 )
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED, WINDOW, families
+from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED, WINDOW, families
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from pocketllm.engine.formats.model_folder import ModelFolder
-from tests.support.learning import fresh_process
+from tests.support.models.learning import fresh_process
 
 MB = 10**6
 

@@ -8,8 +8,8 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import Weight
-from tests.support.learning import imported, random_blocks, some_adapter
-from tests.support.tiny_architectures import ARCHITECTURES, MASKED
+from tests.support.models.learning import imported, random_blocks, some_adapter
+from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
 
 
 def fresh(root: Path, name: str) -> LanguageModel:

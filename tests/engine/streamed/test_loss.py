@@ -3,7 +3,7 @@ from itertools import product
 import torch
 
 from pocketllm.engine.streamed.loss import CHUNK_BYTES, CHUNK_ROWS, token_losses
-from tests.support.dense_head import DenseHead, exact_losses, example
+from tests.support.models.dense_head import DenseHead, exact_losses, example
 
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
 

@@ -26,7 +26,7 @@ from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.streamed.model import HEAD_ROWS, LanguageModel
-from tests.support.learning import (
+from tests.support.models.learning import (
     ALL_ROWS,
     imported,
     losses_moved,
@@ -37,8 +37,8 @@ from tests.support.learning import (
     some_adapter,
     some_blocks,
 )
-from tests.support.tiny_architectures import MASKED, random_model
-from tests.support.tiny_models import IDS, byte_tokenizer, edit_json, tiny_model_folder
+from tests.support.models.tiny_architectures import MASKED, random_model
+from tests.support.models.tiny_models import IDS, byte_tokenizer, edit_json, tiny_model_folder
 
 #: Logits in fp32, sums in another order.
 FP32_TOLERANCE = 1e-5

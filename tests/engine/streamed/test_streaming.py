@@ -20,8 +20,8 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.modules import ForwardContext, StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
-from tests.support.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
-from tests.support.tiny_models import tiny_model_folder
+from tests.support.models.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
+from tests.support.models.tiny_models import tiny_model_folder
 
 #: Sums of some dozen products of numbers of size 1, in another order.
 TOLERANCE = 1e-5
@@ -205,7 +205,7 @@ from pathlib import Path
 import torch
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.formats.model_folder import open_model_folder
-from tests.support.learning import random_blocks, sides, some_adapter
+from tests.support.models.learning import random_blocks, sides, some_adapter
 
 def file_bytes():
     words = next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()

@@ -13,8 +13,8 @@ from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
 from pocketllm.engine.streamed.quantization import MINIMA, SCALES
 from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
-from tests.support.learning import imported
-from tests.support.tiny_architectures import dense_tensors
+from tests.support.models.learning import imported
+from tests.support.models.tiny_architectures import dense_tensors
 
 PACKED = "model.layers.0.mlp.up_proj.weight"
 DTYPES = ("float32", "bfloat16", "int8", "int4")

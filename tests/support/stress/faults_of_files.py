@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.world import until
-from tests.support.commands import commands
-from tests.support.real_daemon import refused_start
+from bench.common.world import until
+from tests.support.daemon.commands import commands
+from tests.support.daemon.real_daemon import refused_start
 from tests.support.stress.disks import fail_for_good, filled, repair, run
 from tests.support.stress.world import World
 

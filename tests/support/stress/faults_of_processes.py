@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.world import until
+from bench.common.world import until
 from pocketllm.daemon.process_memory import anonymous_bytes
+from tests.support.daemon.real_daemon import children, refused_start
 from tests.support.executables import executable
 from tests.support.installed_phone import PROGRAMS, InstalledPhone
-from tests.support.real_daemon import children, refused_start
 from tests.support.stress.world import World
 
 #: The default of total_memory_bytes.

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.harness import Limits, finish
+from bench.common.harness import Limits, finish
 
 
 @dataclass

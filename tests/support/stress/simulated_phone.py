@@ -18,7 +18,7 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
-from tests.support.in_process_app import FakeRunner
+from tests.support.daemon.in_process_app import FakeRunner
 from tests.support.stress.phone_world import PhoneWorld
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

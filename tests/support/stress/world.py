@@ -12,14 +12,14 @@ from typing import Any, Self
 import httpx
 from safetensors.numpy import load_file
 
-import bench.world
-from bench.world import free_port, until
+import bench.common.world
+from bench.common.world import free_port, until
 
 _CLIENTS = 4
 
 
 @dataclass(kw_only=True)
-class World(bench.world.World):
+class World(bench.common.world.World):
     """A data folder and the daemon on it, which `with` stops at the end."""
 
     port: int = field(default_factory=free_port)

@@ -1,0 +1,1 @@
+"""What the benches share: processes, models, peers, and how results are printed and kept."""

@@ -1,0 +1,61 @@
+"""What is sent again: a job is made once for each Idempotency-Key."""
+
+import pytest
+
+from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem
+
+KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
+
+
+@pytest.fixture
+def api(api: InProcessApp) -> InProcessApp:
+    api.add("word " * 50)
+    return api
+
+
+def jobs(api: InProcessApp) -> int:
+    return len(api.get("/jobs").json()["data"])
+
+
+def test_a_job_that_is_asked_for_twice_is_one(api: InProcessApp) -> None:
+    first = api.post("/jobs", json={"steps": 3}, headers=KEY)
+    api.clock.advance(3600 * 48)
+    again = api.post("/jobs", json={"steps": 3}, headers=KEY)
+    assert (first.status_code, again.status_code, jobs(api)) == (202, 202, 1)
+    assert again.json()["id"] == first.json()["id"] and again.headers["location"] == first.headers["location"]
+    assert api.post("/jobs", json={"steps": 3}).status_code == 202 and jobs(api) == 2, "without a key it is another"
+    assert api.post("/jobs", json={"steps": 3}, headers={"idempotency-key": "next"}).status_code == 202
+    assert jobs(api) == 3
+
+
+def test_a_job_that_has_ended_is_not_made_again(api: InProcessApp) -> None:
+    job = api.post("/jobs", json={}, headers=KEY).json()["id"]
+    api.post(f"/jobs/{job}/cancel")
+    again = api.post("/jobs", json={}, headers=KEY).json()
+    assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
+
+
+def test_a_job_that_is_open_is_gone_on_with_and_remembers_the_key(api: InProcessApp) -> None:
+    job = api.post("/jobs", json={}).json()["id"]
+    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job
+    api.post(f"/jobs/{job}/cancel")
+    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job and jobs(api) == 1
+
+
+def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
+    token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
+    for sent in (TOKEN, token):
+        assert api.post("/jobs", json={"steps": 3}, headers=KEY, token=sent).status_code == 202
+    assert jobs(api) == 2
+
+
+def test_nothing_is_queued_for_a_plan(api: InProcessApp) -> None:
+    assert api.post("/jobs/plan", json={}, headers=KEY).status_code == 200
+    assert api.post("/jobs", json={}, headers=KEY).status_code == 202 and jobs(api) == 1
+
+
+def test_what_is_no_key(api: InProcessApp) -> None:
+    for key in ("", "two words", "x" * 256, "é"):
+        response = api.post("/jobs", json={}, headers={"idempotency-key": key.encode("latin-1")})
+        assert_problem(response, 422, "invalid_value")
+    assert jobs(api) == 0

@@ -1,0 +1,32 @@
+"""`pocketllm adapters` and `pocketllm rollback`, against the real application."""
+
+import json
+
+from pocketllm.storage.tables import Outcome
+from tests.support.daemon.commands import Run
+from tests.support.daemon.served import Served
+
+
+def test_the_list_shows_the_chain_that_is_served(run: Run, served: Served) -> None:
+    assert "`pocketllm train`" in run("adapters").stdout
+    first, second, third = served.learn(), served.learn(), served.learn(Outcome.WORSE)
+    _, *lines = run("adapters").stdout.splitlines()
+    # The third was kept, not served; the second is served and goes back to the first.
+    assert [line.split()[:2] for line in lines] == [[third, second], ["*", second], [".", first]]
+    assert "the base model" in lines[2] and "3.5000 -> 3.2500" in lines[2] and "worse" in lines[0]
+
+
+def test_rolling_back_says_what_was_served_what_is_and_how_to_undo_it(run: Run, served: Served) -> None:
+    first, second = served.learn(), served.learn()
+    assert run("rollback").stdout == (
+        f"From the next request on, tiny serves {first} instead of {second}. "
+        f"To undo: `pocketllm adapters serve {second}`.\n"
+    )
+    assert json.loads(run("rollback", "--model", "tiny", "--json").stdout)["serving"] is None
+    result = run("rollback")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the base model tiny is already served" in result.stderr
+    assert "the base model other is already served" in run("rollback", "--model", "other").stderr
+    assert run("adapters", "serve", second).stdout == (
+        f"From the next request on, tiny serves {second} instead of the base model.\n"
+    )

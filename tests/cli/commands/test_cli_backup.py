@@ -1,0 +1,303 @@
+"""`pocketllm backup`, `restore` and `verify`, on a real data folder with a real adapter."""
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.locks import locked
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.tools.backup import unpack
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import PERSON
+from tests.support.daemon.commands import Run, child_environment, commands
+from tests.support.daemon.real_daemon import eventually, running
+from tests.support.daemon.replayable_jobs import learn, training
+from tests.support.daemon.workers import NOW, data_folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> DataFolder:
+    """A data folder with texts and an adapter; tests change copies of it."""
+    folder = data_folder(tmp_path_factory.mktemp("made") / "data")
+    folder.tokens.write_text('{"owner": "secret"}')
+    store = Store.open(folder.database)
+    store.texts.add([NewText(text="Wind west, glass rising.", source="notes")], now=NOW)
+    learn(folder, store, training())
+    store.close()
+    return folder
+
+
+def copied(made: DataFolder, root: Path) -> DataFolder:
+    shutil.copytree(made.root, root)
+    return DataFolder(root)
+
+
+@pytest.fixture
+def folder(made: DataFolder, tmp_path: Path) -> DataFolder:
+    """A copy."""
+    return copied(made, tmp_path / "data")
+
+
+@pytest.fixture
+def run(folder: DataFolder) -> Run:
+    return commands(folder.root)
+
+
+def texts(folder: DataFolder) -> list[str]:
+    store = Store.open(folder.database)
+    found = [text.text for text in store.texts.page(after=None, limit=500)]
+    store.close()
+    return found
+
+
+def test_what_is_restored_is_what_was_there(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    backup, before = tmp_path / "backup.tar", texts(folder)
+    assert "1 adapters" in run("backup", str(backup)).stdout
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    shutil.rmtree(folder.adapters)
+    folder.database.write_bytes(b"damaged")
+    assert run("verify").exit_code == 1
+    restored = run("restore", str(backup), "--yes", "--json")
+    former = json.loads(restored.stdout)["former"]
+    assert (Path(former) / "pocketllm.db").read_bytes() == b"damaged"
+    assert texts(folder) == before
+    assert json.loads(folder.tokens.read_text()) == {"owner": "secret"}
+    checks = json.loads(run("verify", "--replay", "--json").stdout)
+    assert checks["ok"] and {check["name"].split()[0] for check in checks["checks"]} == {
+        *("database", "adapter", "model", "steps")
+    }
+
+
+def test_a_backup_elsewhere_makes_a_new_folder(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    run("backup", str(tmp_path / "backup.tar"))
+    other = DataFolder(tmp_path / "other")
+    assert commands(other.root)("restore", str(tmp_path / "backup.tar")).exit_code == 0
+    assert texts(other) == texts(folder)
+
+
+def test_a_damaged_backup_changes_nothing(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    backup, before = tmp_path / "backup.tar", texts(folder)
+    run("backup", str(backup))
+    data = bytearray(backup.read_bytes())
+    data[len(data) // 3] ^= 1
+    backup.write_bytes(data)
+    assert "is damaged" in run("restore", str(backup), "--yes").stderr
+    backup.write_bytes(data[: len(data) // 2])
+    assert "truncated" in run("restore", str(backup), "--yes").stderr
+    assert texts(folder) == before and not list(folder.root.glob("before-restore-*"))
+
+
+def test_it_is_not_restored_under_a_running_daemon(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    run("backup", str(tmp_path / "backup.tar"))
+    with locked(folder.daemon_lock):
+        assert "A daemon is running on" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+
+
+def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:
+    (weights,) = folder.adapters.glob("*/adapter_model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    found = run("verify", "--json")
+    assert found.exit_code == 1
+    assert [check["problem"] for check in json.loads(found.stdout)["checks"] if check["problem"]] == [
+        "its checksum does not match"
+    ]
+
+
+SECRET = b"the secret of the harbour master"
+
+
+def killed(folder: DataFolder, *words: str, when: Callable[[], object]) -> None:
+    """Run a command and kill it once something is so."""
+    command = [sys.executable, "-m", "pocketllm", *words]
+    with subprocess.Popen(command, env=child_environment(folder.root), stdout=subprocess.DEVNULL) as process:
+        eventually(lambda: process.poll() is not None or when(), "the moment for the kill")
+        process.kill()
+    assert process.returncode == -9, "it had ended before"
+
+
+def holding(root: Path, secret: bytes) -> list[str]:
+    """The files that hold something, but for backups that have their name."""
+    return [str(path) for path in root.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def add_much(folder: DataFolder) -> None:
+    """Let a backup take a while."""
+    store = Store.open(folder.database)
+    data = SECRET + os.urandom(64 << 20)
+    store.files.add(owner=PERSON, filename="much", purpose="fine-tune", data=data, now=NOW)
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: DataFolder, tmp_path: Path) -> None:
+    add_much(folder)
+    elsewhere = tmp_path / "stick"
+    elsewhere.mkdir()
+    kept = elsewhere / "kept.tar"
+    commands(folder.root)("backup", str(kept))
+
+    def written() -> bool:
+        return any(path.stat().st_size > len(SECRET) + 1000 for path in elsewhere.glob(".pocketllm-*"))
+
+    killed(folder, "backup", str(elsewhere / "backup.tar"), when=written)
+    assert list(elsewhere.glob(".pocketllm-*")) and len(holding(folder.root, SECRET)) == 1  # the database alone
+    with running(folder.root) as daemon:
+        assert list(elsewhere.iterdir()) == [kept]
+        (text,) = daemon.client.get("/texts").json()["data"]
+        receipt = daemon.client.delete(f"/texts/{text['id']}").json()["deletion"]
+    assert receipt["erased"] and receipt["copies"] == [str(kept)]
+    assert f"These copies may still contain them; delete those you do not need: {kept}." in receipt["summary"]
+
+
+@pytest.mark.slow
+def test_a_killed_restore_leaves_nothing_after_the_next_start(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+    add_much(folder)
+    backup = tmp_path / "backup.tar"
+    run("backup", str(backup))
+
+    def unpacked() -> list[Path]:
+        return list(folder.root.glob(".restore-*/pocketllm.db"))
+
+    killed(folder, "restore", str(backup), "--yes", when=unpacked)
+    assert len(holding(folder.root, SECRET)) == 2 or unpacked()
+    with running(folder.root):
+        assert holding(folder.root, SECRET) == [str(folder.database)]
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def in_place_of(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def sql(statement: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as database:
+            database.execute(statement)
+            database.commit()
+
+    return change
+
+
+def garbled(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("r+b") as content:
+        for page in range(4096, size, 2 * 4096):
+            content.seek(page)
+            content.write(b"\xff" * 512)
+
+
+DATABASE, ADAPTER, MODEL = "pocketllm.db", "adapters/*/adapter_model.safetensors", "models/tiny/model.safetensors"
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "database: something else": (DATABASE, lambda file: file.write_bytes(b"something else" * 999), "database"),
+    "database: empty": (DATABASE, lambda file: file.write_bytes(b""), "database"),
+    "database: truncated": (DATABASE, cut, "database"),
+    "database: a few bytes": (DATABASE, lambda file: os.truncate(file, 10), "database"),
+    "database: pages overwritten": (DATABASE, garbled, "database"),
+    "database: a table is missing": (DATABASE, sql("DROP TABLE adapter"), "database"),
+    "database: another's": (DATABASE, sql("ALTER TABLE adapter RENAME COLUMN sha256 TO other"), "database"),
+    "database: an id that is no name": (DATABASE, sql("UPDATE adapter SET id = 'a' || char(0)"), "adapter"),
+    "database: an id that is a number": (DATABASE, sql("UPDATE adapter SET id = x'ff00'"), "adapter"),
+    "adapter: missing": (ADAPTER, Path.unlink, "adapter"),
+    "adapter: empty": (ADAPTER, lambda file: file.write_bytes(b""), "adapter"),
+    "adapter: truncated": (ADAPTER, cut, "adapter"),
+    "adapter: its folder is missing": ("adapters", shutil.rmtree, "adapter"),
+    "adapter: a folder in its place": (ADAPTER, in_place_of, "adapter"),
+    "model: missing weights": (MODEL, Path.unlink, "model"),
+    "model: empty weights": (MODEL, lambda file: file.write_bytes(b""), "model"),
+    "model: truncated weights": (MODEL, cut, "model"),
+    "model: a folder in their place": (MODEL, in_place_of, "model"),
+    "model: no manifest": ("models/tiny/pocketllm.json", Path.unlink, "model"),
+    "model: a manifest of something else": ("models/tiny/pocketllm.json", lambda f: f.write_bytes(b"\xff[1]"), "model"),
+}
+
+
+def test_each_kind_of_damage_is_told_with_what_to_do(
+    made: DataFolder, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for number, (what, (place, damage, name)) in enumerate(DAMAGE.items()):
+        with subtests.test(what):
+            folder = copied(made, tmp_path / str(number))
+            run = commands(folder.root)
+            [file] = folder.root.glob(place)
+            damage(file)
+            found = run("verify")
+            assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+            assert "Traceback" not in found.output
+            assert any(line.split()[:2] == ["!", name] for line in found.stdout.splitlines()), found.stdout
+            assert "what to do" in found.stdout
+            checks = json.loads(run("verify", "--json").stdout)
+            assert not checks["ok"] and [check for check in checks["checks"] if check["problem"]]
+
+
+def test_a_database_that_is_missing(folder: DataFolder, run: Run) -> None:
+    folder.database.unlink()
+    found = run("verify")
+    assert found.exit_code == 1 and "There is no database" in found.stderr and "--data-dir" in found.stderr
+
+
+def manifest(text: bytes) -> Callable[[Path], None]:
+    """A backup in which the manifest is this."""
+
+    def change(file: Path) -> None:
+        with tarfile.open(file, "w") as tar:
+            (file.parent / "manifest").write_bytes(text)
+            tar.add(file.parent / "manifest", "backup.json")
+
+    return change
+
+
+def test_each_kind_of_damage_to_a_backup_is_told(
+    folder: DataFolder, run: Run, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    damages: dict[str, Callable[[Path], object]] = {
+        "truncated": cut,
+        "missing": Path.unlink,
+        "a folder in its place": in_place_of,
+        "empty": lambda file: file.write_bytes(b""),
+        "no archive": lambda file: file.write_bytes(b"no archive" * 999),
+        "a list for a manifest": manifest(b"[]"),
+        "a list for checksums": manifest(b'{"format": 1, "sha256": [], "contents": {}}'),
+        "no checksum": manifest(b'{"format": 1, "sha256": {"pocketllm.db": "0"}, "contents": {}}'),
+        "a deep manifest": manifest(b"[" * 100_000),
+    }
+    run("backup", str(tmp_path / "whole.tar"))
+    for what, damage in damages.items():
+        with subtests.test(what):
+            backup = tmp_path / f"{what}.tar"
+            shutil.copy(tmp_path / "whole.tar", backup)
+            damage(backup)
+            found = run("restore", str(backup), "--yes")
+            assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
+            assert str(backup) in found.stderr and not list(folder.root.glob("before-restore-*"))
+
+
+def test_an_archive_writes_nothing_beside_the_folder_it_is_unpacked_into(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    with tarfile.open(tmp_path / "hostile.tar", "w") as tar:
+        for name in ("kept/file", "../escaped", "kept/../../escaped", str(tmp_path / "escaped")):
+            tar.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+    with tarfile.open(tmp_path / "hostile.tar") as tar:
+        unpack(tar, into)
+    assert [str(path.relative_to(into)) for path in into.rglob("*")] == ["kept", "kept/file"]
+    assert not (tmp_path / "escaped").exists()

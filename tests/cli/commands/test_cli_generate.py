@@ -1,0 +1,69 @@
+"""`pocketllm generate`: the words alone on stdout, and every choice on its way to the generator."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+from pocketllm.daemon.generation.service import GenerationRequest
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
+from tests.support.daemon.served import Served
+
+
+def test_the_text_alone_is_written(run: Run, served: Served) -> None:
+    for options in ([], ["--no-stream"]):
+        result = run("generate", "One or", *options)
+        assert (result.stdout, result.stderr) == (" two\u2028mugs of tea\n", "")
+    assert [request.prompt for request in served.words.asked] == ["One or"] * 2
+
+
+def test_every_choice_reaches_the_generator(run: Run, served: Served) -> None:
+    adapter = served.learn()
+    choices = "--temperature 0 --top-p 0.5 --max-tokens 9 --stop . --stop ! --seed 0 --chat"
+    run("generate", "Hello", *choices.split(), "--adapter", adapter)
+    run("generate", "-", "--base", "--temperature", "0.5", stdin="From a pipe\n")
+    chosen, from_base = served.words.asked
+    assert chosen == GenerationRequest(
+        messages=[{"role": "user", "content": "Hello"}],
+        adapter=served.api.services.folder.adapter(adapter),
+        temperature=0.0,
+        top_p=0.5,
+        max_tokens=9,
+        stop=(".", "!"),
+        seed=0,
+    )
+    assert (from_base.prompt, from_base.adapter, from_base.temperature) == ("From a pipe", None, 0.5)
+
+
+def test_base_and_adapter_exclude_each_other(run: Run) -> None:
+    result = run("generate", "x", "--base", "--adapter", "a-1")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr
+
+
+def test_a_broken_stream_keeps_what_came(run: Run, served: Served) -> None:
+    served.breaks_off = True
+    result = run("generate", "x")
+    assert result.exit_code == 1
+    assert result.stdout == " two\u2028mugs of tea\n"
+    assert "in the middle of the text" in result.stderr
+
+
+def test_a_terminal_gets_no_control_characters_and_the_facts(served: Served, home: Path) -> None:
+    served.words.words = ["safe\x1b[2J"]
+    ours, theirs = pty.openpty()
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "pocketllm", "generate", "x"],
+            env=child_environment(home),
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
+        assert child.returncode == 0
+        assert os.read(ours, 1000) == b"safe[2J\r\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)

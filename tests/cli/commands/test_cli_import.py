@@ -1,0 +1,247 @@
+"""`pocketllm import`, from the shell to the daemon's disk."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pocketllm.cli.common import Common
+from pocketllm.cli.importing import MAX_REFUSED, batches, send
+from pocketllm.errors import Interrupted
+from pocketllm.readers.base import Example
+from pocketllm.readers.gathering import Tally
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
+from tests.support.daemon.served import Served
+from tests.support.reading import write
+
+CHAT = "31.12.20, 23:58 - Anna: Tea?\n31.12.20, 23:59 - Me: Yes.\n"
+MBOX = "From x\nFrom: me@example.org\n\nThe boat is dry.\n\nFrom y\nFrom: bert@example.org\n\nGood.\n"
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder with one of each."""
+    folder = tmp_path / "mine"
+    write(folder / "may.md", "---\ntitle: May\n---\nWind west, two mugs of tea.")
+    write(folder / "chats" / "anna.txt", CHAT)
+    write(folder / "Sent.mbox", MBOX)
+    write(folder / "photo.jpg", b"\xff\xd8\xff\xe0\0")
+    write(folder / ".obsidian" / "x.json", "{}")
+    return folder
+
+
+def stored(served: Served) -> set[tuple[str, str, str | None]]:
+    """The source, the text and the completion of each text."""
+    return {(text["source"], text["text"], text["completion"]) for text in served.texts()}
+
+
+def json_lines(path: Path, count: int) -> Path:
+    return write(path, "".join(f'{{"text": "text {number}"}}\n' for number in range(count)))
+
+
+def test_a_folder_with_one_of_each(run: Run, served: Served, notes: Path) -> None:
+    me = ["--me", "me", "--me", "me@example.org"]
+    result = run("import", str(notes), *me)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith("Added 3 texts.\n")
+    assert "mails from other people (Sent.mbox mail 2)" in result.stdout
+    assert "not text: it contains zero bytes; export it as plain text first (photo.jpg)" in result.stdout
+    assert stored(served) == {
+        ("notes: may.md", "Wind west, two mugs of tea.", None),
+        ("whatsapp: chats/anna.txt", "Tea?\n", "Yes."),
+        ("mbox: Sent.mbox", "The boat is dry.", None),
+    }
+    again = json.loads(run("import", str(notes), *me, "--json").stdout)
+    assert (again["created"], again["duplicates"], again["texts"]) == (0, 3, 3)
+
+
+def test_a_dry_run_counts_and_needs_no_daemon(alone: Run, notes: Path) -> None:
+    result = alone("import", str(notes), "--dry-run", "--me", "Me", "--me", "me@example.org")
+    assert result.exit_code == 0
+    assert [line.split() for line in result.stdout.splitlines()][:5] == [
+        ["Kind", "Files", "Texts", "Words"],
+        ["mbox", "1", "1", "4"],
+        ["notes", "1", "1", "6"],
+        ["whatsapp", "1", "1", "2"],
+        ["total", "3", "3", "12"],
+    ]
+    assert result.stdout.endswith("Dry run: found 3 texts with 12 words, sent none.\n")
+    document = json.loads(alone("import", str(notes), "--dry-run", "--me", "Me", "--json").stdout)
+    assert document["dry_run"] is True
+    assert document["kinds"]["notes"] == {"files": 1, "texts": 1, "words": 6}
+    assert {"reason": "hidden, or a program's folder", "count": 1, "places": [".obsidian"]} in document["skipped"]
+    sent = alone("import", str(notes))
+    assert sent.exit_code == 1
+    assert "No daemon answers" in sent.stderr
+
+
+class TestOwners:
+    def test_a_chat_without_an_owner_says_who_takes_part(self, run: Run, served: Served, tmp_path: Path) -> None:
+        path = write(tmp_path / "lonely.txt", CHAT + "31.12.20, 23:59 - Anna: Good.\n")
+        for more in ([], ["--dry-run"]):
+            result = run("import", str(path), *more)
+            assert result.exit_code == 1
+            assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
+            assert "--me NAME" in result.stderr
+        assert served.texts() == []
+        group = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
+        assert "and 38 more. Run it again" in run("import", str(group)).stderr
+
+    def test_the_rest_is_taken_all_the_same(self, run: Run, tmp_path: Path) -> None:
+        write(tmp_path / "f" / "a.txt", CHAT)
+        write(tmp_path / "f" / "b.txt", CHAT)
+        write(tmp_path / "f" / "c.md", "A note beside chats.")
+        result = run("import", str(tmp_path / "f"), "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["created"] == 1
+        assert json.loads(result.stdout)["writers"] == {"Anna": 2, "Me": 2}
+        assert "Writers in a.txt and 1 more, with" in json.loads(result.stderr)["detail"]
+
+    def test_nobody_of_that_name(self, run: Run, tmp_path: Path) -> None:
+        result = run("import", str(write(tmp_path / "a.txt", CHAT)), "--me", "Zoe")
+        assert result.exit_code == 1
+        assert "Nothing to import" in result.stderr
+        assert "conversations without messages from you" in result.stdout
+
+
+class TestUsage:
+    def test_what_cannot_be_imported_is_said_before_anything_is_sent(
+        self, run: Run, served: Served, tmp_path: Path
+    ) -> None:
+        note = str(write(tmp_path / "a.md", "words"))
+        result = run("import", note, str(tmp_path / "b.md"))
+        assert result.exit_code == 1
+        assert f"There is no file or folder {tmp_path / 'b.md'}." in result.stderr
+        for more in ([], [note, "--format", "pdf"], [note, "--source", ""]):
+            assert run("import", *more).exit_code == 2
+        assert "201 characters" in run("import", note, "--source", "x" * 201).stderr
+        assert served.requests == []
+
+    def test_an_empty_folder(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        result = run("import", str(tmp_path / "empty"))
+        assert result.exit_code == 1
+        assert "Nothing to import" in result.stderr
+
+    def test_format_and_source_may_be_said(self, run: Run, served: Served, tmp_path: Path) -> None:
+        path = write(tmp_path / "script.py", "words = 1")
+        assert run("import", str(path), "--format", "notes", "--source", "mine").exit_code == 0
+        assert stored(served) == {("mine", "words = 1", None)}
+
+    def test_words_that_steer_the_terminal_are_not_shown(self, run: Run, tmp_path: Path) -> None:
+        write(tmp_path / "f" / "\x1b[2J.bin", b"\0")
+        assert "\x1b" not in run("import", str(tmp_path / "f")).stdout
+
+
+class TestSending:
+    def test_batches_are_bounded_and_keep_the_order(self) -> None:
+        texts = [
+            Example(item={"text": "x" * size}, place=str(size)) for size in (10, 500_000, 500_000, 8_000_000, 2_000_000)
+        ]
+        texts += [Example(item={"text": "y"}, place="y")] * 2500
+        tally = Tally()
+        made = list(batches(texts, tally.skip))
+        assert [len(batch) for batch in made] == [2, 1, 1, 1000, 1000, 500]
+        assert [text for batch in made for text in batch] == [text for text in texts if text.place != "8000000"]
+        assert tally.places["too long for one request"] == ["8000000"]
+
+    def test_texts_that_the_daemon_refuses_are_left_out_up_to_a_number(self, run: Run, tmp_path: Path) -> None:
+        odd = f'{{"text": "a", "label": "{"w" * 101}"}}'
+        lines = ['{"text": "before"}', odd, '{"text": "after"}']
+        result = run("import", str(write(tmp_path / "some.jsonl", "\n".join(lines))))
+        assert result.exit_code == 0
+        assert "Added 2 texts." in result.stdout
+        assert "refused by the daemon: label: String should have at most 100" in result.stdout
+        assert "(some.jsonl line 2)" in result.stdout
+        result = run("import", str(write(tmp_path / "many.jsonl", "\n".join([odd] * 100))))
+        assert result.exit_code == 1
+        assert f"many.jsonl line {MAX_REFUSED + 1}: label: String should have at most 100" in result.stderr
+
+    def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, served: Served, tmp_path: Path) -> None:
+        path = json_lines(tmp_path / "a.jsonl", 2500)
+        with served.full_disk_from("POST /texts", 2):
+            result = run("import", str(path))
+        assert result.exit_code == 1
+        assert "The database" in result.stderr
+        assert "1,000 texts are stored; run the same command again" in result.stderr
+        assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
+
+    def test_ctrl_c_says_what_is_stored(self, home: Path, served: Served) -> None:
+        def texts() -> Iterator[Example]:
+            yield from (Example(item={"text": f"text {number}"}, place="") for number in range(1500))
+            raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):
+            send(Common(data_dir=home), texts(), Tally().skip)
+        assert served.api.services.store.texts.counts().texts == 1000
+
+    def test_ctrl_c_at_the_keyboard(self, served: Served, tmp_path: Path) -> None:
+        path = json_lines(tmp_path / "a.jsonl", 3000)
+
+        def interrupt(request: str) -> None:
+            if request == "POST /texts" and served.requests.count(request) == 2:
+                process.send_signal(signal.SIGINT)
+
+        served.before = interrupt
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pocketllm", "import", str(path)],
+            env=child_environment(served.home),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background has them ignore it, and so this process.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        _, said = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode == 130
+        assert "Stopped by Ctrl-C. 1,000 texts are stored; run the same command again for the rest" in said
+
+    def test_a_text_longer_than_the_daemon_takes_is_split(self, run: Run, served: Served, tmp_path: Path) -> None:
+        path = write(tmp_path / "long.md", "\n\n".join(f"{number} " + "wörter " * 100 for number in range(3000)))
+        assert "Added 3 texts." in run("import", str(path)).stdout
+        sizes = sorted(len(text["text"].encode()) for text in served.texts())
+        assert all(900_000 < size <= 1_000_000 for size in sizes[1:])
+
+
+def test_texts_are_no_longer_than_the_settings_allow(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "700")
+    path = write(tmp_path / "long.md", "\n\n".join(f"{number} {'words ' * 50}" for number in range(8)))
+    assert "Added 4 texts." in run("import", str(path)).stdout
+    monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "many")
+    assert "max_text_bytes" in run("import", str(path)).stderr
+
+
+def test_progress_is_for_terminals(home: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "words"}\n' * 50)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pocketllm", "import", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**child_environment(home), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # at its end
+        while data := os.read(ours, 4096):
+            seen += data
+    os.close(ours)
+    out, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 0
+    assert b"50 texts" in seen and b"a.jsonl" in seen
+    assert out.endswith(b"Added 1 text. 49 were already stored.\n")
+
+
+def test_the_api_and_the_import_agree_on_ids(run: Run, served: Served, tmp_path: Path) -> None:
+    given = {"text": " kept as\r\nit is \u2028", "source": "api"}
+    assert served.api.post("/texts", json=given).json()["created"] == 1
+    path = write(tmp_path / "a.jsonl", json.dumps(given))
+    assert "Added 0 texts. 1 was already stored." in run("import", str(path)).stdout

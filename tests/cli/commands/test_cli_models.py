@@ -1,0 +1,102 @@
+"""`pocketllm models`: works without a daemon."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pocketllm.cli.common import progress
+from pocketllm.cli.models import reporting
+from pocketllm.engine.formats.importer import ImportProgress
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME
+from tests.support.daemon.commands import Run, output, terminal
+from tests.support.models.tiny_models import edit_json, loud_llama_folder, tiny_llama_folder
+
+
+def test_import_progress_on_a_terminal_and_in_a_log() -> None:
+    console, log = terminal(), Console(file=io.StringIO(), width=100)
+    for screen in (console, log):
+        with progress(screen) as report:
+            show = reporting(report)
+            show(ImportProgress("config", 0, 0))
+            show(ImportProgress("weights", 5_000_000, 10_000_000))
+            show(ImportProgress("weights", 10_000_000, 10_000_000))
+    assert "10.0 MB of 10.0 MB" in output(console)
+    assert output(log) == "Reading the model's shape...\nCopying the weights... 5.0 MB of 10.0 MB\n"
+
+
+class TestModels:
+    def test_none_yet(self, alone: Run) -> None:
+        assert "pocketllm models add" in alone("models").stdout
+        assert json.loads(alone("models", "--json").stdout) == {"data": []}
+
+    @pytest.mark.smoke
+    def test_add_and_list(self, alone: Run, tmp_path: Path) -> None:
+        source = str(tiny_llama_folder(tmp_path / "source"))
+        assert "Added mine: " in alone("models", "add", source, "--name", "mine").stdout
+        again = alone("models", "add", source, "--name", "mine")
+        assert again.exit_code == 1
+        assert "--replace" in again.stderr
+        replaced = alone("models", "add", source, "--name", "mine", "--replace", "--dtype", "float32", "--json")
+        assert json.loads(replaced.stdout)["dtype"] == "float32"
+        assert "mine" in alone("models").stdout
+        listed = json.loads(alone("models", "--json").stdout)["data"]
+        assert [(model["name"], model["default"]) for model in listed] == [("mine", False)]
+
+    @pytest.mark.slow
+    def test_packed_weights_state_their_error(self, alone: Run, tmp_path: Path) -> None:
+        source = str(tiny_llama_folder(tmp_path / "source", hidden=64))
+        said = alone("models", "add", source, "--name", "mine", "--dtype", "int4").stdout
+        stated = re.search(r" as (int4, error [\d.]+ %), computes in ..(16|32), licence", said)
+        assert stated
+        assert stated[1] in alone("models").stdout
+        (listed,) = json.loads(alone("models", "--json").stdout)["data"]
+        assert stated[1] == f"int4, error {100 * listed['quantization_error']:.1f} %"
+
+    @pytest.mark.slow
+    def test_a_model_is_measured_when_added_and_again_when_asked_to(self, alone: Run, tmp_path: Path) -> None:
+        source = str(tiny_llama_folder(tmp_path / "source"))
+        added = json.loads(alone("models", "add", source, "--name", "mine", "--json").stdout)
+        assert added["calibration"]["gemm_flops"] > 0
+        manifest = tmp_path / "nothing" / "models" / "mine" / MANIFEST_NAME
+        edit_json(manifest, calibration=added["calibration"] | {"machine": "abacus"}, compute_dtype="float16")
+        listed = alone("models").stdout
+        assert "mine was measured on abacus" in " ".join(listed.split())
+        said = alone("models", "calibrate", "mine").stdout
+        assert re.match(r"mine computes in ..(16|32) here.*\. Billion operations per second: fp32 ", said)
+        assert "abacus" not in alone("models").stdout
+        again = json.loads(alone("models", "calibrate", "mine", "--json").stdout)
+        assert again["calibration"].keys() == added["calibration"].keys()
+        assert {**again, "calibration": None} == {**added, "calibration": None, "compute_dtype": again["compute_dtype"]}
+
+    @pytest.mark.slow
+    def test_a_model_that_cannot_be_measured_is_added_all_the_same(self, alone: Run, tmp_path: Path) -> None:
+        source = str(loud_llama_folder(tmp_path / "source", factor=1e30))
+        said = alone("models", "add", source, "--name", "mine", "--dtype", "float32").stdout
+        assert re.search(r"could not be measured on this device: .*no finite loss.*\nAdded mine: ", said, re.DOTALL)
+        (listed,) = json.loads(alone("models", "--json").stdout)["data"]
+        assert (listed["compute_dtype"], listed["calibration"]) == ("float32", None)
+        again = alone("models", "calibrate", "mine")
+        assert again.exit_code == 1
+        assert "no finite loss" in again.stderr
+
+    def test_only_a_model_that_is_there_can_be_measured(self, alone: Run) -> None:
+        for name in ("none", "../models/mine", ""):
+            result = alone("models", "calibrate", name)
+            assert result.exit_code == 1
+            assert f"There is no model {name!r}" in result.stderr
+
+    def test_a_source_that_is_no_model(self, alone: Run, tmp_path: Path) -> None:
+        (tmp_path / "weights.bin").write_bytes(b"\x80\x04")
+        result = alone("models", "add", str(tmp_path / "weights.bin"))
+        assert result.exit_code == 1
+        assert "Error:" in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_a_name_that_cannot_be(self, alone: Run) -> None:
+        result = alone("models", "add", "x.gguf", "--name", "../x", "--json")
+        assert result.exit_code == 1
+        assert "is not a valid model name" in json.loads(result.stderr)["detail"]

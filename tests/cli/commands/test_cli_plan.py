@@ -1,0 +1,115 @@
+"""`pocketllm plan`: what a job would take, with or without a daemon."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.settings import load_settings
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from tests.support.daemon.commands import Run, child_environment, commands
+from tests.support.daemon.in_process_app import in_process_app
+from tests.support.daemon.served import announcement
+from tests.support.models.tiny_models import tiny_model_folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with `tiny` and `other`."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_model_folder(folder)
+    tiny_model_folder(folder, "other", hidden=64, dtype="int8")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
+    """A data folder with these models and no daemon."""
+    made = DataFolder(tmp_path / "alone")
+    made.make()
+    made.models.symlink_to(models)
+    monkeypatch.setenv("POCKETLLM_MODEL", "tiny")
+    return made
+
+
+@pytest.fixture
+def plan(folder: DataFolder) -> Run:
+    """Runs `pocketllm plan` where there is no daemon."""
+    run = commands(folder.root)
+    return lambda *arguments: run("plan", *arguments)
+
+
+def test_a_running_daemons_settings_count_and_an_ended_ones_do_not(plan: Run, folder: DataFolder) -> None:
+    (folder.root / "daemon.json").write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:9"}))
+    assert json.loads(plan("--json").stdout)["model"] == "tiny"
+    settings = load_settings({"data_dir": folder.root, "model": "other"}).model_dump(mode="json")
+    (folder.root / "daemon.json").write_text(json.dumps(announcement("http://127.0.0.1:9") | {"settings": settings}))
+    assert json.loads(plan("--json").stdout)["model"] == "other"
+    assert json.loads(plan("--model", "tiny", "--json").stdout)["model"] == "tiny"
+
+
+def test_the_document_is_the_daemons(plan: Run, folder: DataFolder) -> None:
+    result = plan("--batch", "3", "--probes", "2", "--steps", "9", "--json")
+    assert result.exit_code == 0, result.stderr
+    with in_process_app(folder.root) as daemon:
+        asked = daemon.post("/jobs/plan", json={"batch": 3, "probes": 2, "steps": 9})
+    assert json.loads(result.stdout) == asked.json()
+
+
+def test_texts_are_counted_where_there_are_some(plan: Run, folder: DataFolder) -> None:
+    assert "none yet; add some with `pocketllm add`" in plan().stdout
+    assert not folder.database.exists()
+    store = Store.open(folder.database)
+    store.texts.add([NewText(text="two words", source="t")], now=datetime(2026, 1, 2, tzinfo=UTC))
+    store.close()
+    found = json.loads(plan("--json").stdout)["enough_text"]
+    assert found == {"enough": True, "texts": 1, "new_words": 2}
+
+
+def test_settings_count(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")
+    refused = plan("--mode", "full")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "training.memory_bytes allows 50 MB. Set it to 6" in refused.stderr
+    assert "Set it to 6" in json.loads(plan("--mode", "full", "--json").stderr)["detail"]
+    for name, value in (("BATCH", "64"), ("MICRO_BATCH", "64"), ("BLOCK_TOKENS", "1024")):
+        monkeypatch.setenv(f"POCKETLLM_TRAINING__{name}", value)
+    result = plan()
+    assert result.exit_code == 0, result.stderr
+    assert "of 50.0 MB allowed" in result.stdout
+    assert "Reduced: To fit into training.memory_bytes (50 MB), the number of a step's blocks" in result.stdout
+    assert "was reduced from 64 to" in result.stdout
+    monkeypatch.setenv("POCKETLLM_TRAINING__BATCH", "0")
+    result = plan()
+    assert result.exit_code == 1
+    assert "training.batch" in result.stderr
+
+
+def test_mistakes(plan: Run, subtests: pytest.Subtests) -> None:
+    for line, code, words in (
+        ("--model absent", 1, "There is no model in"),
+        ("--model other --mode full", 1, "other is stored as int8"),
+        ("--mode all", 2, "'all'"),
+        ("--batch 1025", 2, "--batch"),
+        ("--probes 65", 2, "--probes"),
+        ("--steps 0", 2, "--steps"),
+    ):
+        with subtests.test(line):
+            result = plan(*line.split())
+            assert (result.exit_code, result.stdout) == (code, "")
+            assert words in result.stderr
+
+
+def test_a_plan_needs_no_torch(folder: DataFolder) -> None:
+    code = (
+        "import sys; from pocketllm.cli.main import app; app(['plan', '--json'], standalone_mode=False); "
+        "print([name for name in ('torch', 'transformers', 'fastapi') if name in sys.modules])"
+    )
+    environment = child_environment(folder.root)
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert said.splitlines()[-1] == "[]"

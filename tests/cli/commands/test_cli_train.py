@@ -1,0 +1,141 @@
+"""`pocketllm train`: watching a job to its end, and not being able to."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pocketllm.cli.common import PLAIN_LINE_SECONDS, progress
+from pocketllm.cli.jobs import FAILED_POLLS_ALLOWED, follow, job_display
+from pocketllm.client import Client
+from pocketllm.errors import CommandError
+from pocketllm.home import Target, find_target
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, output, terminal
+from tests.support.daemon.daemon_documents import JOB, RUNNING, SUCCEEDED
+from tests.support.daemon.served import Served
+
+
+class TestTrain:
+    @pytest.fixture(autouse=True)
+    def _text(self, served: Served) -> None:
+        """Something to learn."""
+        served.api.add("Wind west, glass rising.")
+
+    def test_follows_to_the_end(self, run: Run, served: Served) -> None:
+        served.play(served.run, served.succeed)
+        result = run("train", "--steps", "40", "--seed", "0")
+        assert result.exit_code == 0
+        [job] = served.api.get("/jobs").json()["data"]
+        assert (job["total_steps"], job["seed"]) == (40, 0)
+        assert "queued  step 0/40\nrunning  step 20/40" in result.stdout
+        assert "3.5000 -> 3.2500 nats per token (-7.1 %)" in result.stdout
+        assert str(served.api.services.folder.adapter(job["adapter"])) in result.stdout
+
+    def test_other_endings_are_errors(self, run: Run, served: Served) -> None:
+        def cancel() -> None:
+            job_id = served.api.runner.job_id
+            assert job_id is not None
+            served.api.services.scheduler.cancel(job_id, served.api.clock.now)
+
+        for ending, words in ((served.fail, "Out of memory."), (cancel, "cancelled at step 150/300")):
+            served.play(served.run, ending)
+            result = run("train")
+            assert result.exit_code == 1
+            assert words in result.stdout
+        served.play(served.run, served.fail)
+        failed = run("train", "--json")
+        assert (failed.exit_code, json.loads(failed.stdout)["state"]) == (1, "failed")
+
+    def test_without_following(self, run: Run, served: Served) -> None:
+        options = ["--mode", "full", "--batch", "16", "--probes", "2", "--steps", "9"]
+        said = run("train", *options, "--no-follow").stdout
+        [job] = served.api.get("/jobs").json()["data"]
+        assert f"Watch it with `pocketllm jobs {job['id']}`" in said
+        assert served.requests == ["POST /jobs"]
+        settings = served.api.get(f"/jobs/{job['id']}").json()["settings"]
+        chosen: dict[str, Any] = {"mode": "full", "batch": 16, "probes": 2}
+        assert job["total_steps"] == 9 and chosen.items() <= settings.items()
+
+    def test_ctrl_c_stops_the_watching_and_not_the_job(self, served: Served) -> None:
+        asked = threading.Event()
+        served.play(asked.set)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pocketllm", "train"],
+            env=child_environment(served.home),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell may have started the tests with Ctrl-C ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            assert asked.wait(WAIT_SECONDS)
+            child.send_signal(signal.SIGINT)
+            _, stderr = child.communicate(timeout=WAIT_SECONDS)
+        finally:
+            child.kill()
+        [job] = served.api.get("/jobs").json()["data"]
+        assert child.returncode == 130
+        assert f"Stopped watching. Job {job['id']} continues in the daemon." in stderr
+        assert f"pocketllm jobs cancel {job['id']}" in stderr
+        assert "Traceback" not in stderr
+        assert job["state"] == "queued"
+
+
+def test_follow_survives_a_daemon_that_is_away_for_a_moment() -> None:
+    seen: list[str] = []
+    away = Client(Target(url="http://127.0.0.1:9", token=None))
+    with away, pytest.raises(CommandError, match=r"Job job-1 continues when the daemon runs again"):
+        follow(away, JOB, lambda job: seen.append(job["state"]), pause=lambda: None)
+    assert len(seen) == FAILED_POLLS_ALLOWED + 1
+
+
+def test_a_job_is_followed_until_it_is_far_enough_or_waits_for_too_long(served: Served) -> None:
+    def heat() -> None:
+        served.api.battery.value, served.api.power.value = 5.0, False
+        served.api.tick()
+
+    served.api.add("Wind west, glass rising.")
+    job = served.api.post("/jobs", json={"steps": 40}).json()
+    served.play(served.run, heat)
+    with Client(find_target(None, served.home)) as client:
+        job = follow(client, job, lambda job: None, enough=lambda job: job["step"] >= 1, pause=lambda: None)
+        assert (job["state"], job["step"]) == ("running", 20)
+        with pytest.raises(CommandError, match=r"paused for 0 seconds: battery 5 % is below"):
+            follow(client, job, lambda job: None, stall_seconds=0, pause=lambda: None)
+
+
+def test_plain_lines_come_at_new_stages_and_every_few_seconds_if_there_is_news() -> None:
+    log, now = Console(file=io.StringIO(), width=100), 100.0
+    with progress(log, clock=lambda: now) as report:
+        report("queued", "step 0", 0, 40)
+        report("queued", "step 1", 1, 40)
+        report("running", "step 20", 20, 40)
+        now += PLAIN_LINE_SECONDS / 2
+        report("running", "step 21", 21, 40)
+        now += PLAIN_LINE_SECONDS
+        report("running", "step 20", 20, 40)
+        report("running", "step 22", 22, 40)
+        report("running", "step 23", 23, 40)
+    assert output(log).splitlines() == ["step 0", "step 20", "step 22"]
+
+
+def test_short_work_without_stages_says_nothing() -> None:
+    log = Console(file=io.StringIO(), width=100)
+    with progress(log) as report:
+        report("", "Replayed 6 of 6 steps.", 6, 6)
+    assert output(log) == ""
+
+
+def test_a_terminal_gets_a_moving_bar() -> None:
+    console = terminal()
+    with job_display(console) as show:
+        show(JOB | RUNNING | SUCCEEDED)
+    assert "40/40" in output(console)
+    assert "━" in output(console)
