@@ -12,6 +12,7 @@ import selectors
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Self
 
@@ -179,6 +180,15 @@ def live_by_timer(life: Life) -> Life:
             runner.run(live())
     life.store.close()
     return life
+
+
+def test_time_passes_from_one_event_to_a_later_one() -> None:
+    """For the whole year, in which seconds become too many for a float to tell a nanosecond."""
+    world = PhoneWorld(seed=SEED, days=365)
+    while (event := world.next_event) < inf:
+        assert event > world.at
+        world.advance(event, learning=False)
+    assert world.at > 364 * DAY
 
 
 def test_nothing_is_trained_without_leave(report: Report, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

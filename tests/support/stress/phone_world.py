@@ -5,7 +5,7 @@ The world knows the truth; what the sensors say of it passes through the real pa
 
 import json
 import random
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -133,7 +133,7 @@ class PhoneWorld:
     @property
     def next_event(self) -> float:
         """When something changes next."""
-        number = bisect_left(self._events, self.at + 1e-9)
+        number = bisect_right(self._events, self.at)
         return self._events[number] if number < len(self._events) else inf
 
     def _last(self, name: str) -> Span | None:
