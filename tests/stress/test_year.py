@@ -53,7 +53,7 @@ class Life(SimulatedPhone):
         folder.mkdir()
         super().__init__(world, folder)
         self.flaps = self.pauses = self.ticks = 0
-        self.late = 0.0  # by the daemon's own timer: the longest time from when a tick was due
+        self.due = self.late = 0.0  # by the daemon's own timer: the next tick, and the latest by how much
         self.unexplained: list[str] = []
         self.paused_at: float | None = None
         self.watchful = 0  # polls still to be made, one by one
@@ -104,6 +104,7 @@ class Life(SimulatedPhone):
             self.worker.kill()
             self.count(REBOOT_SECONDS)
             self.world.advance(at + REBOOT_SECONDS, learning=False)
+            self.due = max(self.due, self.world.at)
             self.scheduler = self.daemon()
             self.scheduler.recover(self.now)
             self.paused_at = None
@@ -150,7 +151,7 @@ class Selector(selectors.SelectSelector):
 
 def live_by_timer(life: Life) -> Life:
     """Live a whole life, with each tick when the daemon's own timer makes it, in an event loop of the life's time."""
-    end, due = life.world.days * DAY, [life.world.at]
+    end = life.world.days * DAY
     with time_machine.travel(life.now, tick=False) as clock:
 
         def pass_seconds(seconds: float) -> None:
@@ -164,9 +165,9 @@ def live_by_timer(life: Life) -> Life:
 
         async def tick() -> tuple[float, Sequence[datetime]]:
             if not life.asleep:
-                life.late = max(life.late, life.world.at - due[0])
+                life.late = max(life.late, life.world.at - life.due)
                 life.tick()
-            due[0] = life.world.at + life.poll_seconds
+            life.due = life.world.at + life.poll_seconds
             return life.poll_seconds, life.scheduler.due
 
         async def live() -> None:
