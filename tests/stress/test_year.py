@@ -61,8 +61,8 @@ class Life(SimulatedPhone):
 
     @property
     def asleep(self) -> bool:
-        """Whether the processor sleeps, so that nobody can look."""
-        return not self.running and self.world.holds("suspended")
+        """Whether the processor sleeps, so that nobody can look. A lit screen wakes it."""
+        return not self.running and self.world.holds("suspended") and not self.world.holds("screen_on")
 
     @property
     def poll_seconds(self) -> float:
