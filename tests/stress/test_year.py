@@ -53,7 +53,7 @@ class Life(SimulatedPhone):
         folder.mkdir()
         super().__init__(world, folder)
         self.flaps = self.pauses = self.ticks = 0
-        self.due = self.late = 0.0  # by the daemon's own timer: the next tick, and the latest by how much
+        self.due = self.late = 0.0  # by the daemon's own timer: when a tick is due, and the longest delay of one
         self.unexplained: list[str] = []
         self.paused_at: float | None = None
         self.watchful = 0  # polls still to be made, one by one
