@@ -76,7 +76,8 @@ def boot(root: Path, cpu: str, disk: Path) -> int:
     os.truncate(disk, DISK_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-d", str(root), str(disk)], check=True)
     machine = ["-machine", "virt", "-cpu", cpu, "-smp", "2", "-m", str(MEMORY_MB), "-no-reboot"]
-    screen = ["-display", "none", "-monitor", "none", "-serial", "stdio"]
+    # Without a network, whose boot program is in another package.
+    screen = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none"]
     drive = ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
     kernel = ["-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img"), "-append", _KERNEL_LINE]
     command = ["qemu-system-aarch64", "-accel", "tcg,thread=multi", *machine, *screen, *drive, *kernel]
