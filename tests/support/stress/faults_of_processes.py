@@ -148,9 +148,9 @@ def connected(port: int, count: int) -> Iterator[None]:
 
 def clock_set_back(world: World) -> str:
     """By an hour; the daemon must still pause and start jobs at once."""
-    offset = with_clock(world, "+0\n")
+    offset = with_clock(world, "+0")
     time.sleep(2)
-    offset.write_text("-3600\n")
+    set_clock(offset, "-3600")
     world.call("POST", "/status/snooze", {"minutes": 10})
     paused = until(lambda: world.pid_of("worker") is None, "the pause")
     world.call("POST", "/status/snooze", {})
@@ -160,10 +160,10 @@ def clock_set_back(world: World) -> str:
 
 def clock_was_wrong(world: World) -> str:
     """By a year while a job is snoozed; once it is right, the job must go on at once."""
-    offset = with_clock(world, "+31536000\n")
+    offset = with_clock(world, "+31536000")
     world.call("POST", "/status/snooze", {"minutes": 60})
     until(lambda: world.pid_of("worker") is None, "the pause")
-    offset.write_text("+0\n")
+    set_clock(offset, "+0")
     waited = until(lambda: world.pid_of("worker"), "a worker again")
     return f"running again {waited:.1f} s after the clock was right"
 
@@ -175,7 +175,7 @@ def with_clock(world: World, offset: str) -> Path:
         pytest.skip("faketime is not installed: apt-get install faketime")
     world.stop()
     file = world.folder.parent / "offset"
-    file.write_text(offset)
+    set_clock(file, offset)
     world.environment = {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(file),
@@ -184,6 +184,13 @@ def with_clock(world: World, offset: str) -> Path:
     }
     world.start()
     return file
+
+
+def set_clock(file: Path, offset: str) -> None:
+    """Change the clock: the file at once, since a process ends that reads an empty one."""
+    made = file.with_suffix(".new")
+    made.write_text(f"{offset}\n")
+    made.replace(file)
 
 
 def idle_hook_at_start(world: World) -> str:
