@@ -84,7 +84,8 @@ def generate(
             )
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
     generation = Generation(pieces=iter(()), prompt_tokens=len(prompt))
-    generation.pieces = _pieces(generation, source(prompt, sampling), decoding, sampling, cancelled)
+    if sampling.max_tokens:  # else llama.cpp would generate a token
+        generation.pieces = _pieces(generation, source(prompt, sampling), decoding, sampling, cancelled)
     return generation
 
 

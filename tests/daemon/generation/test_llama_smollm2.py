@@ -84,6 +84,10 @@ def test_the_likeliest_text_is_torchs(both: Both) -> None:
     assert sum(same for same, _ in lengths) > sum(length for _, length in lengths) / 2, lengths
 
 
+def test_no_token_is_none(both: Both) -> None:
+    assert both.by_llama(PROMPTS[0], Sampling(max_tokens=0)).tokens == []
+
+
 def test_the_same_seed_gives_the_same_text(both: Both) -> None:
     for prompt in PROMPTS:
         texts = [
