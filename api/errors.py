@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from pocketllm.api.responses import ProblemResponse
@@ -36,6 +37,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GenerationTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.ClientGone, HTTPStatus.REQUEST_TIMEOUT),  # which nobody reads
+    (ClientDisconnect, HTTPStatus.REQUEST_TIMEOUT),  # likewise; before the body was complete
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is valid: with more memory, or another model, it would succeed.
     (mezo.DoesNotFit, HTTPStatus.CONFLICT),
@@ -173,7 +175,7 @@ def install(app: FastAPI) -> None:
         headers = {"Connection": "close"}  # as uvicorn does after an exception
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error", headers=headers).response()
 
-    kinds: list[type[Exception]] = [HTTPException, RequestValidationError, OSError]
+    kinds: list[type[Exception]] = [HTTPException, RequestValidationError, ClientDisconnect, OSError]
     kinds += [storage.StorageError, daemon.DaemonError, mezo.MezoError]
     for kind in kinds:
         app.add_exception_handler(kind, known)

@@ -62,6 +62,23 @@ def test_the_owner_signs_in_beside_bodies_that_never_end(daemon: Daemon) -> None
     daemon.stranger.cookies.clear()
 
 
+def test_a_sender_that_leaves_is_nothing_to_report(daemon: Daemon) -> None:
+    before = daemon.log
+    for path, kind in (
+        ("/texts", "text/plain"),
+        ("/jobs", "application/json"),
+        ("/v1/files", "multipart/form-data; boundary=x"),
+    ):
+        lines = (f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {daemon.token}")
+        head = "\r\n".join((*lines, f"Content-Type: {kind}", "Content-Length: 100", "", ""))
+        with socket.create_connection(("127.0.0.1", daemon.client.base_url.port), timeout=10) as connection:
+            connection.sendall(head.encode() + b"-")
+            connection.shutdown(socket.SHUT_WR)
+            connection.makefile("rb").read()
+    assert daemon.status()["texts"]["count"] == 0
+    assert daemon.log == before
+
+
 def test_what_comes_over_the_wire(daemon: Daemon) -> None:
     answers = {
         b"GET /health HTTP/1.0\r\n\r\n": b"403",  # no Host
