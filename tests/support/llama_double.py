@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         token, tokens = wish["prompt"][-1], []
         step = -1 if any(lora["scale"] for lora in wish["lora"]) else 1
-        for count in range(1, max(1, wish["n_predict"]) + 1):  # llama.cpp also makes a token of none
+        for count in range(1, max(1, wish["n_predict"]) + 1):  # llama.cpp makes one even for none
             token = FIRST + (token - FIRST + step) % (LAST - FIRST)
             if TROUBLE == "crashes" and count > {before}:
                 os._exit(1)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from bench.common.world import until
+from pocketllm.daemon.paths import write_private
 from pocketllm.daemon.process_memory import anonymous_bytes
 from tests.support.daemon.real_daemon import children, refused_start
 from tests.support.executables import executable
@@ -188,9 +189,7 @@ def with_clock(world: World, offset: str) -> Path:
 
 def set_clock(file: Path, offset: str) -> None:
     """Change the clock: the file at once, since a process ends that reads an empty one."""
-    made = file.with_suffix(".new")
-    made.write_text(f"{offset}\n")
-    made.replace(file)
+    write_private(file, f"{offset}\n".encode())
 
 
 def idle_hook_at_start(world: World) -> str:
