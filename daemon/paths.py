@@ -27,6 +27,15 @@ def adapter_id_of(job_id: str) -> str:
     return job_id.replace("job-", "adapter-")
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something. Raises PermissionError where one may not look: Path.exists says no from 3.14 on."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file by one that only the owner can read. What is cut short changes nothing."""
     scratch = path.with_suffix(".new")

@@ -26,9 +26,11 @@ _APT = '--aptopt=Acquire::Check-Valid-Until "false"'
 _UV = str(Path(sys.executable).parent / "uv")
 #: Where the tree and the environment are in the root.
 _SOURCE, _ENVIRONMENT = "/work", "/environment"
+#: The root must be a mount, since tests make mount namespaces in it.
 _ENTER = """
 root=$1
 shift
+mount --bind "$root" "$root"
 for place in dev proc sys; do mount --rbind "/$place" "$root/$place"; done
 exec chroot "$root" "$@"
 """

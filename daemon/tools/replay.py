@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from pocketllm.daemon.errors import CannotReplay
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.daemon.tools.backup import Check
 from pocketllm.daemon.training.checkpoints import record_of
 from pocketllm.engine.errors import MezoError
@@ -131,7 +131,7 @@ def _folder_of_what_was_made(folder: DataFolder, job: Job) -> Path:
 
 
 def _check_output(output: Path, job: Job) -> None:
-    if output.exists():
+    if is_there(output):
         raise CannotReplay(f"{output} already exists. Give the name of a new folder.")
     if not output.absolute().parent.is_dir():
         raise CannotReplay(f"There is no folder {output.parent}. Create it first.")

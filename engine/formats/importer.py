@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,6 +183,8 @@ def _open_source(source: str, report: Report) -> WeightSource:
     from pocketllm.engine.formats.hugging_face import PICKLE_SUFFIXES, HuggingFaceSource, fetch, pickled
 
     path = Path(source)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()  # raises where one may not look; Path.exists says no there since Python 3.14
     if not source or not path.exists():
         report(ImportProgress("download", 0, 0))
         path = fetch(source)

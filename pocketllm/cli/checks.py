@@ -19,7 +19,7 @@ from pocketllm.cli.common import (
     stored,
     whole_file,
 )
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed, UsageError
 from pocketllm.home import running_settings
 
@@ -184,7 +184,7 @@ def verify(
 def _with_database(options: Common) -> DataFolder:
     """The data folder. Raises CommandError when there is no database in it."""
     folder = options.folder
-    if not folder.database.is_file():
+    if not is_there(folder.database):
         raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
     return folder
 

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from pocketllm.daemon.leftovers import scratch_prefix
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.errors import CommandError, Document, Interrupted, UsageError
 from pocketllm.home import become_owner, configured_data_dir, find_target
 
@@ -315,7 +315,7 @@ def stored(path: Path) -> "Iterator[Store]":
 
     Raises CommandError when there is no such file or it is of another version.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
     from pocketllm.storage.store import Store
 
@@ -327,9 +327,9 @@ def check_target(path: Path, *, force: bool) -> None:
     """Check that a file can be written, before any work is done. Raises CommandError."""
     if path.is_dir():
         raise CommandError(f"{path} is a folder. Give a file name.")
-    if not path.parent.is_dir():
+    if not is_there(path.parent) or not path.parent.is_dir():
         raise CommandError(f"There is no folder {path.parent}. Create it first.")
-    if (path.exists() or path.is_symlink()) and not force:
+    if (is_there(path) or path.is_symlink()) and not force:
         raise CommandError(f"{path} already exists. Give another name, or replace it with --force.")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pocketllm.cli.common import Common, connected, given, make_console, program, progress, show
+from pocketllm.daemon.paths import is_there
 from pocketllm.errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.readers.base import Example, Kind, ReadOptions, Unreadable, decoded, name_key
 from pocketllm.readers.notes import paragraphs
@@ -150,7 +151,7 @@ def import_texts(
     from pocketllm.readers.gathering import Tally, gather
 
     for path in paths:
-        if not path.exists() and not path.is_symlink():
+        if not is_there(path) and not path.is_symlink():
             raise CommandError(f"There is no file or folder {path}.")
     if source is not None and not 1 <= len(source) <= MAX_SOURCE:
         raise UsageError(f"--source has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")

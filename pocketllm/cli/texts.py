@@ -12,6 +12,7 @@ import typer
 
 from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, make_console, program, show, whole_file
 from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
+from pocketllm.daemon.paths import is_there
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def add_folder(
     from pocketllm.daemon.folders import WatchedFolder, watched_folders, write_folders
 
     path = folder.expanduser().resolve()
-    if not path.is_dir():
+    if not is_there(path) or not path.is_dir():
         raise CommandError(f"There is no folder {path}.")
     source = name or path.name
     if not 1 <= len(source) <= MAX_SOURCE:

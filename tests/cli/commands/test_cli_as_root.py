@@ -116,12 +116,19 @@ def test_a_model_is_added_for_the_folders_owner(place: Path, data: Path, run: Ru
 def test_a_file_that_the_owner_may_not_use_is_named(data: Path, run: Run, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "kept.tar").touch()
+    (tmp_path / "notes").mkdir()
     (data / "pocketllm.db").touch()
     shutil.chown(data / "pocketllm.db", USER)
-    for arguments in (("restore", str(tmp_path / "kept.tar"), "--yes"), ("backup", str(tmp_path / "made.tar"))):
-        ended = run(*arguments)
+    for arguments, name in (
+        (("restore", "--yes"), "kept.tar"),
+        (("backup",), "made.tar"),
+        (("import",), "notes"),
+        (("folders", "add"), "notes"),
+    ):
+        ended = run(*arguments, str(tmp_path / name))
         assert ended.returncode == 1 and "Traceback" not in ended.stderr
         assert "Permission denied. The command runs as nobody: choose a file that this user can access." in ended.stderr
+    assert "Permission denied" in run("models", "add", str(tmp_path / "model.gguf")).stderr
     assert of_others(data) == []
 
 
