@@ -1,5 +1,6 @@
 """Paths in the data folder, which is made private when it is first used."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -31,7 +32,9 @@ def is_there(path: Path) -> bool:
     """Whether there is something. Raises PermissionError where one may not look: Path.exists says no from 3.14 on."""
     try:
         path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return False
     return True
 

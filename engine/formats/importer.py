@@ -183,7 +183,7 @@ def _open_source(source: str, report: Report) -> WeightSource:
     from pocketllm.engine.formats.hugging_face import PICKLE_SUFFIXES, HuggingFaceSource, fetch, pickled
 
     path = Path(source)
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         path.stat()  # raises where one may not look; Path.exists says no there since Python 3.14
     if not source or not path.exists():
         report(ImportProgress("download", 0, 0))

@@ -184,7 +184,7 @@ def verify(
 def _with_database(options: Common) -> DataFolder:
     """The data folder. Raises CommandError when there is no database in it."""
     folder = options.folder
-    if not is_there(folder.database):
+    if not is_there(folder.database) or not folder.database.is_file():
         raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
     return folder
 

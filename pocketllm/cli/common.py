@@ -315,7 +315,7 @@ def stored(path: Path) -> "Iterator[Store]":
 
     Raises CommandError when there is no such file or it is of another version.
     """
-    if not is_there(path):
+    if not is_there(path) or not path.is_file():
         raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
     from pocketllm.storage.store import Store
 
