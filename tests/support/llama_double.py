@@ -36,15 +36,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self):
-        wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        note(wish=wish)
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        note(request=request)
         if TROUBLE == "silent":
             time.sleep(600)
         self.send_response(400 if TROUBLE == "refuses" else 200)
         self.end_headers()
-        token, tokens = wish["prompt"][-1], []
-        step = -1 if any(lora["scale"] for lora in wish["lora"]) else 1
-        for count in range(1, max(1, wish["n_predict"]) + 1):  # llama.cpp makes one even for none
+        token, tokens = request["prompt"][-1], []
+        step = -1 if any(lora["scale"] for lora in request["lora"]) else 1
+        for count in range(1, max(1, request["n_predict"]) + 1):  # llama.cpp makes one even for none
             token = FIRST + (token - FIRST + step) % (LAST - FIRST)
             if TROUBLE == "crashes" and count > {before}:
                 os._exit(1)
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             except ConnectionError:  # reset, where something was on its way; else a broken pipe
                 note(stopped_at=count)
                 return
-        self.say(content="", tokens=[], stop=True, stop_type="limit", tokens_predicted=wish["n_predict"])
+        self.say(content="", tokens=[], stop=True, stop_type="limit", tokens_predicted=request["n_predict"])
 
     def say(self, **event):
         self.wfile.write(b"data: " + json.dumps(event).encode() + b"\\n\\n")
@@ -83,7 +83,7 @@ class LlamaDouble:
     notes_file: Path
 
     def notes(self, kind: str) -> list[Any]:
-        """What it noted: "arguments" at each start, "wish" of each request, "stopped_at" where one was broken off."""
+        """What it noted: "arguments" at each start, "request" of each, "stopped_at" where one broke off."""
         lines = self.notes_file.read_text().splitlines() if self.notes_file.exists() else []
         return [note[kind] for line in lines if kind in (note := json.loads(line))]
 

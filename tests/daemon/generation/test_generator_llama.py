@@ -104,7 +104,7 @@ def test_scores_are_torchs_and_change_no_answer(from_gguf: Path, double: LlamaDo
         assert [one["token"] for one in prompt["scored"]] == list("Wind")
         compared = run(whole(made, replace(SHORT, compare=True)))
         assert compared["personal"]["text"] == compared["base"]["text"] == ANSWER
-        assert len(double.notes("wish")) == 4
+        assert len(double.notes("request")) == 4
 
 
 @pytest.mark.smoke

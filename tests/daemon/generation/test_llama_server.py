@@ -43,7 +43,7 @@ def test_it_is_asked_for_tokens_by_their_ids(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     with started(double, tmp_path) as server:
         assert answer(server, Sampling(max_tokens=7, temperature=0.5, top_p=0.9, seed=3)) == counted(60, 7)
-    [body] = double.notes("wish")
+    [body] = double.notes("request")
     assert (body["prompt"], body["n_predict"], body["seed"], body["lora"]) == (PROMPT, 7, 3, [])
     assert (body["samplers"], body["temperature"], body["top_p"]) == (["temperature", "top_p"], 0.5, 0.9)
 
@@ -52,7 +52,7 @@ def test_no_temperature_is_the_likeliest_token(tmp_path: Path) -> None:
     double = llama_double(tmp_path / "bin")
     with started(double, tmp_path) as server:
         answer(server, Sampling(max_tokens=1, temperature=0))
-    [body] = double.notes("wish")
+    [body] = double.notes("request")
     assert (body["samplers"], body["top_k"]) == (["top_k"], 1)
 
 
