@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import BadSettings, DaemonError
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, is_there
 
 
 def mode(path: Path) -> int:
@@ -62,3 +62,12 @@ def test_what_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DaemonError, match="cannot be used"):
         DataFolder(tmp_path / "file").make()
+
+
+def test_what_cannot_be_looked_at_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    found = [name for name in (".", "file", "missing", "file/below", "circle") if is_there(tmp_path / name)]
+    assert found == [".", "file"]
+    with pytest.raises(OSError, match="too long"):
+        is_there(tmp_path / ("n" * 999))
