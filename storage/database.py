@@ -3,14 +3,21 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlmodel import Session, create_engine
 
-from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, DatabaseUnusable, StorageTrouble
+from pocketllm.storage.errors import (
+    DatabaseDamaged,
+    DatabaseFull,
+    DatabaseLocked,
+    DatabaseUnusable,
+    SearchIndexDamaged,
+    StorageTrouble,
+)
 
 BUSY_TIMEOUT_SECONDS = 15
 #: SQLite needs some pages for a transaction; with less free space, an I/O error is one of want of room.
@@ -34,29 +41,40 @@ class Database:
         self, path: Path, *, durable: bool = True, check: Callable[[Session], object] = lambda session: None
     ) -> None:
         self.path, self._check = path, check
+        #: Writes a damaged search index anew; returns whether it was damaged.
+        self.mend_index: Callable[[], bool] = lambda: False
         self.engine = _create_engine(path, synchronous="FULL" if durable else "NORMAL")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session with a consistent snapshot; its objects stay usable afterwards."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._mending(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that holds the write lock from its start; commits at the end, rolls back on an exception."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._mending(), Session(self.engine, expire_on_commit=False) as session:
             session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             self._check(session)
             yield session
             session.commit()
 
+    @contextmanager
+    def _mending(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseDamaged as error:
+            if self.mend_index():
+                raise SearchIndexDamaged from error
+            raise
+
     def check(self) -> None:
-        """Look for damage. Raises DatabaseUnusable. Takes about a second for each 300 MB."""
+        """Look for damage. Raises DatabaseDamaged or SearchIndexDamaged. Takes about a second for each 300 MB."""
         with self.read() as session:
             found = session.connection().exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if found != "ok":
-            raise DatabaseUnusable(f"The database {self.path} cannot be used: {found}. {_DAMAGED}")
+            if found != "ok":
+                raise DatabaseDamaged(f"The database {self.path} cannot be used: {found}. {_DAMAGED}")
 
     def truncate_log(self) -> bool:
         """Checkpoint and truncate the write-ahead log; False, soon, while another connection is reading."""
@@ -71,6 +89,23 @@ class Database:
         finally:
             cursor.execute(f"PRAGMA busy_timeout = {1000 * BUSY_TIMEOUT_SECONDS}").close()
             connection.close()
+
+    def rewrite(self, first: str) -> bool:
+        """Run a statement, then write every page anew (VACUUM); False, soon, while another connection is reading.
+
+        Takes room for two more copies: one in a nameless file beside the database, and one in the log.
+        """
+        if not self.truncate_log():
+            return False
+        folder = str(self.path.parent).replace("'", "''")
+        with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as connection:
+            try:
+                for statement in (f"PRAGMA temp_store_directory = '{folder}'", "PRAGMA secure_delete = ON", first):
+                    connection.execute(statement)
+                connection.execute("VACUUM")
+            except sqlite3.DatabaseError as error:
+                raise trouble(self.path, error) from error
+        return self.truncate_log()
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -121,7 +156,8 @@ def trouble(path: Path, error: sqlite3.Error) -> StorageTrouble:
         advice = "Check that the disk works and that this user may write there."
     else:
         advice = _DAMAGED
-    return DatabaseUnusable(f"The database {path} cannot be used: {error}. {advice}")
+    kind = DatabaseDamaged if code == sqlite3.SQLITE_CORRUPT else DatabaseUnusable
+    return kind(f"The database {path} cannot be used: {error}. {advice}")
 
 
 def _is_full(path: Path) -> bool:

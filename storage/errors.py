@@ -7,7 +7,9 @@ StorageError
 ├── StorageTrouble
 │   ├── DatabaseFull
 │   ├── DatabaseLocked
-│   └── DatabaseUnusable
+│   ├── DatabaseUnusable
+│   │   └── DatabaseDamaged
+│   └── SearchIndexDamaged
 ├── Superseded
 └── WrongState
     ├── HasDeletedText
@@ -44,6 +46,14 @@ class DatabaseLocked(StorageTrouble):
 
 class DatabaseUnusable(StorageTrouble):
     """The database file cannot be opened or is damaged."""
+
+
+class DatabaseDamaged(DatabaseUnusable):
+    """The database file is damaged."""
+
+
+class SearchIndexDamaged(StorageTrouble):
+    """The search index was damaged, and has been written anew from the texts. Try again."""
 
 
 class Superseded(StorageError):

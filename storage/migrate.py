@@ -9,7 +9,7 @@ from pocketllm.storage import tables as _tables  # noqa: F401 - which SQLModel.m
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
 from pocketllm.storage.migrations import HEAD
-from pocketllm.storage.repositories.passages import CREATE_INDEX
+from pocketllm.storage.repositories.passages import create_index
 
 SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -37,7 +37,7 @@ def current_revision(connection: Connection) -> str | None:
 def _create(connection: Connection) -> None:
     """Create the newest schema in an empty database, without Alembic."""
     SQLModel.metadata.create_all(connection)
-    connection.execute(text(CREATE_INDEX))
+    create_index(connection)
     connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 

@@ -1,9 +1,10 @@
 """All repositories of one database."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import DatabaseUnusable, StorageError
+from pocketllm.storage.errors import DatabaseUnusable, SearchIndexDamaged, StorageError
 from pocketllm.storage.migrate import current_revision, migrate
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.adapters import AdapterStore
@@ -37,18 +38,20 @@ class Store:
         self.files = FileStore(database)
         self.folders = FolderStore(database)
         self.deletions = DeletionStore(database)
+        database.mend_index = self.passages.mend
 
     @classmethod
     def open(cls, path: Path) -> "Store":
         """Open the daemon's store; creates or migrates the database. Raises StorageError."""
-        database = Database(path)
+        store = cls(database := Database(path))
         try:
-            database.check()
+            with suppress(SearchIndexDamaged):  # mended
+                database.check()
             migrate(database)
         except Exception:
-            database.close()
+            store.close()
             raise
-        return cls(database)
+        return store
 
     @classmethod
     def open_to_read(cls, path: Path) -> "Store":

@@ -84,8 +84,13 @@ class Text(SQLModel, table=True):
     """One text of the owner's. Its id is derived from source and content, so the same text twice is one row."""
 
     __tablename__ = "text"
+    __table_args__ = (
+        # New words are counted at each tick; from this alone, since of the table every text would be read.
+        Index("new_words", "learned_in", "label", "words", "id"),
+    )
 
     id: str = Field(primary_key=True)
+    number: int = Field(unique=True)  #: for the search index
     source: str = Field(index=True)
     #: All of a plain text; the prompt when there is a completion; what the label is about when there is one; a chat
     #: as it is read.
@@ -98,7 +103,7 @@ class Text(SQLModel, table=True):
     #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
     #: The succeeded job that has seen this text; None while it is new.
-    learned_in: str | None = Field(default=None, index=True)
+    learned_in: str | None = None
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
 
     @property
@@ -112,7 +117,9 @@ class Text(SQLModel, table=True):
 
 
 class TextOwner(SQLModel, table=True):
-    """One of those who have a text: PERSON, an app by its name, or a watched file. The last to let it go deletes it."""
+    """One of those who have a text: PERSON, an app by its name, a watched file, or an open job that uses what its file
+    has no longer. The last to let it go deletes it.
+    """
 
     __tablename__ = "text_owner"
 
@@ -261,7 +268,7 @@ class Deletion(SQLModel, table=True):
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
     #: How many there were.
     texts: int
-    #: The bytes are gone from the database's log, too.
+    #: The database was written anew since, so that the bytes are gone from it and from its log.
     erased: bool = Field(default=False, index=True)
     #: The adapters that have learned one of them, or started from such an adapter.
     adapters: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
@@ -331,7 +338,7 @@ class AppToken(SQLModel, table=True):
 
 
 class UploadedFile(SQLModel, table=True):
-    """A file that a fine-tuning job may be asked to learn. Each owner has it once: its id derives from all of it."""
+    """A file that a fine-tuning job may be asked to learn. Gone when a text that was taken from it is deleted."""
 
     __tablename__ = "uploaded_file"
 

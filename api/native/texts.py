@@ -137,8 +137,9 @@ class DeletionOut(BaseModel):
     at: datetime
     texts: int = Field(description="Number of texts deleted.")
     erased: bool = Field(
-        description="Whether the bytes are gone from the database and its log. False while another program reads the "
-        "database; check again later. The storage chip may keep old blocks until it reuses them."
+        description="Whether the database was written anew since, so that no trace is left in it or in its log. That "
+        "happens ten minutes later, or once no job runs and no other program reads the database. The storage chip may "
+        "keep old blocks until it reuses them."
     )
     adapters: list[str] = Field(
         description="Adapters that were trained on one of the texts, or started from such an adapter. They are kept "
@@ -161,10 +162,8 @@ class DeletionOut(BaseModel):
         serving = services.store.adapters.serving(services.settings.model)
         kept = copies(services.folder)
         parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
-        if not row.erased:  # another program reads the log, or writes a backup
-            parts.append(
-                f"Their bytes are erased once no other program reads the database; GET /deletions/{row.id} shows when."
-            )
+        if not row.erased:
+            parts.append(f"The last traces on disk go in ten minutes; GET /deletions/{row.id} shows when.")
         if row.replaced:
             parts.append(f"{serving.id if serving else 'The base model'} is now served.")
         if row.job:
@@ -213,8 +212,8 @@ def delete_texts(
 
 @router.delete("/apps/{app}/texts")
 def delete_texts_of_app(services: ServicesDep, app: str) -> DeletionOut:
-    """Delete every text that only this app has sent; texts that others have sent too are kept. `app` is the name of
-    its access token.
+    """Delete every text that only this app has sent, and its uploaded files; texts that others have sent too are
+    kept. `app` is the name of its access token.
     """
     return _forgotten(services, lambda now: services.store.deletions.app(app, now=now))
 

@@ -123,7 +123,7 @@ def content(services: ServicesDep, file_id: str) -> Response:
 def delete(services: ServicesDep, file_id: str) -> Deleted:
     """Delete a file and the texts that jobs have taken from it, with the effects of deleting one text."""
     now = services.now()
-    services.scheduler.forget(lambda: services.store.files.delete(file_id, now=now), now)
+    services.scheduler.forget(lambda: services.store.deletions.file(file_id, now=now), now)
     services.wake()
     return Deleted(id=file_id, object="file")
 

@@ -10,7 +10,7 @@ from pocketllm.engine.generate.word_counts import WordCounts
 
 #: The newest words that count: more would take a phone seconds to read, and tens of MB.
 MAX_WORDS = 300_000
-_TEXTS = "SELECT words, text, completion, messages FROM text WHERE label IS NULL AND rowid > ? ORDER BY rowid DESC"
+_TEXTS = "SELECT words, text, completion, messages FROM text WHERE label IS NULL AND number > ? ORDER BY number DESC"
 
 
 class OwnersWords:
@@ -20,7 +20,7 @@ class OwnersWords:
         self._address = f"{database.absolute().as_uri()}?mode=ro"
         self._opened: sqlite3.Connection | None = None
         self._version, self._last, self._texts = -1, 0, 0
-        self._row: object = None  #: what was in the last one
+        self._newest: object = None  #: the text with the last number
         self._counts = WordCounts()
 
     def counts(self) -> WordCounts:
@@ -41,19 +41,19 @@ class OwnersWords:
     def _follow(self, database: sqlite3.Connection) -> None:
         database.execute("BEGIN")  # so that nothing changes meanwhile
         try:
-            texts, last = database.execute("SELECT count(*), ifnull(max(rowid), 0) FROM text").fetchone()
-            (new,) = database.execute("SELECT count(*) FROM text WHERE rowid > ?", [self._last]).fetchone()
-            # Where the last text is deleted, the next one has its row.
-            if texts != self._texts + new or _in_row(database, self._last) != self._row:
+            texts, last = database.execute("SELECT count(*), ifnull(max(number), 0) FROM text").fetchone()
+            (new,) = database.execute("SELECT count(*) FROM text WHERE number > ?", [self._last]).fetchone()
+            # Where the last text is deleted, the next one has its number.
+            if texts != self._texts + new or _numbered(database, self._last) != self._newest:
                 self._last, self._counts = 0, WordCounts()
             self._counts.add(_since(database, self._last))
-            self._last, self._texts, self._row = last, texts, _in_row(database, last)
+            self._last, self._texts, self._newest = last, texts, _numbered(database, last)
         finally:
             database.rollback()
 
 
-def _in_row(database: sqlite3.Connection, row: int) -> object:
-    return database.execute("SELECT id, created_at FROM text WHERE rowid = ?", [row]).fetchone()
+def _numbered(database: sqlite3.Connection, number: int) -> object:
+    return database.execute("SELECT id, created_at FROM text WHERE number = ?", [number]).fetchone()
 
 
 def _since(database: sqlite3.Connection, last: int) -> Iterator[str]:

@@ -27,7 +27,7 @@ from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
-from pocketllm.storage.errors import StorageTrouble
+from pocketllm.storage.errors import DatabaseFull, StorageTrouble
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 PAUSED_BY_OWNER = "paused by the owner"
 #: After a failed job, older text alone is tried again by itself only after this time.
 _AFTER_FAILURE = timedelta(days=1)
+#: The first of several deletions waits for the others as long, since to erase them writes the whole database.
+_ERASE_AFTER = timedelta(minutes=10)
 #: The blocker that is no condition.
 _HELD_BACK = "held back"
 
@@ -160,13 +162,17 @@ class Scheduler:
             self._sweep(now)
 
     def _sweep(self, now: datetime) -> None:
-        """Delete the files of jobs that have ended. What no job of the database has left stays, or is set aside."""
+        """Delete the files of jobs that have ended, and the replaced texts that they alone have.
+
+        What no job of the database has left stays, or is set aside.
+        """
         states = self._store.jobs.states()
         for place in (self._folder.starts, self._folder.runs):
             for left in place.iterdir() if place.is_dir() else ():
                 if states.get(left.name, JobState.PAUSED) not in OPEN_STATES:
                     shutil.rmtree(left, ignore_errors=True)
         self.adapter_files.sweep(states, now)
+        self._store.folders.drop_replaced(now)
 
     def _carry_out(self, deletions: Sequence[Deletion], now: datetime) -> None:
         """Do what follows from deletions; what a kill or a reader of the log prevents is done at a later tick."""
@@ -180,8 +186,16 @@ class Scheduler:
             if deletion.restarts:
                 self._store.deletions.update([deletion.id], restarts=[])
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                self._store.deletions.update([deletion.id], job=self._queue(now).id)
-        if deletions and sweep(self._folder):
+                job = self._queue(now, request_key=deletion.id)  # found again after a kill in between
+                self._store.deletions.update([deletion.id], job=job.id)
+        self._erase(deletions, now)
+
+    def _erase(self, deletions: Sequence[Deletion], now: datetime) -> None:
+        """Write the database anew without what was deleted: of several deletions once, and never beside a worker."""
+        waiting = (timedelta(0) <= now - deletion.at < _ERASE_AFTER for deletion in deletions)
+        if not deletions or all(waiting) or self._attempts.pid is not None or not sweep(self._folder):
+            return
+        with reserve_lent(self._folder), suppress(DatabaseFull):  # tried again at the next tick
             self._store.deletions.erase(deletions)
 
     def _read_sensors(self, now: datetime) -> None:
@@ -284,9 +298,9 @@ class Scheduler:
             return None
         return self._queue(now)
 
-    def _queue(self, now: datetime) -> Job:
-        """Queue a job on new text with the default settings."""
-        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, self.plans.default(), now))
+    def _queue(self, now: datetime, **more: Any) -> Job:
+        """Queue a job on new text with the default settings. more: other columns."""
+        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, self.plans.default(), now, **more))
         log.info("job %s queued on new text", job.id)
         return job
 

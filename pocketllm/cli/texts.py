@@ -221,7 +221,7 @@ def delete_texts(
     folder: Annotated[Path | None, typer.Option(help="Delete every text from this watched folder's source.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete texts, all or none, and overwrite their bytes on disk.
+    """Delete texts, and overwrite their bytes on disk. With an unknown id, nothing is deleted.
 
     Adapters that learned from the texts are no longer served, and a job is queued to train again on the rest. If an
     adapter is affected, or you use --source, --app or --folder, the command shows the cost and asks for confirmation.

@@ -55,8 +55,13 @@ def found(session: Session, table: type[Row], identity: str, *, abbreviated: boo
             raise NotFound(f"More than one id begins with {identity!r}: {ids}. Give more characters.")
         row = rows[0] if rows else None
     if row is None:
-        raise NotFound(_MISSING[table].format(identity))
+        raise NotFound(missing(table, identity))
     return row
+
+
+def missing(table: type[Row], identity: str) -> str:
+    """What is said when there is no such row."""
+    return _MISSING[table].format(identity)
 
 
 def page(

@@ -1,25 +1,44 @@
 """Deleting texts, with what was derived from them, and a receipt for each deletion.
 
-Deleted bytes are overwritten in the database file at once (secure_delete), but the write-ahead log has them until it is
-cut, which another process's reading prevents. So a deletion is pending until the log was cut after it.
+What is deleted is overwritten in the database file (secure_delete), and its log is cut. But a reader prevents the cut,
+and pages that SQLite has balanced may have copies in their gaps. So a deletion is pending until the file was written
+anew after it.
 """
 
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import closing, suppress
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, null, or_
+from sqlalchemy import ColumnElement, Select, and_, func, null, or_
 from sqlmodel import Session, col, delete, select, update
 
-from pocketllm.storage.errors import NotFound
+from pocketllm.storage.errors import NotFound, StorageTrouble
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
-from pocketllm.storage.repositories.base import Repository, found
+from pocketllm.storage.repositories.base import Repository, among, found, missing
 from pocketllm.storage.repositories.step_log import forget_steps
-from pocketllm.storage.repositories.texts import UNOWNED, alone, disown
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
+from pocketllm.storage.repositories.texts import UNOWNED, alone
+from pocketllm.storage.tables import (
+    BASE,
+    OPEN_STATES,
+    Adapter,
+    Deletion,
+    Event,
+    Job,
+    JobState,
+    JobText,
+    Report,
+    Text,
+    TextOwner,
+    UploadedFile,
+)
 
+#: Words of the texts that are deleted in one transaction: a word has at most eight bytes (`count_words`), and the log
+#: of a portion must fit into the room that is reserved for deleting.
+PORTION_WORDS = 250_000
+_LISTED = "GET /texts lists all texts."
 _AGAIN = "one of its texts was deleted; the job starts again without it"
 
 
@@ -28,18 +47,25 @@ class DeletionStore(Repository):
 
     def texts(self, ids: Sequence[str], *, now: datetime) -> Deletion:
         """Delete texts. Raises NotFound when there is none of them."""
-        return self._delete(col(Text.id).in_(ids), f"There is no text {', '.join(ids)!r}.", now)
+        return self._delete(col(Text.id).in_(ids), missing(Text, ", ".join(ids)), now)
 
     def source(self, source: str, *, now: datetime) -> Deletion:
         """Delete all texts of a source. Raises NotFound."""
-        return self._delete(col(Text.source) == source, f"The source {source!r} has no texts.", now)
+        return self._delete(col(Text.source) == source, f"The source {source!r} has no texts. {_LISTED}", now)
 
     def app(self, app: str, *, now: datetime) -> Deletion:
-        """Delete all texts that an app alone has sent; the others are its own no longer. Raises NotFound."""
-        with self._database.write() as session:
-            if not disown(session, app):
-                raise NotFound(f"The app {app!r} has no texts. GET /texts lists all texts.")
-            return delete_texts(session, UNOWNED, now) or empty_deletion(session, now)
+        """Delete an app's files, and all texts that it alone has sent; the others are its own no longer.
+
+        Raises NotFound.
+        """
+        sent = col(Text.id).in_(select(TextOwner.text_id).where(TextOwner.owner == app))
+        of_app = col(UploadedFile.owner) == app
+        return self._delete(sent, f"The app {app!r} has no texts. {_LISTED}", now, owner=app, files=of_app)
+
+    def file(self, identity: str, *, now: datetime) -> Deletion:
+        """Delete an uploaded file and the texts taken from it. Raises NotFound."""
+        is_file = col(UploadedFile.id) == identity
+        return self._delete(col(Text.source) == identity, missing(UploadedFile, identity), now, files=is_file)
 
     def cost(self, model: str, *, ids: Collection[str], source: str, app: str) -> tuple[int, list[str], str | None]:
         """What the deletion of these texts, and those of a source and of an app, would cost a model: how many there
@@ -66,51 +92,103 @@ class DeletionStore(Repository):
         self._write(update(Deletion).where(col(Deletion.id).in_(ids)).values(**values))
 
     def erase(self, pending: Sequence[Deletion]) -> bool:
-        """Cut the log, and mark these deletions as erased; False while another process reads."""
+        """Write the database anew, and mark these deletions as erased; False while another process reads it."""
         if not pending:
             return True
-        if not self._database.truncate_log():
+        if not self._database.rewrite(passages.OPTIMIZE):
             return False
         self.update([deletion.id for deletion in pending], erased=True)
         return True
 
-    def _delete(self, which: ColumnElement[bool], missing: str, now: datetime) -> Deletion:
-        with self._database.write() as session:
-            deletion = delete_texts(session, which, now)
-        if deletion is None:
-            raise NotFound(f"{missing} GET /texts lists all texts.")
-        return deletion
+    def _delete(
+        self,
+        which: ColumnElement[bool],
+        not_found: str,
+        now: datetime,
+        *,
+        owner: str | None = None,
+        files: ColumnElement[bool] | None = None,
+    ) -> Deletion:
+        """Delete texts, or of these what this owner has alone, and uploaded files; returns one receipt.
+
+        Goes by portions, each a transaction, since a full disk has no room for a long log. Where one fails, those
+        before it stay deleted. Raises NotFound, with this message, where there is nothing.
+        """
+        receipt: Deletion | None = None
+        try:
+            while True:
+                self._shorten_log()
+                with self._database.write() as session:
+                    gone = 0 if files is None else session.exec(delete(UploadedFile).where(files)).rowcount
+                    portion = among(ids := _portion(session, which))
+                    if not ids and not gone:
+                        break
+                    those: ColumnElement[bool] = col(Text.id).in_(portion)
+                    if owner is not None:
+                        is_owned = col(TextOwner.owner) == owner, col(TextOwner.text_id).in_(portion)
+                        session.exec(delete(TextOwner).where(*is_owned))
+                        those = and_(those, UNOWNED)
+                    receipt = session.merge(receipt) if receipt else empty_deletion(session, now)
+                    delete_texts(session, those, now, receipt=receipt)
+        finally:
+            self._shorten_log()
+        if receipt is None:
+            raise NotFound(not_found)
+        return receipt
+
+    def _shorten_log(self) -> None:
+        with suppress(StorageTrouble):
+            self._database.truncate_log()
 
 
 def delete_texts(
-    session: Session, which: ColumnElement[bool], now: datetime, *, withdraw: bool = True
+    session: Session,
+    which: ColumnElement[bool],
+    now: datetime,
+    *,
+    withdraw: bool = True,
+    receipt: Deletion | None = None,
 ) -> Deletion | None:
     """Delete texts and what was derived from them; returns the receipt, or None when there is no such text.
 
-    withdraw: False where other texts have replaced them: what has learned the old wording is served on.
+    withdraw: False where other texts have replaced them: what has learned the old wording is served on. receipt: of an
+    earlier portion of the same deletion, which is added to.
 
-    Reports lose their words, open jobs start again, and what is served is the newest adapter that has not learned any
-    of the texts. Texts that only later adapters have learned become new again.
+    Uploaded files that they came from are deleted. Reports lose their words, open jobs start again, and what is served
+    is the newest adapter that has not learned any of the texts. Texts that only later adapters have learned become new
+    again.
     """
     texts, jobs, adapters = _affected(session, which)
     if not texts:
-        return None
-    adapters = adapters if withdraw else ()
+        return receipt
+    deletion = receipt or empty_deletion(session, now)
+    affected = {adapter.id for adapter in adapters if withdraw}.union(deletion.adapters)
     session.exec(update(Report).where(col(Report.job_id).in_(jobs)).values(content=null()))
-    affected = {adapter.id for adapter in adapters}
-    replaced = False
-    for model in {adapter.model for adapter in adapters}:
+    for model in {adapter.model for adapter in adapters if withdraw}:
         serving = serving_adapter(session, model)
         if serving is not None and serving.id in affected:
             use_newest(session, serving, usable=lambda adapter: adapter.id not in affected)
-            replaced = True
-    contents = select(Text.id, Text.text, Text.completion).where(which)
-    passages.forget(session.connection(), ((row[0], row[1], row[2]) for row in session.exec(contents)))
+            deletion.replaced = True
+    contents = select(Text.number, Text.text, Text.completion).where(which)
+    passages.forget(session.connection(), session.connection().execute(contents))
+    session.exec(delete(UploadedFile).where(col(UploadedFile.id).in_(select(Text.source).where(which))))
     session.exec(delete(Text).where(which))
-    deletion = empty_deletion(session, now)
-    deletion.texts, deletion.adapters, deletion.replaced = texts, sorted(affected), replaced
-    deletion.restarts = _restarted(session, jobs, now)
+    deletion.texts, deletion.adapters = deletion.texts + texts, sorted(affected)
+    deletion.restarts = deletion.restarts + _restarted(session, jobs, now, again=deletion.restarts)
     return deletion
+
+
+def _portion(session: Session, which: ColumnElement[bool]) -> list[str]:
+    """The first of these texts, until they have PORTION_WORDS words."""
+    ids: list[str] = []
+    with closing(session.exec(select(Text.id, Text.words).where(which))) as rows:
+        words = 0
+        for identity, more in rows:
+            ids.append(identity)
+            words += more
+            if words >= PORTION_WORDS:
+                break
+    return ids
 
 
 def empty_deletion(session: Session, now: datetime) -> Deletion:
@@ -141,8 +219,11 @@ def _knowing(session: Session, texts: ColumnElement[bool]) -> set[str]:
     return set(session.exec(select(knowing.union(descending).c.id)))
 
 
-def _restarted(session: Session, jobs: Collection[str], now: datetime) -> list[str]:
-    """Let the open ones of these jobs start again. A worker that is at one cannot write to it any more."""
+def _restarted(session: Session, jobs: Collection[str], now: datetime, again: Collection[str]) -> list[str]:
+    """Let the open ones of these jobs start again. A worker that is at one cannot write to it any more.
+
+    again: those that an earlier portion has started again. Returns the others.
+    """
     restarted = []
     for job in session.exec(select(Job).where(col(Job.id).in_(jobs), col(Job.state).in_(OPEN_STATES))):
         own = select(func.count(), func.coalesce(func.sum(Text.words), 0)).join(
@@ -162,6 +243,7 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime) -> list[s
         if job.state is JobState.RUNNING:
             job.state = JobState.PAUSED
         job.reasons = [_AGAIN]
-        session.add(Event(job_id=job.id, at=now, kind="began anew", message=_AGAIN))
-        restarted.append(job.id)
+        if job.id not in again:
+            session.add(Event(job_id=job.id, at=now, kind="began anew", message=_AGAIN))
+            restarted.append(job.id)
     return restarted

@@ -8,8 +8,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from pocketllm.storage.repositories.base import Repository, found
-from pocketllm.storage.repositories.deletions import delete_texts, empty_deletion
-from pocketllm.storage.tables import Deletion, Text, UploadedFile
+from pocketllm.storage.tables import UploadedFile
 
 
 def file_id(owner: str, filename: str, purpose: str, data: bytes) -> str:
@@ -47,9 +46,3 @@ class FileStore(Repository):
         """All files, newest first, without their data."""
         newest_first = select(UploadedFile).order_by(col(UploadedFile.created_at).desc(), col(UploadedFile.id).desc())
         return self._all(newest_first.options(defer(cast(Any, UploadedFile.data), raiseload=True)))
-
-    def delete(self, identity: str, *, now: datetime) -> Deletion:
-        """Delete a file and the texts taken from it. Raises NotFound."""
-        with self._database.write() as session:
-            session.delete(found(session, UploadedFile, identity))
-            return delete_texts(session, col(Text.source) == identity, now) or empty_deletion(session, now)

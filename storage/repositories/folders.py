@@ -7,17 +7,17 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, false
+from sqlalchemy import ColumnElement, SQLColumnExpression, false, literal
 from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col, delete, func, or_, select, update
 
 from pocketllm.storage.repositories.base import Repository, among
 from pocketllm.storage.repositories.deletions import delete_texts
 from pocketllm.storage.repositories.texts import UNOWNED, NewText, add_texts
-from pocketllm.storage.tables import Deletion, TextOwner, WatchedFile
+from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobText, TextOwner, UtcDateTime, WatchedFile
 
-#: Before the path of a file that is an owner. No app is called like this: a name has no colon.
-_OWNER = "file:"
+#: Before the path of a file that is an owner, and the id of a job. No app is called like this: a name has no colon.
+_OWNER, _JOB = "file:", "job:"
 
 
 class Known(NamedTuple):
@@ -62,8 +62,17 @@ class FolderStore(Repository):
             session.connection().execute(rows.on_conflict_do_update(index_elements=["path"], set_=updated))
 
     def drop_replaced(self, now: datetime) -> None:
-        """Delete what files no longer have because they were changed. What has learned it is served on."""
+        """Delete what files no longer have because they were changed. What has learned it is served on.
+
+        An open job has what it uses of it until the job ends: an edit does not make it start again.
+        """
+        is_open = col(Job.state).in_(OPEN_STATES)
+        in_use = select(col(JobText.text_id), _JOB + col(JobText.job_id), literal(now, UtcDateTime)).join(Job)
+        in_use = in_use.where(is_open, col(JobText.text_id).not_in(select(TextOwner.text_id)))
+        ended = col(TextOwner.owner).not_in(select(_JOB + col(Job.id)).where(is_open))
         with self._database.write() as session:
+            session.exec(delete(TextOwner).where(func.substr(TextOwner.owner, 1, len(_JOB)) == _JOB, ended))
+            session.exec(insert(TextOwner).from_select(["text_id", "owner", "sent_at"], in_use))
             delete_texts(session, UNOWNED, now, withdraw=False)
 
     def mark(self, paths: Sequence[str], missing_since: datetime | None) -> None:

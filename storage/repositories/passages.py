@@ -1,21 +1,26 @@
 """Full-text search in the owner's texts, by passages of about a hundred words (SQLite's FTS5, ranked by bm25).
 
-The index holds no text, only which words a passage has. A passage's number is derived from its text's id and its place
-in the text, so that it needs no table of its own.
+The index holds no text, only which words a passage has. A passage's number is its text's number and its place in the
+text, so that it needs no table of its own. The index is derived: where it is damaged, it is written anew.
 """
 
+import logging
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
 from sqlalchemy import Connection, TextClause
 from sqlalchemy import text as sql
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import Text
+
+log = logging.getLogger(__name__)
 
 #: Words of a passage; a longer line is cut.
 PASSAGE_WORDS = 100
@@ -25,16 +30,20 @@ MAX_QUERY_WORDS = 64
 _WRITTEN_TOGETHER = 1000
 #: Passages that are ranked.
 _MAX_RANKED = 5000
-#: Digits of a text's id that a passage's number begins with, and bits for its place in the text.
-_ID_DIGITS, _PLACE_BITS = 12, 15
-_PREFIX = "text-"
+#: Bits of a passage's number for its place in the text; the text's number is above them.
+_PLACE_BITS = 15
 
-CREATE_INDEX = "CREATE VIRTUAL TABLE passage USING fts5(words, content='', tokenize='unicode61 remove_diacritics 2')"
+_CREATE = sql("CREATE VIRTUAL TABLE passage USING fts5(words, content='', tokenize='unicode61 remove_diacritics 2')")
+_SECURE_DELETE = sql("INSERT INTO passage(passage, rank) VALUES ('secure-delete', 1)")
 _INSERT = sql("INSERT INTO passage(rowid, words) VALUES (:number, :words)")
 _DELETE = sql("INSERT INTO passage(passage, rowid, words) VALUES ('delete', :number, :words)")
-#: Writes the index anew, without what was deleted.
-_OPTIMIZE = sql("INSERT INTO passage(passage) VALUES ('optimize')")
+#: With an older SQLite, the index has the words of deleted passages until then.
+OPTIMIZE = "INSERT INTO passage(passage) VALUES ('optimize')"
 _RANKED = sql("SELECT rowid FROM passage WHERE passage MATCH :query ORDER BY rank LIMIT :limit")
+
+
+#: A text's number, text and completion.
+Indexed = tuple[int, str, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,22 @@ class PassageStore(Repository):
                 raise NotFound(f"The search results do not contain the text {after!r}.")
             return list(islice(found, limit))
 
+    def mend(self) -> bool:
+        """Write the index anew if it is damaged, from the texts; returns whether it was."""
+        with closing(self._database.engine.raw_connection()) as connection:
+            try:
+                connection.cursor().execute("INSERT INTO passage(passage) VALUES ('integrity-check')")
+            except sqlite3.DatabaseError:
+                log.warning("the search index is damaged, and is written anew")
+            else:
+                return False
+        with self._database.write() as session:
+            session.connection().execute(sql("DROP TABLE passage"))
+            create_index(session.connection())
+            stored = select(Text.number, Text.text, Text.completion)
+            index(session.connection(), session.connection().execute(stored))
+        return True
+
 
 def passages_of(text: str, completion: str | None) -> list[str]:
     """The text in parts: as many whole lines as have no more than PASSAGE_WORDS words together."""
@@ -79,38 +104,31 @@ def passages_of(text: str, completion: str | None) -> list[str]:
     return parts[: 2**_PLACE_BITS]
 
 
-def index(connection: Connection, texts: Iterable[tuple[str, str, str | None]]) -> None:
-    """Add texts to the index. texts: id, text and completion of each."""
+def create_index(connection: Connection) -> None:
+    """Create the index, empty."""
+    connection.execute(_CREATE)
+    if sqlite3.sqlite_version_info >= (3, 42):  # deleted words leave their pages at once
+        connection.execute(_SECURE_DELETE)
+
+
+def index(connection: Connection, texts: Iterable[Indexed]) -> None:
+    """Add stored texts to the index."""
     _write(connection, _INSERT, texts)
 
 
-def forget(connection: Connection, texts: Iterable[tuple[str, str, str | None]]) -> None:
-    """Remove the same texts from the index, and their words from its pages."""
+def forget(connection: Connection, texts: Iterable[Indexed]) -> None:
+    """Remove the same texts from the index."""
     _write(connection, _DELETE, texts)
-    connection.execute(_OPTIMIZE)
 
 
-def _write(connection: Connection, statement: TextClause, texts: Iterable[tuple[str, str, str | None]]) -> None:
+def _write(connection: Connection, statement: TextClause, texts: Iterable[Indexed]) -> None:
     rows = (
-        {"number": _number(identity, place), "words": part}
-        for identity, text, completion in texts
+        {"number": number << _PLACE_BITS | place, "words": part}
+        for number, text, completion in texts
         for place, part in enumerate(passages_of(text, completion))
     )
     while some := list(islice(rows, _WRITTEN_TOGETHER)):
         connection.execute(statement, some)
-
-
-def _number(text_id: str, place: int) -> int:
-    return int(text_id.removeprefix(_PREFIX)[:_ID_DIGITS], 16) << _PLACE_BITS | place
-
-
-def _at(session: Session, number: int) -> Iterator[Passage]:
-    """The passages with this number: one, but for texts whose ids begin alike."""
-    beginning = f"{_PREFIX}{number >> _PLACE_BITS:0{_ID_DIGITS}x}"
-    place = number % 2**_PLACE_BITS
-    for text in session.exec(select(Text).where(col(Text.id).between(beginning, beginning + "g"))):
-        if place < len(parts := passages_of(text.text, text.completion)):
-            yield Passage(text=text, words=parts[place])
 
 
 def _ranked(session: Session, query: str) -> Iterator[Passage]:
@@ -118,7 +136,8 @@ def _ranked(session: Session, query: str) -> Iterator[Passage]:
     if terms := _terms(query):
         ranked = session.connection().execute(_RANKED, {"query": terms, "limit": _MAX_RANKED})
         for number in ranked.scalars():
-            yield from _at(session, number)
+            text = session.exec(select(Text).where(Text.number == number >> _PLACE_BITS)).one()
+            yield Passage(text=text, words=passages_of(text.text, text.completion)[number % 2**_PLACE_BITS])
 
 
 def _distinct(texts: Iterable[Text]) -> Iterator[Text]:

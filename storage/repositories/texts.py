@@ -134,10 +134,10 @@ class TextStore(Repository):
         with self._database.read() as session:
             last = undecided(session)
             tried = select(JobText.text_id).where(col(JobText.job_id).in_((beside, last.job_id if last else "")))
-            new = func.sum(Text.words).filter(
+            new = select(func.coalesce(func.sum(Text.words), 0)).where(
                 col(Text.learned_in).is_(None), LEARNED_BY_JOBS, col(Text.id).not_in(tried)
             )
-            texts, words = session.exec(select(func.count(col(Text.id)), func.coalesce(new, 0))).one()
+            texts, words = session.exec(select(func.count(col(Text.id)))).one(), session.exec(new).one()
         return TextCounts(texts=texts, new_words=words)
 
     def labelled(self, labels: Collection[str] | None) -> dict[str, list[str]]:
@@ -176,13 +176,16 @@ class TextStore(Repository):
 def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str], now: datetime) -> Added:
     """Store the texts that do not exist yet, and whose they are. owners: of each text."""
     ids = tuple(map(text_id, texts))
-    rows = [_row(identity, new, now) for identity, new in dict(zip(ids, texts, strict=True)).items()]
+    last = session.exec(select(func.max(Text.number))).one() or 0
+    distinct = dict(zip(ids, texts, strict=True))
+    rows = [_row(last + place, identity, new, now) for place, (identity, new) in enumerate(distinct.items(), 1)]
     # As rows, not as objects: a folder brings 100,000 of them.
-    missing = insert(Text).on_conflict_do_nothing().returning(col(Text.id))
+    missing = insert(Text).on_conflict_do_nothing(index_elements=["id"]).returning(col(Text.id))
     added = set(session.connection().execute(missing, rows).scalars()) if rows else set()
     if added:
         passages.index(
-            session.connection(), ((row["id"], row["text"], row["completion"]) for row in rows if row["id"] in added)
+            session.connection(),
+            ((row["number"], row["text"], row["completion"]) for row in rows if row["id"] in added),
         )
     if ids:
         pairs = dict.fromkeys(zip(ids, owners, strict=True))
@@ -270,11 +273,6 @@ def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
     return found
 
 
-def disown(session: Session, owner: str) -> int:
-    """Let an owner's texts go; their number. UNOWNED ones are to be deleted."""
-    return session.exec(delete(TextOwner).where(col(TextOwner.owner) == owner)).rowcount
-
-
 def alone(owner: str) -> SelectOfScalar[str]:
     """The texts that this owner has alone."""
     by_text = select(TextOwner.text_id).group_by(col(TextOwner.text_id))
@@ -298,9 +296,10 @@ def _ids_of(job_id: str) -> SelectOfScalar[str]:
     return select(JobText.text_id).where(JobText.job_id == job_id)
 
 
-def _row(identity: str, new: NewText, now: datetime) -> dict[str, Any]:
+def _row(number: int, identity: str, new: NewText, now: datetime) -> dict[str, Any]:
     return {
         "id": identity,
+        "number": number,
         "source": new.source,
         "text": new.text,
         "completion": new.completion,

@@ -44,10 +44,10 @@ from pocketllm.storage.database import Database
 with Database(Path(sys.argv[1])).write() as session:
     session.connection().execute(text("PRAGMA cache_size = 1"))
     for number in range(200):
-        values = {"id": f"half-{number}", "words": "half " * 1000}
+        values = {"id": f"half-{number}", "number": 9 + number, "words": "half " * 1000}
         session.connection().execute(text(
-            "INSERT INTO text (id, source, text, words, held_out, created_at)"
-            " VALUES (:id, 'child', :words, 1000, 0, '2026-01-01 00:00:00.000000')"
+            "INSERT INTO text (id, number, source, text, words, held_out, created_at)"
+            " VALUES (:id, :number, 'child', :words, 1000, 0, '2026-01-01 00:00:00.000000')"
         ), values)
     print("in the middle", flush=True)
     sys.stdin.readline()

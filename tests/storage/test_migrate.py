@@ -66,26 +66,26 @@ def test_what_is_stored_stays(path: Path) -> None:
     store.close()
 
 
-NEXT = """
+NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
     op.add_column("text", sa.Column("language", sa.String(), nullable=True))
-    op.drop_column("text", "label")
+    op.drop_column("text", "messages")
 """
 
 
 def upgrade_by(database: Database, folder: Path, next_revision: str) -> None:
     """Upgrade by one more revision than there is."""
     scripts = copytree(SCRIPTS, folder / "migrations")
-    (scripts / "versions" / "0002_next.py").write_text(next_revision)
+    (scripts / "versions" / "next.py").write_text(next_revision)
     with database.write() as session:
-        upgrade(session.connection(), to="0002", scripts=scripts)
+        upgrade(session.connection(), to="next", scripts=scripts)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_what_an_older_schema_held_stays(path: Path, tmp_path: Path) -> None:
     store.close()
     with opened(path) as database:
         upgrade_by(database, tmp_path, NEXT)
-        assert revision(database) == "0002"
+        assert revision(database) == "next"
     with closing(connect(path)) as raw:
         assert raw.execute("SELECT id, text, language FROM text").fetchall() == [(identity, "kept", None)]
         assert raw.execute("SELECT text_id FROM text_owner").fetchall() == [(identity,)]

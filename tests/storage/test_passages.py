@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocketllm.storage.errors import SearchIndexDamaged
 from pocketllm.storage.repositories.passages import PASSAGE_WORDS, passages_of
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
@@ -79,3 +80,35 @@ def test_a_text_twice_is_found_once(store: Store) -> None:
     add(store, "Wind west.")
     add(store, "Wind west.")
     assert found(store, "wind") == ["Wind west."]
+
+
+def test_a_sender_cannot_choose_texts_that_share_a_place_in_the_index(store: Store) -> None:
+    """The first 48 bits of these two texts' ids are the same; such a pair is found in a minute."""
+    first, second = add(store, "a 1539352", "a 20086129")
+    assert first[:17] == second[:17] and first != second
+    store.deletions.texts([first], now=NOW)
+    assert found(store, "1539352") == [] and found(store, "20086129") == ["a 20086129"]
+    add(store, "a 1539352")
+    assert found(store, "1539352") == ["a 1539352"]
+    store.deletions.texts([second], now=NOW)
+    assert found(store, "20086129") == []
+
+
+@pytest.mark.parametrize("use", ["search", "delete", "start"])
+def test_a_damaged_index_is_written_anew_from_the_texts(store: Store, tmp_path: Path, use: str) -> None:
+    ids = add(store, *(f"{LONG} quillpen{number}" for number in range(20)))
+    with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw:
+        raw.execute("UPDATE passage_data SET block = zeroblob(9) WHERE id > 10")
+        raw.commit()
+    if use == "start":
+        Store.open(tmp_path / "pocketllm.db").close()
+    elif use == "search":
+        with pytest.raises(SearchIndexDamaged, match="Try again"):
+            found(store, "boats")
+    else:
+        with pytest.raises(SearchIndexDamaged, match="Try again"):
+            store.deletions.texts([ids[7]], now=NOW)
+        assert store.texts.counts().texts == len(ids)
+        store.deletions.texts([ids[7]], now=NOW)
+    assert len(found(store, "quillpen7")) == (use != "delete")
+    assert len(found(store, "quillpen8")) == 1

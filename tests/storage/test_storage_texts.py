@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.errors import NotFound
@@ -319,3 +320,19 @@ class TestReplay:
         known = set(add(store, *(f"{number} " + "old " * 99 for number in range(80))))
         learn(store, queue_job(store).id)
         assert {text.id for text in store.texts.of_job(queue_job(store).id)} == known
+
+
+def test_counting_reads_no_texts(store: Store) -> None:
+    """Each idle tick and GET /status count; of long texts that would read megabytes."""
+    add(store, "one", "two")
+    asked = list[tuple[str, tuple[object, ...]]]()
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: tuple[object, ...], *_: object) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(store._database.engine, "before_cursor_execute", note)
+    store.texts.counts()
+    with closing(sqlite3.connect(store._database.path)) as raw:
+        plans = [row[3] for one in asked for row in raw.execute(f"EXPLAIN QUERY PLAN {one[0]}", one[1])]
+    reads = [plan for plan in plans if plan.split()[1] == "text"]
+    assert reads and all("USING COVERING INDEX" in plan for plan in reads), plans

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
+TRACES = "The last traces on disk go in ten minutes; GET /deletions/{} shows when."
+
 
 def serving(api: InProcessApp) -> str | None:
     name: str | None = api.get("/status").json()["model"]["adapter"]
@@ -61,7 +63,8 @@ def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessA
     assert receipt["adapters"] == ["adapter-1"] and receipt["serving"] == "adapter-0"
     assert receipt["job"] not in (None, other) and receipt["job_state"] == "queued"
     assert receipt["summary"] == (
-        f"Deleted 1 text. adapter-0 is now served. {receipt['job']} trains on the remaining texts."
+        f"Deleted 1 text. {TRACES.format(receipt['id'])} adapter-0 is now served. "
+        f"{receipt['job']} trains on the remaining texts."
     )
     assert api.delete(f"/texts/{first}").json()["deletion"]["serving"] is None
 
@@ -71,7 +74,7 @@ def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
     assert_problem(api.delete("/texts", params={"id": [first, "text-none"]}), 404, "not_found")
     assert len(api.get("/texts").json()["data"]) == 3  # all or none
     receipt = api.delete("/texts", params={"id": [first, second[:20], first]}).json()
-    assert (receipt["texts"], receipt["summary"]) == (2, "Deleted 2 texts.")
+    assert (receipt["texts"], receipt["summary"]) == (2, f"Deleted 2 texts. {TRACES.format(receipt['id'])}")
     assert [text["id"] for text in api.get("/texts").json()["data"]] == [third]
     assert_problem(api.delete("/texts"), 404, "not_found")
     assert_problem(api.delete("/texts", params={"id": third, "source": "test"}), 422, "invalid_value")
@@ -121,7 +124,26 @@ def test_a_deletion_is_erased_only_when_a_running_backup_is_done(api: InProcessA
         (tmp_path / "backup.tar").touch()
         receipt = api.delete(f"/texts/{first}").json()["deletion"]
         assert not receipt["erased"] and receipt["copies"] == [str(tmp_path / "backup.tar")]
-        api.tick()
+        api.tick(700)
         assert not api.get(f"/deletions/{receipt['id']}").json()["erased"]
     api.tick()
     assert api.get(f"/deletions/{receipt['id']}").json()["erased"]
+
+
+@pytest.mark.parametrize("whose", ["the text", "the app's"])
+def test_an_uploaded_file_does_not_keep_what_was_deleted(api: InProcessApp, whose: str) -> None:
+    """The app could read it there, and have it learned again."""
+    app = api.post("/tokens", json={"name": "keyboard", "scopes": ["train", "generate"]}).json()["token"]
+    lines = b"".join(b'{"text": "a line of the file, number %d"}\n' % number for number in range(3))
+    given = {"data": {"purpose": "fine-tune"}, "files": {"file": ("a.jsonl", lines)}, "token": app}
+    file = api.post("/v1/files", **given).json()["id"]
+    unused = api.post("/v1/files", **given | {"files": {"file": ("b.jsonl", lines)}}).json()["id"]
+    job = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": file}, token=app)
+    assert job.status_code == 200
+    text = api.get("/texts").json()["data"][0]["id"]
+    api.delete(f"/texts/{text}" if whose == "the text" else "/apps/keyboard/texts")
+    assert api.get(f"/v1/files/{file}/content", token=app).status_code == 404
+    assert api.get(f"/v1/files/{unused}", token=app).status_code == (200 if whose == "the text" else 404)
+    again = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": file}, token=app)
+    assert again.status_code == 404
+    assert len(api.get("/texts").json()["data"]) == (2 if whose == "the text" else 0)

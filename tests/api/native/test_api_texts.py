@@ -174,7 +174,11 @@ def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path) -> None:
             [identity] = api.post("/texts", json=fields).json()["ids"]
             assert files_hold(folder, b"xyzzy-plugh")
             response = api.delete(f"/texts/{identity}")
-            assert response.json()["deletion"]["erased"] is True
+            assert not files_hold(folder, b"xyzzy-plugh")
+            receipt = response.json()["deletion"]["id"]
+            for seconds, erased in ((500, False), (200, True)):
+                api.tick(seconds)
+                assert api.get(f"/deletions/{receipt}").json()["erased"] is erased
             assert not files_hold(folder, b"xyzzy-plugh")
             assert_problem(api.get(f"/texts/{identity}"), 404, "not_found")
             assert stored(api, others) == [("keep me", "marked"), ("and me", "marked")]

@@ -115,7 +115,7 @@ def test_without_a_look_the_judgement_is_the_report() -> None:
 
 
 def text(words: str) -> Text:
-    return Text(id="1", source="s", text=words, words=1, held_out=False, created_at=NOW)
+    return Text(id="1", number=1, source="s", text=words, words=1, held_out=False, created_at=NOW)
 
 
 def token(letter: str) -> int:

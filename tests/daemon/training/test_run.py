@@ -90,7 +90,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(folde
 def texts(*held_out: bool, about: str = "") -> list[Text]:
     """Texts of nine tokens each."""
     return [
-        Text(id=f"{about} {i}", source="s", text="x" * 9, words=1, held_out=h, created_at=NOW)
+        Text(id=f"{about} {i}", number=i, source="s", text="x" * 9, words=1, held_out=h, created_at=NOW)
         for i, h in enumerate(held_out)
     ]
 

@@ -1,0 +1,138 @@
+"""Deletions in a real database file: what is left in it, how much room they take, and what goes with a text."""
+
+import random
+import resource
+from pathlib import Path
+
+import pytest
+from sqlmodel import update
+
+from pocketllm.storage.errors import NotFound, StorageTrouble
+from pocketllm.storage.repositories.deletions import PORTION_WORDS
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Job, Outcome, Requester, Text
+from tests.support.daemon.workers import NOW
+
+MODEL = "tiny"
+
+
+def add(store: Store, *texts: str, source: str = "notes") -> tuple[str, ...]:
+    return store.texts.add([NewText(text=text, source=source) for text in texts], now=NOW).ids
+
+
+def start_job(store: Store, name: str) -> str:
+    job = Job(id=name, requested_by=Requester.OWNER, model=MODEL, seed=1, total_steps=9, created_at=NOW)
+    store.jobs.add(job)
+    return store.jobs.start(name, now=NOW).id
+
+
+def learn(store: Store, name: str) -> None:
+    """Let a job learn what is new; its adapter is served."""
+    start_job(store, name)
+    adapter = Adapter(id=f"adapter-{name}", job_id=name, model=MODEL, outcome=Outcome.LEARNED, created_at=NOW)
+    adapter.parent = store.jobs.get(name).parent
+    store.jobs.succeed(name, adapter=adapter, publish=True, now=NOW)
+
+
+def long_text(name: str) -> str:
+    """Two of them are more than a portion."""
+    return f"{name} " * (PORTION_WORDS * 2 // 3)
+
+
+@pytest.mark.parametrize("seed", [1, 2])  # with the first, two copies are left until the pages are written anew
+def test_no_page_keeps_a_copy_of_what_was_deleted(store: Store, tmp_path: Path, seed: int) -> None:
+    """SQLite moves cells from page to page, and leaves copies in the gaps; secure_delete overwrites the cells alone."""
+    rng = random.Random(seed)
+    words = [f"w{number}" for number in range(500)]
+    texts = [f"secret{number:05d}x {' '.join(rng.choices(words, k=rng.randint(5, 60)))}" for number in range(3000)]
+    ids = [identity for start in range(0, 3000, 100) for identity in add(store, *texts[start : start + 100])]
+    with store._database.write() as session:
+        session.exec(update(Text).values(learned_in="job-123456789abc"))
+    gone = rng.sample(range(3000), 300)
+    for number in gone:
+        store.deletions.texts([ids[number]], now=NOW)
+    pending = store.deletions.pending()
+    assert len(pending) == 300
+    assert store.deletions.erase(pending) and store.deletions.pending() == []
+    data = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert [number for number in gone if b"secret%05dx" % number in data] == []
+    assert store.texts.counts().texts == 2700
+
+
+def test_a_deletion_needs_little_room_however_much_goes(store: Store, tmp_path: Path) -> None:
+    """On a full disk, the log of one transaction for all of it would not fit."""
+    ids = add(store, *map(long_text, "abcdefgh"))
+    store._database.truncate_log()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "pocketllm.db").stat().st_size, limits[1]))
+    try:
+        receipt = store.deletions.source("notes", now=NOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert receipt.texts == len(ids) and store.texts.counts().texts == 0
+    assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
+    with pytest.raises(NotFound):
+        store.deletions.source("notes", now=NOW)
+
+
+def test_what_fails_in_the_middle_is_done_by_the_next_try(store: Store, tmp_path: Path) -> None:
+    add(store, *map(long_text, "abcd"))
+    store._database.truncate_log()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(StorageTrouble):
+            store.deletions.source("notes", now=NOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
+    left = store.texts.counts().texts
+    assert left and store.deletions.source("notes", now=NOW).texts == left
+
+
+def test_portions_have_one_receipt(store: Store) -> None:
+    add(store, "kept", source="other")
+    learn(store, "first")
+    add(store, long_text("a"), long_text("b"))
+    learn(store, "second")
+    add(store, long_text("c"))
+    learn(store, "third")
+    start_job(store, "open")
+    receipt = store.deletions.source("notes", now=NOW)
+    assert (receipt.texts, receipt.replaced, receipt.restarts) == (3, True, ["open"])
+    assert receipt.adapters == ["adapter-second", "adapter-third"]
+    assert store.deletions.pending() == [receipt]
+    serving = store.adapters.serving(MODEL)
+    assert serving and serving.id == "adapter-first"
+    assert [event.kind for event in store.jobs.events("open")].count("began anew") == 1
+    assert [text.text for text in store.texts.of_job("open")] == ["kept"]
+
+
+def test_a_file_goes_with_the_first_of_its_texts(store: Store) -> None:
+    """An app could read the deleted text in it, and have it learned again."""
+    files = [
+        store.files.add(owner="keyboard", filename=name, purpose="fine-tune", data=b"{}", now=NOW) for name in "abc"
+    ]
+    first, other = add(store, "one", "two", source=files[0].id)
+    add(store, "three", source=files[1].id)
+    store.deletions.texts([first], now=NOW)
+    assert {file.id for file in store.files.all()} == {files[1].id, files[2].id}
+    assert store.texts.get(other).text == "two"
+    receipt = store.deletions.file(files[1].id, now=NOW)
+    assert receipt.texts == 1 and [file.id for file in store.files.all()] == [files[2].id]
+    assert store.deletions.file(files[2].id, now=NOW).texts == 0 and store.files.all() == []
+    with pytest.raises(NotFound, match="no file"):
+        store.deletions.file(files[2].id, now=NOW)
+
+
+def test_an_apps_files_go_with_its_texts(store: Store) -> None:
+    for owner in ("keyboard", "other"):
+        store.files.add(owner=owner, filename="a", purpose="fine-tune", data=b"{}", now=NOW)
+        store.texts.add([NewText(text="shared", source="s"), NewText(text=owner, source="s")], now=NOW, owner=owner)
+    assert store.deletions.app("keyboard", now=NOW).texts == 1
+    assert {text.text for text in store.texts.page(after=None, limit=9)} == {"shared", "other"}
+    assert [file.owner for file in store.files.all()] == ["other"]
+    assert store.deletions.app("other", now=NOW).texts == 2 and store.files.all() == []
+    with pytest.raises(NotFound, match="no texts"):
+        store.deletions.app("other", now=NOW)
