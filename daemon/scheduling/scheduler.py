@@ -188,12 +188,13 @@ class Scheduler:
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
                 job = self._queue(now, request_key=deletion.id)  # found again after a kill in between
                 self._store.deletions.update([deletion.id], job=job.id)
-        self._erase(deletions, now)
+        if deletions and sweep(self._folder):
+            self._erase(deletions, now)
 
     def _erase(self, deletions: Sequence[Deletion], now: datetime) -> None:
         """Write the database anew without what was deleted: of several deletions once, and never beside a worker."""
         waiting = (timedelta(0) <= now - deletion.at < _ERASE_AFTER for deletion in deletions)
-        if not deletions or all(waiting) or self._attempts.pid is not None or not sweep(self._folder):
+        if all(waiting) or self._attempts.pid is not None:
             return
         with reserve_lent(self._folder), suppress(DatabaseFull):  # tried again at the next tick
             self._store.deletions.erase(deletions)

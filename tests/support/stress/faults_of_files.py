@@ -57,8 +57,11 @@ def acknowledged_ids(world: World, count: int) -> list[str]:
 
 
 def delete_for_good(world: World, identity: str) -> None:
-    """Delete a text; its bytes must be gone then."""
-    assert world.call("DELETE", f"/texts/{identity}")["deletion"]["erased"]
+    """Delete a text; its bytes must be gone from the database and its log then."""
+    [(words,)] = world.query("SELECT text FROM text WHERE id = ?", identity)
+    assert world.call("DELETE", f"/texts/{identity}")["deletion"]["texts"] == 1
+    holding = [file for file in world.folder.glob("pocketllm.db*") if str(words).encode() in file.read_bytes()]
+    assert not holding, holding
 
 
 def backup_killed(world: World) -> str:
