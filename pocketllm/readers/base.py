@@ -189,6 +189,8 @@ class _Words(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self._silent and len(self._within) < MAX_SILENT_DEPTH:
+            if tag not in SILENT and not self._within:
+                self.parts.append("\n>\n")
             self._within.append(tag)
         elif tag == "body":
             self._within.clear()  # a head that was never closed
@@ -211,9 +213,9 @@ class _Words(HTMLParser):
             self.parts.append("\n")
 
 
-def html_to_text(html: str, *, without: frozenset[str] = frozenset()) -> str:
-    """Return the text of an HTML page, without the elements named in `without`."""
-    parser = _Words(SILENT | without)
+def html_to_text(html: str, *, quotes: frozenset[str] = frozenset()) -> str:
+    """Return the text of an HTML page, with ">" for each of the elements named in `quotes`."""
+    parser = _Words(SILENT | quotes)
     # No tag can begin behind the last ">", but the parser would search for one from each "<": quadratic time.
     end = html.rfind(">") + 1
     parser.feed(html[:end] + html[end:].replace("<", "&lt;"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.errors import MessageError
 from email.header import decode_header, make_header
-from email.message import EmailMessage, Message
+from email.message import EmailMessage, MIMEPart
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from pathlib import Path
@@ -37,7 +37,8 @@ FROM_CHARACTERS = 2000
 QUOTED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
 # What the standard library's parser raises on malformed mails.
 BROKEN = (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError, MessageError)
-QUOTES = frozenset({"blockquote"})
+# Bytes that are not UTF-8, as Python escapes them, are mostly of Windows' Western encoding.
+WINDOWS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "replace") for byte in range(128, 256)}
 
 
 def read_mbox(path: Path, read_options: ReadOptions) -> Iterator[Found]:
@@ -106,7 +107,7 @@ def _read_mail(data: bytes, place: str, read_options: ReadOptions) -> Iterator[F
         if read_options.me and not read_options.me & _senders(message):
             yield Skipped(reason="mails from other people", place=place)
             return
-        text = _mail_text(message)
+        text = own_words("\n\n".join(map(_part_text, _bodies(message))))
     except BROKEN:
         yield Skipped(reason="broken mails", place=place)
         return
@@ -127,27 +128,26 @@ def _from_pairs(message: EmailMessage) -> list[tuple[str, str]]:
     return getaddresses([str(make_header(decode_header(line))) for line in lines])
 
 
-def _mail_text(message: EmailMessage) -> str:
-    """Return what a mail's sender wrote in it, without quotes; empty when it holds no text."""
-    body = message.get_body(preferencelist=("plain", "html"))
-    if body is None:
-        return ""
-    text = _part_text(body)
-    if body.get_content_subtype() == "html":
-        return own_words(html_to_text(text[:MAX_TEXT_BYTES], without=QUOTES))
-    flowed = str(body.get_param("format", "")).lower() == "flowed"
-    return own_words(_unwrapped(text) if flowed else text)
+def _bodies(part: MIMEPart) -> Iterator[MIMEPart]:
+    """Yield the texts that a mail shows, each in one form; files and other mails are none of them."""
+    if part.get_content_maintype() == "multipart" and part.get_content_subtype() not in ("alternative", "related"):
+        for inner in part.iter_parts():
+            yield from _bodies(inner)
+    elif not part.get_filename() and (body := part.get_body(preferencelist=("plain", "html"))):
+        yield body
 
 
-def _part_text(part: Message) -> str:
+def _part_text(part: MIMEPart) -> str:
     """Return the text of a part of a mail, even where its declared encoding is wrong."""
     payload = part.get_payload(decode=True)
     data = payload if isinstance(payload, bytes) else b""
-    charset = part.get_content_charset("utf-8")
     try:
-        return cleaned(data.decode(charset))
+        text = cleaned(data.decode(part.get_content_charset("utf-8")))
     except (LookupError, ValueError):
-        return cleaned(data.decode("utf-8", "replace"))
+        text = cleaned(data.decode("utf-8", "surrogateescape").translate(WINDOWS))
+    if part.get_content_subtype() == "html":
+        return html_to_text(text[:MAX_TEXT_BYTES], quotes=frozenset({"blockquote"}))
+    return _unwrapped(text) if str(part.get_param("format", "")).lower() == "flowed" else text
 
 
 def _unwrapped(text: str) -> str:
@@ -156,41 +156,62 @@ def _unwrapped(text: str) -> str:
     soft = True  # the first line continues nothing
     for line in text.split("\n"):
         stuffed = line.removeprefix(" ")
-        apart = stuffed.startswith(">") or stuffed == "-- "
+        apart = stuffed.startswith(">") or stuffed in ("-- ", "- -- ")
         parts.append(stuffed if soft and not (apart and parts) else f"\n{stuffed}")
         soft = stuffed.endswith(" ") and not apart
     return "".join(parts)
 
 
-WROTE = r"wrote|schrieb|geschrieben|a écrit|escribió|escreveu|ha scritto|schreef|skrev|kirjoitti|napisał\(a\)|написал"
+# A signed text, where a line that begins with "-" has "- " before it; other armour, and the footer of a mailing list.
+SIGNED = re.compile(r"(?ms)^-----BEGIN PGP SIGNED MESSAGE-----\n(?:\S+: [^\n]*\n)*(.*?)(?=^-----BEGIN PGP|\Z)")
+ARMOUR = re.compile(r"(?ms)^-----BEGIN PGP ([A-Z ]+)-----.*?(?:^-----END PGP \1-----|\Z)|^_{30,}\n[^\n]*mailing list.*")
+
+WROTE = (
+    r"(?:\b(?:wrote|writes|schrieb|geschrieben|a écrit|escribió|escreveu|ha scritto|schreef|skrev|kirjoitti"
+    r"|napisał\(a\)|написал)(?!\w)|\d:\d\d.*@[^<>\s]+>:\Z)"
+)
 # "On Monday Anna wrote:", in the languages above, or any line that names an address or a time and ends in a colon.
-ATTRIBUTION = re.compile(rf"(?:\b(?:{WROTE})\b.*|<[^<>\s]+@[^<>\s]+>.*|\d{{1,2}}:\d\d.*):\s*\Z", re.IGNORECASE)
-ATTRIBUTION_START = re.compile(r"(?:On|Am|Le|El|Il|Op|Em|Den|På|W dniu)\s.{0,200}\Z", re.IGNORECASE)
-# "-----Original Message-----", "---------- Forwarded message ---------"
-OLD_MAIL = re.compile(r"\s*-{3,}\s?\w[^-]{3,60}-{3,}\s*\Z")
-MAX_BLANKS = 3  # empty lines between an attribution and its quote
-HEADER = re.compile(r"[*]?(?:From|Von|De|Da|Van|Från|Fra)[*]?:[*]?\s\S")
-NEXT_HEADER = re.compile(r"[*]?(?:Sent|Date|To|Gesendet|Datum|An|Envoyé|À|Enviado|Para|Inviato|A|Verzonden|Aan)[*]?:")
+ATTRIBUTION = re.compile(rf"{WROTE}|<[^<>\s]+@[^<>\s]+>|\d:\d\d", re.IGNORECASE)
+DATED = r"(?:(?:On|Am|Le|El|Il|Op|Em|Den|På|W dniu)\s.*(?:\d[:.]\d\d|\d{4})|[^<(]*[<(][^<(\s]+@)"
+WRAPPED = re.compile(DATED, re.IGNORECASE)
+# With the date or the address of a mail, it was written by a program, and what follows is that mail.
+GENERATED = re.compile(rf"(?=.*{WROTE}){DATED}", re.IGNORECASE)
+MAX_ATTRIBUTION = 400
+MESSAGE = r"(?:messag\w+|nachricht|mensa\w+|bericht|meddel\w+|melding|viesti|wiadomość|сообщение)"
+# "-----Original Message-----", "---------- Forwarded message ---------", "Begin forwarded message:"
+OLD_MAIL = re.compile(
+    rf"(?i)\s*-{{3,}}\s?(?:(?:[^\s-]+[ -])?{MESSAGE}(?: [^\s-]+)?|Forwarded by [^-]+|On .+ wrote)\s?-{{3,}}\s*\Z"
+    rf"|(?:Begin|Anfang der|Début du|Inicio del|Inizio) (?:\S+ )?{MESSAGE}(?: \S+)?\s?:\s*\Z"
+)
+SENT = "Sent|Gesendet|Envoyé|Enviado|Inviato|Verzonden|Sendt|Skickat"
+HEADER = re.compile(rf"[*]?(?:From|Von|De|Da|Van|Från|Fra|{SENT})[*]?\s?:[*]?\s\S")
+NEXT_HEADER = re.compile(rf"[*]?(?:{SENT}|Date|To|Datum|An|À|Para|A|Aan)[*]?\s?:")
 DEVICE = re.compile(
     r"(?:Sent from (?:my|Mail for|Outlook|Yahoo)\b|Get Outlook for\b|Von meinem \S.{0,40} gesendet|Gesendet von\b"
-    r"|Envoyé de(?:puis)? mon\b|Enviado desde mi\b|Enviado do meu\b|Inviato da\b|Verstuurd vanaf mijn\b).{0,60}\Z",
+    r"|Envoyé de(?:puis)? mon\b|Enviado desde mi\b|Enviado do meu\b|Inviato da\b|Verstuurd vanaf mijn\b).{0,60}\Z"
+    r"|\s?[_-]{30,}\s*\Z",  # a rule
     re.IGNORECASE,
 )
 
 
 def own_words(text: str) -> str:
-    """Return a mail's text without quoted lines, their attributions, forwarded mails and the signature."""
+    """Return what a mail's sender wrote in it: its text without quotes, other mails, the signature and PGP's armour."""
     kept: list[str] = []
-    lines = text.split("\n")
+    lines = ARMOUR.sub("", SIGNED.sub(lambda found: re.sub("(?m)^- ", "", found[1]), text)).split("\n")
+    below = 0  # the attribution
     for number, line in enumerate(lines):
-        if line.startswith(">"):
-            _drop_attribution(kept)
-        elif line.rstrip() == "--" or OLD_MAIL.match(line) or _is_header_block(lines, number):
+        if number < below or line.startswith(">") or DEVICE.match(line):
+            continue
+        if line.rstrip() == "--" or OLD_MAIL.match(line) or _is_header_block(lines, number):
             break
-        elif not DEVICE.match(line):
+        header, end = _attribution(lines, number)
+        follows = next((lines[n] for n in range(end, len(lines)) if lines[n].strip()), ">") if header else ""
+        if follows.startswith(">"):
+            below = end
+        elif GENERATED.match(header):
+            break
+        else:
             kept.append(line.rstrip())
-    # An attribution may stand without its quote, which was HTML or was cut.
-    _drop_attribution(kept)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
@@ -200,14 +221,12 @@ def _is_header_block(lines: list[str], number: int) -> bool:
     return bool(HEADER.match(lines[number])) and any(NEXT_HEADER.match(line) for line in below)
 
 
-def _drop_attribution(kept: list[str]) -> None:
-    """Remove an attribution such as "On Monday Anna wrote:" from the end; it may span two lines."""
-    end = len(kept)
-    while end and end > len(kept) - MAX_BLANKS and not kept[end - 1]:
-        end -= 1
-    if not end or not ATTRIBUTION.search(kept[end - 1][-300:]):
-        return
-    first = end - 1
-    if not ATTRIBUTION_START.match(kept[first]) and first and ATTRIBUTION_START.match(kept[first - 1]):
-        first -= 1
-    del kept[first:]
+def _attribution(lines: list[str], number: int) -> tuple[str, int]:
+    """Return an attribution such as "On Monday Anna wrote:", which may span three lines, and the line below it."""
+    for end in range(number + 1, min(number + 3, len(lines)) + 1):
+        header = " ".join(lines[number:end]).rstrip()
+        if header.endswith(":") and len(header) <= MAX_ATTRIBUTION and ATTRIBUTION.search(header):
+            return header, end
+        if not lines[end - 1].strip() or not WRAPPED.match(header):
+            break
+    return "", 0

@@ -13,8 +13,8 @@ from pocketllm.readers.chats import examples
 from pocketllm.readers.documents import JSON_LINES, first_objects, is_own, read_document, read_lines, read_own
 from pocketllm.readers.exports import looks_like_whatsapp, read_whatsapp
 from pocketllm.readers.mail import read_eml, read_mbox
-from pocketllm.readers.notes import HTML, MARKDOWN, SUFFIXES, read_notes
-from pocketllm.readers.tables import NO_HEADINGS, looks_like_table, read_table
+from pocketllm.readers.notes import HTML, SUFFIXES, read_notes
+from pocketllm.readers.tables import read_table
 from pocketllm.readers.walk import Entry
 
 DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
@@ -89,28 +89,31 @@ def source_name(kind: Kind, name: str) -> str:
 def _recognise(path: Path, *, named: bool) -> Kind:
     """Return the kind of a file. Raises Unreadable for files of other kinds.
 
+    What is named like a note is one, but for WhatsApp's export, which is a .txt.
     named: the owner gave this path itself and not a folder above it; then a text file with any suffix is a note.
     """
     head = read_head(path, HEAD_BYTES)
     for signature, advice in SIGNATURES.items():
         if head.startswith(signature):
             raise Unreadable(advice)
-    if MAILBOX.match(head):
+    suffix = path.suffix.lower()
+    note = suffix in SUFFIXES
+    if not note and MAILBOX.match(head):
         return Kind.MBOX  # each mail declares its own encoding
-    if path.suffix.lower() == ".eml" or _is_mail(head.decode("latin-1"), path):
+    if suffix == ".eml" or (not note and _is_mail(head.decode("latin-1"))):
         return Kind.EML
     text = decoded(head, final=len(head) < HEAD_BYTES)
-    if looks_like_whatsapp(text):
+    if (suffix == ".txt" or not note) and looks_like_whatsapp(text):
         return Kind.WHATSAPP
     if not text.strip():
         raise Unreadable("empty")
-    if path.suffix.lower() in {".json", *JSON_LINES} or (path.suffix.lower() not in MARKDOWN and JSON.match(text)):
+    if suffix in {".json", *JSON_LINES} or (not note and JSON.match(text)):
         return _json_kind(path)
-    return _text_kind(path, text, named=named)
+    return _text_kind(suffix, text, named=named)
 
 
-def _is_mail(head: str, path: Path) -> bool:
-    """Tell whether a text begins with the headers of a mail. A note may begin with From: and Date:, too."""
+def _is_mail(head: str) -> bool:
+    """Tell whether a text begins with the headers of a mail."""
     names = set()
     for line in head.replace("\r\n", "\n").split("\n"):
         found = MAIL_HEADER.match(line)
@@ -118,7 +121,7 @@ def _is_mail(head: str, path: Path) -> bool:
             names.add(found[1].lower())
         elif not line.startswith((" ", "\t")):
             break
-    return path.suffix.lower() not in SUFFIXES and "from" in names and bool(names & MAIL_HEADERS)
+    return "from" in names and bool(names & MAIL_HEADERS)
 
 
 def _json_kind(path: Path) -> Kind:
@@ -127,15 +130,12 @@ def _json_kind(path: Path) -> Kind:
     return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
 
 
-def _text_kind(path: Path, text: str, *, named: bool) -> Kind:
-    suffix = path.suffix.lower()
+def _text_kind(suffix: str, text: str, *, named: bool) -> Kind:
     for sign, advice in CHAT_PAGES.items():
         if suffix in HTML and sign in text:
             raise Unreadable(advice)
-    if looks_like_table(text):
-        return Kind.CSV
     if suffix in (".csv", ".tsv"):
-        raise Unreadable(NO_HEADINGS)
+        return Kind.CSV
     if suffix in SUFFIXES or named:
         return Kind.NOTES
     raise Unreadable("not named like a note (.md, .txt, ...); to read it anyway, give the path of the file itself")

@@ -48,11 +48,6 @@ def _columns_of_examples(names: list[str]) -> list[str]:
     return max(kinds, key=len, default=[])
 
 
-def looks_like_table(head: str) -> bool:
-    """Tell whether a text's first line names at least two columns of a table that can be read."""
-    return len(_headings(head.lstrip("\n").partition("\n")[0][:2000])[1]) > 1
-
-
 def read_table(path: Path, read_options: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a table. Raises Unreadable."""
     text = read_text(path)

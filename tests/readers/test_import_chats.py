@@ -245,11 +245,11 @@ OWN: list[Document] = [
 
 class TestOwnFormat:
     def test_lines_are_read_back_exactly(self, tmp_path: Path) -> None:
-        for name in ("backup.jsonl", "backup.txt", "backup"):
+        for name, kind in (("backup.jsonl", None), ("backup", None), ("backup.txt", Kind.JSONL)):
             path = write(tmp_path / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in OWN))
-            assert look(path)[0] is Kind.JSONL, name
-            assert items(path) == items(path, "Me") == OWN
-            assert gathered(path)[0] == OWN
+            assert look(path, format=kind)[0] is Kind.JSONL, name
+            assert items(path, format=kind) == items(path, "Me", format=kind) == OWN
+        assert gathered(tmp_path / "backup.jsonl")[0] == OWN
 
     def test_a_list_in_one_document(self, tmp_path: Path) -> None:
         assert items(write(tmp_path / "backup.json", OWN)) == OWN
@@ -298,7 +298,8 @@ class TestTables:
 
 def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "from,text\nAnna,Tea?\nMe,Yes.\n")
-    assert items(path, format=Kind.NOTES) == [{"text": "from,text\nAnna,Tea?\nMe,Yes."}]
+    assert items(path) == [{"text": "from,text\nAnna,Tea?\nMe,Yes."}]
+    assert items(path, "Me", format=Kind.CSV) == [{"prompt": "Tea?\n", "completion": "Yes."}]
     assert reasons(path, format=Kind.WHATSAPP)[0].startswith("not a WhatsApp export")
     assert reasons(path, format=Kind.TELEGRAM)[0].startswith("invalid JSON")
     assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=Kind.TELEGRAM) == ["not a telegram export"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pocketllm.readers.base import Example, Kind, Skipped
-from pocketllm.readers.mail import own_words
 from tests.support.reading import items, look, reasons, write, writers
 
 MBOX = b"""From anna@example.org Mon Jan  1 10:00:00 2024
@@ -99,6 +98,84 @@ def test_a_mail_in_html_alone(tmp_path: Path) -> None:
     assert items(write(tmp_path / "one.eml", message.as_bytes())) == [{"text": "One & two.\n\nThree."}]
 
 
+def part(content: str, kind: str = "text/plain", *headers: str) -> str:
+    return "\n".join([f"Content-Type: {kind}", *headers, "", content])
+
+
+def several(kind: str, *parts: str) -> str:
+    mark = f"b{len(parts)}"
+    between = "".join(f"--{mark}\n{one}\n" for one in parts)
+    return part(f"{between}--{mark}--", f"multipart/{kind}; boundary={mark}")
+
+
+ATTACHED, INLINE = "Content-Disposition: attachment", "Content-Disposition: inline"
+PICTURE = part("AAAA", "image/png", f"{INLINE}; filename=a.png", "Content-Transfer-Encoding: base64")
+HEADERS = "From: Bert\nSent: Monday\nTo: Anna\n\nNo?"
+HTML = "<p>Yes.</p>"
+#: By what a mail is: its parts, and what its sender wrote.
+PARTS = {
+    "text around a picture": (several("mixed", part("One."), PICTURE, part("Two.")), "One.\n\nTwo."),
+    "pages around a picture": (
+        several("mixed", part(HTML, "text/html"), PICTURE, part(HTML, "text/html")),
+        "Yes.\n\nYes.",
+    ),
+    "a quote around a picture": (several("mixed", part(f"Yes.\n\n{HEADERS}"), PICTURE, part("Or?")), "Yes."),
+    "a named file is attached": (
+        several("mixed", part("One."), part("no", "text/plain", f"{ATTACHED}; filename=a.txt")),
+        "One.",
+    ),
+    "a file is attached": (several("mixed", part("One."), part("no", "text/plain", ATTACHED)), "One."),
+    "a file is shown": (
+        several("mixed", part("One."), part("no", "text/plain", f"{INLINE}; filename=a.patch")),
+        "One.",
+    ),
+    "a mail is attached": (several("mixed", part("One."), part(part("no"), "message/rfc822")), "One."),
+    "the same as text and as a page": (
+        several("mixed", several("alternative", part("Yes."), part(HTML, "text/html"), part("{}", "text/calendar"))),
+        "Yes.",
+    ),
+    "a page with its pictures": (several("alternative", several("related", part(HTML, "text/html"), PICTURE)), "Yes."),
+    "a list's footer": (
+        several("mixed", part("One."), part(f"{'_' * 47}\nBoats mailing list\nb@c.de", "text/plain", INLINE)),
+        "One.",
+    ),
+    "signed": (several("signed", part("One."), part("AAAA", "application/pgp-signature")), "One."),
+    "encrypted": (
+        several("encrypted", part("Version: 1", "application/pgp-encrypted"), part("A", "application/octet-stream")),
+        None,
+    ),
+    "soft line ends in a signed text": (
+        part(
+            "-----BEGIN PGP SIGNED MESSAGE-----\n\nOne \ntwo.\n- -- \nme\n-----BEGIN PGP SIGNATURE-----\n\niQ\n",
+            "text/plain; format=flowed",
+        ),
+        "One two.",
+    ),
+    "a page with the answer below": (
+        part(
+            "<div>On 1 Jan 2024 at 11:00, Bert &lt;b@c.de&gt; wrote:<br></div><blockquote><p>No?</p>"
+            "<blockquote>Or?</blockquote></blockquote><p>Yes.</p>",
+            "text/html",
+        ),
+        "Yes.",
+    ),
+    "a page with an unmarked quote": (
+        part("<p>Yes.</p><div>On 1 Jan 2024 at 11:00, Bert wrote:<br>No?</div>", "text/html"),
+        "Yes.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts(name: str, tmp_path: Path) -> None:
+    text, own = PARTS[name]
+    path = write(tmp_path / "m.eml", f"From: a@b.c\nDate: x\nMIME-Version: 1.0\n{text}")
+    if own is None:
+        assert reasons(path) == ["mails without text of their own"]
+    else:
+        assert items(path) == [{"text": own}]
+
+
 def test_soft_line_ends_are_taken_out(tmp_path: Path) -> None:
     head = b"From: a@b.c\nDate: x\nContent-Type: text/plain; format=flowed\n\n"
     text = head + b"One \ntwo.\n From three \n> no \n> no\n-- \nme"
@@ -109,25 +186,6 @@ def test_a_mail_is_known_without_its_suffix_but_a_note_stays_one(tmp_path: Path)
     text = b"From: a@b.c\nDate: today\n\nWords."
     assert look(write(tmp_path / "1700000000.M1P2.host:2,S", text))[0] is Kind.EML
     assert look(write(tmp_path / "a.md", text))[0] is Kind.NOTES
-
-
-def test_own_words() -> None:
-    own = {
-        "Yes.\n\n> No?\n\nSee you.": "Yes.\n\nSee you.",
-        "Yes.\n\nOn 1 Jan 2024, at 11:00, A very long name of somebody\n<bert@example.org> wrote:\n\n> No?": "Yes.",
-        "Ja.\n\nAm 01.01.2024 um 11:00 schrieb Bert:\n> Nein?": "Ja.",
-        "Oui.\n\nLe lun. 1 janv. 2024 à 11:00, Bert <b@example.org> a écrit :\n> Non": "Oui.",
-        "Yes.\n\n-----Original Message-----\nFrom: Bert\nNo?": "Yes.",
-        "Look.\n\n---------- Forwarded message ---------\nFrom: Bert": "Look.",
-        "Yes.\n\nFrom: Bert <b@example.org>\nSent: Monday\nTo: Anna\n\nNo?": "Yes.",
-        "Ja.\n\nVon: Bert\nGesendet: Montag\nAn: Anna\n\nNein?": "Ja.",
-        "Yes.\n\nSent from my iPhone": "Yes.",
-        "Yes.\n--\nAnna\nDirector of Boats": "Yes.",
-        "We need:\n- rope\n- tea": "We need:\n- rope\n- tea",
-        "From: here to there.\nNo mail.": "From: here to there.\nNo mail.",
-        "> only\n> quoted": "",
-    }
-    assert {text: own_words(text) for text in own} == own
 
 
 def test_mails_without_words(tmp_path: Path) -> None:
@@ -143,9 +201,23 @@ def test_mails_without_words(tmp_path: Path) -> None:
         assert reasons(write(tmp_path / "m", data), format=Kind.MBOX) == [reason], data[:80]
 
 
-def test_a_charset_that_nobody_knows(tmp_path: Path) -> None:
-    data = b"From: a@b.c\nDate: x\nContent-Type: text/plain; charset=martian\n\nGr\xc3\xbc\xc3\x9fe\x00\n"
-    assert items(write(tmp_path / "m.eml", data)) == [{"text": "Grüße"}]
+WORDS = "Grüße … “ja”: 5 €"
+
+
+@pytest.mark.parametrize(
+    ("charset", "data", "text"),
+    [
+        ("utf-8", WORDS.encode("cp1252"), WORDS),
+        ("us-ascii", WORDS.encode("cp1252"), WORDS),
+        ("martian", WORDS.encode("cp1252"), WORDS),
+        ("martian", WORDS.encode() + b"\0", WORDS),
+        ("utf-8", WORDS.encode() + b" \x80", f"{WORDS} €"),
+        ("utf-8", WORDS.encode("cp1252")[:-1] + b"\x81", f"{WORDS[:-1]}\ufffd"),
+    ],
+)
+def test_a_wrong_charset(charset: str, data: bytes, text: str, tmp_path: Path) -> None:
+    head = f"From: a@b.c\nDate: x\nContent-Type: text/plain; charset={charset}\n\n".encode()
+    assert items(write(tmp_path / "m.eml", head + data)) == [{"text": text}]
 
 
 def test_parts_nested_without_end(tmp_path: Path) -> None:

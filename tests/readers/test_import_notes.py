@@ -4,6 +4,8 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
+
 from pocketllm.readers.base import Kind, count_words
 from pocketllm.readers.gathering import COUNTED
 from pocketllm.readers.notes import prose, split_text, without_front_matter
@@ -179,8 +181,28 @@ def test_html_notes(tmp_path: Path) -> None:
     assert items(write(tmp_path / "a.html", html)) == [{"text": "Day\n\nTwo mugs of tea.\nHome."}]
 
 
-def test_markdown_that_begins_like_json_is_markdown(tmp_path: Path) -> None:
-    assert items(write(tmp_path / "a.md", '["a"] is a list.')) == [{"text": '["a"] is a list.'}]
+@pytest.mark.parametrize(
+    ("name", "text", "learned"),
+    [
+        ("a.md", "| name | text |\n|---|---|\n| Anna | Tea |\n\nWords.", "Words."),
+        ("a.md", "Author, Text\n\nTwo words of it.", None),
+        ("a.md", '["a"] is a list.', None),
+        ("a.md", "[31.12.20, 23:58] Anna: Tea?", None),
+        ("a.md", "From Paris\nMonday: rain.", None),
+        ("a.txt", "| name | text |\n| Anna | Tea |", None),
+        ("a.txt", "Author, Text\nAnna, Tea", None),
+        ("a.txt", "prompt; completion\nWords.", None),
+        ("a.txt", '["a"] is a list.', None),
+        ("a.txt", "From Paris\nMonday: rain.", None),
+        ("a.org", "[[https://example.org][A link]] and words.", None),
+        ("a.html", "<p>sender, text</p>", "sender, text"),
+        ("a", "Author, Text\nAnna, Tea", None),
+    ],
+)
+def test_what_is_named_like_a_note_is_one(name: str, text: str, learned: str | None, tmp_path: Path) -> None:
+    path = write(tmp_path / name, text)
+    assert look(path)[0] is Kind.NOTES
+    assert items(path) == [{"text": text if learned is None else learned}]
 
 
 def test_a_long_text_is_split_at_paragraphs(tmp_path: Path) -> None:
