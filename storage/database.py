@@ -10,14 +10,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlmodel import Session, create_engine
 
-from pocketllm.storage.errors import (
-    DatabaseDamaged,
-    DatabaseFull,
-    DatabaseLocked,
-    DatabaseUnusable,
-    SearchIndexDamaged,
-    StorageTrouble,
-)
+from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, DatabaseUnusable, SearchIndexDamaged, StorageTrouble
 
 BUSY_TIMEOUT_SECONDS = 15
 #: SQLite needs some pages for a transaction; with less free space, an I/O error is one of want of room.
@@ -64,17 +57,17 @@ class Database:
     def _mending(self) -> Iterator[None]:
         try:
             yield
-        except DatabaseDamaged as error:
+        except DatabaseUnusable as error:
             if self.mend_index():
                 raise SearchIndexDamaged from error
             raise
 
     def check(self) -> None:
-        """Look for damage. Raises DatabaseDamaged or SearchIndexDamaged. Takes about a second for each 300 MB."""
+        """Look for damage. Raises DatabaseUnusable or SearchIndexDamaged. Takes about a second for each 300 MB."""
         with self.read() as session:
             found = session.connection().exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if found != "ok":
-                raise DatabaseDamaged(f"The database {self.path} cannot be used: {found}. {_DAMAGED}")
+                raise DatabaseUnusable(f"The database {self.path} cannot be used: {found}. {_DAMAGED}")
 
     def truncate_log(self) -> bool:
         """Checkpoint and truncate the write-ahead log; False, soon, while another connection is reading."""
@@ -156,8 +149,7 @@ def trouble(path: Path, error: sqlite3.Error) -> StorageTrouble:
         advice = "Check that the disk works and that this user may write there."
     else:
         advice = _DAMAGED
-    kind = DatabaseDamaged if code == sqlite3.SQLITE_CORRUPT else DatabaseUnusable
-    return kind(f"The database {path} cannot be used: {error}. {advice}")
+    return DatabaseUnusable(f"The database {path} cannot be used: {error}. {advice}")
 
 
 def _is_full(path: Path) -> bool:

@@ -8,7 +8,6 @@ StorageError
 │   ├── DatabaseFull
 │   ├── DatabaseLocked
 │   ├── DatabaseUnusable
-│   │   └── DatabaseDamaged
 │   └── SearchIndexDamaged
 ├── Superseded
 └── WrongState
@@ -46,10 +45,6 @@ class DatabaseLocked(StorageTrouble):
 
 class DatabaseUnusable(StorageTrouble):
     """The database file cannot be opened or is damaged."""
-
-
-class DatabaseDamaged(DatabaseUnusable):
-    """The database file is damaged."""
 
 
 class SearchIndexDamaged(StorageTrouble):

@@ -4,7 +4,6 @@ The index holds no text, only which words a passage has. A passage's number is i
 text, so that it needs no table of its own. The index is derived: where it is damaged, it is written anew.
 """
 
-import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,6 @@ from sqlmodel import Session, select
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import Text
-
-log = logging.getLogger(__name__)
 
 #: Words of a passage; a longer line is cut.
 PASSAGE_WORDS = 100
@@ -72,18 +69,18 @@ class PassageStore(Repository):
 
     def mend(self) -> bool:
         """Write the index anew if it is damaged, from the texts; returns whether it was."""
-        with closing(self._database.engine.raw_connection()) as connection:
-            try:
-                connection.cursor().execute("INSERT INTO passage(passage) VALUES ('integrity-check')")
-            except sqlite3.DatabaseError:
-                log.warning("the search index is damaged, and is written anew")
-            else:
+        try:
+            with closing(self._database.engine.raw_connection()) as raw:
+                raw.cursor().execute("INSERT INTO passage(passage) VALUES ('integrity-check')")
+            return False
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT_VTAB:
                 return False
         with self._database.write() as session:
-            session.connection().execute(sql("DROP TABLE passage"))
-            create_index(session.connection())
-            stored = select(Text.number, Text.text, Text.completion)
-            index(session.connection(), session.connection().execute(stored))
+            connection = session.connection()
+            connection.execute(sql("DROP TABLE passage"))
+            create_index(connection)
+            index(connection, connection.execute(select(Text.number, Text.text, Text.completion)))
         return True
 
 
