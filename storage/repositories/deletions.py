@@ -17,7 +17,7 @@ from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.repositories.step_log import forget_steps
-from pocketllm.storage.repositories.texts import UNOWNED, alone, disown
+from pocketllm.storage.repositories.texts import UNOWNED, alone, disown, remember_files
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Report, Text
 
 _AGAIN = "one of its texts was deleted; the job starts again without it"
@@ -106,8 +106,9 @@ def delete_texts(
             replaced = True
     contents = select(Text.id, Text.text, Text.completion).where(which)
     passages.forget(session.connection(), ((row[0], row[1], row[2]) for row in session.exec(contents)))
-    session.exec(delete(Text).where(which))
     deletion = empty_deletion(session, now)
+    deletion.files = remember_files(session, which)
+    session.exec(delete(Text).where(which))
     deletion.texts, deletion.adapters, deletion.replaced = texts, sorted(affected), replaced
     deletion.restarts = _restarted(session, jobs, now)
     return deletion

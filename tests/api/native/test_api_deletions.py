@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon.in_process_app import InProcessApp, assert_problem
+from pocketllm.storage.repositories.folders import FileRead
+from pocketllm.storage.repositories.texts import NewText
+from tests.support.daemon.in_process_app import NOON, InProcessApp, assert_problem
 
 
 def serving(api: InProcessApp) -> str | None:
@@ -125,3 +127,24 @@ def test_a_deletion_is_erased_only_when_a_running_backup_is_done(api: InProcessA
         assert not api.get(f"/deletions/{receipt['id']}").json()["erased"]
     api.tick()
     assert api.get(f"/deletions/{receipt['id']}").json()["erased"]
+
+
+def test_the_receipt_names_the_files_that_still_have_it(api: InProcessApp) -> None:
+    text, folders = NewText(text="the secret", source="notes"), api.services.store.folders
+    paths = [f"/notes/{number}.md" for number in range(7)]
+    folders.put([(FileRead(path, 2, set()), text) for path in paths[:1]], NOON, lambda: True)
+    receipt = api.delete("/texts?source=notes").json()
+    assert receipt["files"] == paths[:1]
+    assert receipt["summary"].endswith(
+        "These files still have the text: /notes/0.md. PocketLLM will not learn it from them again; edit them if you "
+        "want it gone there."
+    )
+    folders.forget(paths[:1], NOON)
+    folders.put([(FileRead(path, 2, set()), text) for path in paths], NOON, lambda: True)
+    receipt = api.delete("/texts?source=notes").json()
+    assert receipt["files"] == paths
+    assert ", /notes/4.md (and 2 more). PocketLLM" in receipt["summary"]
+    assert api.get(f"/deletions/{receipt['id']}").json()["files"] == paths
+    api.add("no file has it", source="app")
+    receipt = api.delete("/texts?source=app").json()
+    assert receipt["files"] == [] and "files" not in receipt["summary"]
