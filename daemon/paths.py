@@ -66,6 +66,7 @@ class DataFolder:
         self.worker_lock = root / "worker.lock"  #: held by the one worker
         self.worker_log = root / "worker.log"  #: the output of the last worker
         self.folders = root / "folders.json"  #: the list of watched folders; absent while there is none
+        self.folders_lock = root / "folders.lock"  #: held by who changes the list
         self.scans = root / "scans.json"  #: what the last scan of each of them found
         self.scan_lock = root / "scan.lock"  #: held by who scans the watched folders
         self.idle_stamp = root / "idle.stamp"  #: touched by Android's job scheduler while the phone is idle

@@ -6,32 +6,33 @@ A scan takes a stat a file, and reads only those that have changed. It may be ki
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 from pocketllm.daemon.folders import Scan, WatchedFolder, scans, watched_folders, write_scans
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.readers.base import Example, Found, Kind, Ownerless, ReadOptions, name_key
+from pocketllm.readers.base import Example, Found, Kind, Ownerless, ReadOptions, Skipped, name_key
 from pocketllm.readers.notes import paragraphs
 from pocketllm.readers.reading import read
 from pocketllm.readers.walk import Entry, below
-from pocketllm.storage.repositories.folders import FileRead, FolderStore
-from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.repositories.folders import FileRead, FolderStore, Read
+from pocketllm.storage.repositories.texts import NewText, text_id
 
 IGNORE_NAME = ".pocketllmignore"
 #: Copies and other things that programs leave.
 IGNORED = ("*.sync-conflict-*", "*conflicted copy*", "logseq/bak/", "@eaDir/", "~$*")
-#: A file that changed less than this ago may still be written.
-STILL_SECONDS = 5.0
+#: A file that changed less than this ago may still be written; one that is missing for the grace is forgotten.
+STILL_SECONDS, GRACE = 5.0, timedelta(hours=1)
 #: More files than these, and more than this part of all, are not forgotten at once unless the owner says so.
 FEW, MANY, ONE_IN = 1, 50, 5
 #: A paragraph with fewer words, as a heading is, belongs to the next one.
 SHORT_WORDS = 8
-#: Files of a transaction.
-TOGETHER = 200
+#: Texts, and ends of files, of a transaction.
+TOGETHER = 1000
 
 
 def scan_all(
@@ -45,15 +46,15 @@ def scan_all(
 ) -> list[Scan]:
     """Scan each folder of the list, and keep what was found. Raises BadSettings.
 
-    now: is called for each. max_bytes: of a text. forget: forget also where many files are gone at once. on_file:
-    called with each file that is read.
+    max_bytes: of a text. forget: forget also where many files are gone at once. on_file: called with each file that is
+    read.
     """
     watched = watched_folders(folder)
     store.keep_only([one.path for one in watched])
-    found = []
-    for one, last in zip(watched, scans(folder), strict=True):
+    found = scans(folder, watched)
+    for number, one in enumerate(watched):
         options = ReadOptions(me=frozenset(map(name_key, one.me)), max_bytes=max_bytes, as_written=one.as_written)
-        found.append(scan(one, last, store, options, now=now(), forget=forget, on_file=on_file))
+        found[number] = scan(one, found[number], folder, store, options, now=now, forget=forget, on_file=on_file)
     write_scans(folder, found)
     return found
 
@@ -61,58 +62,70 @@ def scan_all(
 def scan(
     watched: WatchedFolder,
     last: Scan,
+    folder: DataFolder,
     store: FolderStore,
     options: ReadOptions,
     *,
-    now: datetime,
+    now: Callable[[], datetime],
     forget: bool,
     on_file: Callable[[str], None],
 ) -> Scan:
-    """Scan one folder. See `scan_all`."""
-    root, (versions, missing) = Path(watched.path), store.files(watched.path)
+    """Scan one folder, as long as it is on the list. See `scan_all`."""
+    root, (versions, missing), began = Path(watched.path), store.files(watched.path), now()
     known = len(versions)
-    done = last.model_copy(update={"scanned_at": now, "unreadable": 0, "vanished": 0, "problem": None})
+    done = last.model_copy(update={"scanned_at": began, "unreadable": 0, "vanished": 0, "problem": None})
     try:
         done.device, is_empty = root.stat().st_dev, not any(root.iterdir())
         ignored = ignored_in(root)
     except OSError as error:
         done.problem = f"It cannot be opened: {error.strerror}. Nothing was forgotten. {advice(error)}".strip()
         return done
-    changed, back = list[FileRead](), list[str]()
+    back = list[str]()
     way = watched.model_dump_json()  # a folder that is added again in another way is read again
-    for entry in below(root, None, ignored):
-        digest = blake2b(f"{entry.version} {way}".encode(), digest_size=8).digest()
-        version = int.from_bytes(digest, "big", signed=True)
-        before = versions.pop(entry.name, None)  # what is left of them in the end was not there
-        if entry.name in missing:
-            back.append(f"{watched.path}/{entry.name}")
-        if entry.reason:
-            done.unreadable += entry.reason.startswith("cannot")
-        elif before != version and is_still(entry, now):
-            on_file(entry.name)
-            kind, yielded = read(entry, options)
-            found = list(yielded)
-            done.nobodys = [name for name in done.nobodys if name != entry.name]
-            done.nobodys += [entry.name for one in found if isinstance(one, Ownerless)][:1]
-            texts = list(texts_of(found, kind, watched.name, options.max_bytes))
-            changed.append(FileRead(f"{watched.path}/{entry.name}", version, texts))
-        if len(changed) == TOGETHER:
-            store.put(changed, now)
-            changed = []
-    if changed:
-        store.put(changed, now)
-    store.drop_replaced(now)
+
+    def changed() -> Iterator[Read]:
+        for entry in below(root, None, ignored):
+            digest = blake2b(f"{entry.version} {way}".encode(), digest_size=8).digest()
+            version = int.from_bytes(digest, "big", signed=True) & ~1 | (entry.device != done.device)
+            before = versions.pop(entry.name, None)  # what is left of them in the end was not there
+            if entry.name in missing:
+                back.append(f"{watched.path}/{entry.name}")
+            if entry.reason or "\ufffd" in entry.name:  # which two names that are not UTF-8 may share
+                done.unreadable += not entry.reason or entry.reason.startswith("cannot")
+            elif before != version and is_still(entry, now()):
+                on_file(entry.name)
+                done.nobodys = [name for name in done.nobodys if name != entry.name]
+                file = FileRead(f"{watched.path}/{entry.name}", version, set())
+                for one in texts_of(*read(entry, options), watched.name, options.max_bytes):
+                    if isinstance(one, NewText):
+                        file.ids.add(text_id(one))
+                        yield file, one
+                    elif isinstance(one, Ownerless) and entry.name not in done.nobodys:
+                        done.nobodys.append(entry.name)
+                    elif isinstance(one, Skipped) and one.reason.startswith("cannot"):
+                        done.unreadable += 1
+                        break
+                else:
+                    yield file, None
+
+    rows = changed()
+    while some := list(islice(rows, TOGETHER)):
+        if not store.put(some, now(), lambda: watched in watched_folders(folder)):
+            return last
+    store.drop_replaced(now())
     store.mark(back, None)
     if is_empty and known:
         done.problem = "It is empty. Nothing was forgotten."
     elif last.device in (0, done.device):
         gone = [name for name in versions if is_gone(root / name)]
-        confirmed = [f"{watched.path}/{name}" for name in gone if name in missing]
-        store.mark([f"{watched.path}/{name}" for name in gone if name not in missing], now)
-        if len(confirmed) > max(FEW, min(MANY, known // ONE_IN)) and not forget:
-            done.vanished = len(confirmed)
-        elif confirmed:
-            store.forget(confirmed, now)
+        store.mark([f"{watched.path}/{name}" for name in gone if name not in missing], began)
+        due = [name for name in gone if name in missing and (forget or began - missing[name] >= GRACE)]
+        if not forget:
+            many = len(due) > max(FEW, min(MANY, known // ONE_IN))
+            kept = {name for name in due if many or (versions[name] & 1 and is_unmounted(root / name, done.device))}
+            due, done.vanished = [name for name in due if name not in kept], len(kept)
+        if due:
+            store.forget([f"{watched.path}/{name}" for name in due], began)
     else:
         done.problem = "It is on a different disk than before. Nothing was forgotten in this scan."
     done.texts = store.texts(watched.path)
@@ -146,20 +159,25 @@ def is_gone(path: Path) -> bool:
     return False
 
 
-def texts_of(found: Iterable[Found], kind: Kind | None, source: str, max_bytes: int) -> Iterator[NewText]:
-    """Yield the texts of a file. A note's are its paragraphs, so that an edit changes one of them.
+def is_unmounted(path: Path, device: int) -> bool:
+    """Whether a missing file, which was on another disk than this one, had its place on it unmounted."""
+    return next(folder.stat().st_dev for folder in path.parents if folder.exists()) == device
+
+
+def texts_of(kind: Kind | None, found: Iterable[Found], source: str, max_bytes: int) -> Iterator[NewText | Found]:
+    """Yield the texts of a file, and what is none. A note's are its paragraphs, so that an edit changes one of them.
 
     What POST /texts would refuse is left out.
     """
-    if kind is Kind.NOTES:
-        notes = (one.item["text"] for one in found if isinstance(one, Example))
-        yield from (NewText(text=part, source=source) for note in notes for part in pieces(note))
-        return
-    from pocketllm.api.errors import Problem  # with 20 MB of libraries, which notes can do without
-    from pocketllm.api.native.examples import validated
-
     for one in found:
-        if isinstance(one, Example):
+        if not isinstance(one, Example):
+            yield one
+        elif kind is Kind.NOTES:
+            yield from (NewText(text=part, source=source) for part in pieces(one.item["text"]))
+        else:
+            from pocketllm.api.errors import Problem  # with 20 MB of libraries, which notes can do without
+            from pocketllm.api.native.examples import validated
+
             with suppress(Problem):
                 yield validated({**one.item, "source": source}, "", max_bytes).new()
 
@@ -181,4 +199,4 @@ def advice(error: OSError) -> str:
         return ""
     if "TERMUX_VERSION" in os.environ:
         return "Run termux-setup-storage and grant the permission."
-    return "Under systemd, the unit may hide it: add its path to the unit with BindReadOnlyPaths=."
+    return "Under systemd, the unit may hide it: add ProtectHome=tmpfs and BindReadOnlyPaths= to the unit."

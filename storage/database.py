@@ -27,7 +27,7 @@ class Database:
     """The engine and its transactions. They raise StorageTrouble where SQLite fails.
 
     durable: committed transactions survive power loss (`synchronous=FULL`), for the daemon and the worker. Commands
-    that only read use `NORMAL`. check: called at the start of each write, under its lock; what it raises prevents it.
+    that read or scan use `NORMAL`. check: called at each write's start, under its lock; what it raises prevents it.
     """
 
     def __init__(

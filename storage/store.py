@@ -54,16 +54,19 @@ class Store:
         return store
 
     @classmethod
-    def open_to_read(cls, path: Path) -> "Store":
-        """Open the store of a database that exists, only to read: nothing is migrated. Raises StorageError."""
+    def open_unchecked(cls, path: Path) -> "Store":
+        """Open a store that is neither checked nor migrated, but made if the file is empty. Raises StorageError."""
         database = Database(path, durable=False)
         try:
             with database.read() as session:
-                if current_revision(session.connection()) != HEAD:
-                    raise DatabaseUnusable(
-                        f"The database {path} was written by another version of PocketLLM. "
-                        "Run `pocketllm serve` once: it upgrades an older database."
-                    )
+                revision = current_revision(session.connection())
+            if revision is None:
+                migrate(database)
+            elif revision != HEAD:
+                raise DatabaseUnusable(
+                    f"The database {path} was written by another version of PocketLLM. "
+                    "Run `pocketllm serve` once: it upgrades an older database."
+                )
         except StorageError:
             database.close()
             raise

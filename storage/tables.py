@@ -50,6 +50,8 @@ _NULLABLE_JSON = JSON(none_as_null=True)
 
 #: An owner that is no app.
 PERSON = "owner"
+#: Before the path of a watched file that is an owner. No app is called like this: a name has no colon.
+FILE = "file:"
 #: What `Job.start_from` says for the base model.
 BASE = "base"
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
@@ -278,6 +280,17 @@ class Deletion(SQLModel, table=True):
     restarts: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     #: The job that learns again what is left.
     job: str | None = None
+    #: The watched files that still have one of them.
+    files: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+
+
+class DeletedText(SQLModel, table=True):
+    """A text that was deleted while a watched file had it: it is not taken from there again as long as it is there."""
+
+    __tablename__ = "deleted_text"
+
+    owner: str = Field(primary_key=True)
+    text_id: str = Field(primary_key=True)
 
 
 class RunWindow(SQLModel, table=True):
@@ -357,7 +370,8 @@ class WatchedFile(SQLModel, table=True):
     __tablename__ = "watched_file"
 
     path: str = Field(primary_key=True)
-    version: int  #: a hash of inode, size, time of its last change and way to read it: what a scan compares
+    #: A hash of inode, size, time and way to read it; odd: on another disk than the folder; 0 or 1: read in part.
+    version: int
     #: It was not there at the last scan, which may be a rumour.
     missing_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
 

@@ -3,6 +3,7 @@
 `python -m tests.arm64_system` runs this in its virtual machine, as root. It changes the machine that it runs on.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,9 @@ class Service:
         self.run("mkdir", "-p", str(self.config.parent), str(self.data))
         self.run("cp", "-r", str(MODELS), str(self.data))
         self.config.write_text(CONFIG)
+        # One that it sees: the scan's priority, which the system unit forbids, must not stop the tick.
+        watched = [{"path": str(self.data / "models"), "name": "watched"}]
+        (self.data / "folders.json").write_text(json.dumps(watched))
         try:
             self.run(POCKETLLM, "service", "install", *(["--system"] if self.system else []))
         finally:

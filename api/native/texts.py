@@ -153,6 +153,7 @@ class DeletionOut(BaseModel):
         description="Copies of the database that may still contain the texts: known backups, and files that a restore "
         "replaced. The daemon does not change them."
     )
+    files: list[str] = Field(description="Files of watched folders that still have one of the texts.")
     summary: str = Field(description="The receipt in words.")
 
     @classmethod
@@ -168,6 +169,10 @@ class DeletionOut(BaseModel):
             parts.append(f"{serving.id if serving else 'The base model'} is now served.")
         if row.job:
             parts.append(f"{row.job} trains on the remaining texts.")
+        if row.files:
+            named = ", ".join(row.files[:5]) + (f" (and {len(row.files) - 5:,} more)" if row.files[5:] else "")
+            advice = "PocketLLM will not learn it from them again; edit them if you want it gone there."
+            parts.append(f"These files still have the text: {named}. {advice}")
         if kept:
             parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
         return cls(

@@ -118,9 +118,10 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
     Raises BackupUnusable, before any change, if the backup is damaged or a daemon runs on the folder.
     """
     folder.make()
-    with locked(folder.daemon_lock) as acquired:
-        if not acquired:
-            raise BackupUnusable(f"A daemon is running on {folder.root}. Stop it first.")
+    with locked(folder.daemon_lock) as acquired, locked(folder.scan_lock) as alone:
+        if not (acquired and alone):
+            what = "A scan of watched folders" if acquired else "A daemon"
+            raise BackupUnusable(f"{what} is running on {folder.root}. Stop it first.")
         with tempfile.TemporaryDirectory(dir=folder.root, prefix=RESTORE_PREFIX) as scratch:
             contents = read_backup(file, Path(scratch))
             former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"

@@ -319,7 +319,7 @@ def stored(path: Path) -> "Iterator[Store]":
         raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
     from pocketllm.storage.store import Store
 
-    with closing(Store.open_to_read(path)) as store:
+    with closing(Store.open_unchecked(path)) as store:
         yield store
 
 

@@ -61,7 +61,7 @@ def add_folder(
 
     Skips hidden files, copies made by sync programs, and files listed in its .pocketllmignore (.gitignore syntax).
     """
-    from pocketllm.daemon.folders import WatchedFolder, watched_folders, write_folders
+    from pocketllm.daemon.folders import WatchedFolder, changed_folders
 
     path = folder.expanduser().resolve()
     if not is_there(path) or not path.is_dir():
@@ -71,25 +71,26 @@ def add_folder(
         raise UsageError(f"--name has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
     data = made_folder(options)
     added = WatchedFolder(path=str(path), name=source, me=tuple(me or ()), as_written=as_written)
-    others = [one for one in watched_folders(data) if one.path != added.path]
-    for other in (Path(one.path) for one in others):
-        if path.is_relative_to(other) or other.is_relative_to(path):
-            raise CommandError(f"{path} overlaps the watched folder {other}. Remove {other} first.")
-    write_folders(data, [*others, added])
+    with changed_folders(data) as watched:
+        others = [one for one in watched if one.path != added.path]
+        for other in (Path(one.path) for one in others):
+            if path.is_relative_to(other) or other.is_relative_to(path):
+                raise CommandError(f"{path} overlaps the watched folder {other}. Remove {other} first.")
+        watched[:] = [*others, added]
     scan_now(options, data)
 
 
 @folders.command("pocketllm folders remove ~/notes", name="remove", without=("url",))
 def remove_folder(options: Common, folder: Place) -> None:
     """Stop watching a folder. Its texts stay; `pocketllm texts delete --source NAME` deletes them."""
-    from pocketllm.daemon.folders import scans, watched_folders, write_folders
+    from pocketllm.daemon.folders import changed_folders, scans
 
     data, path = made_folder(options), str(folder.expanduser().resolve())
-    watched = watched_folders(data)
-    kept = [one for one in watched if one.path != path]
-    if len(kept) == len(watched):
-        raise CommandError(f"{path} is not watched. `pocketllm folders` lists the watched folders.")
-    write_folders(data, kept)
+    with changed_folders(data) as watched:
+        kept = [one for one in watched if one.path != path]
+        if len(kept) == len(watched):
+            raise CommandError(f"{path} is not watched. `pocketllm folders` lists the watched folders.")
+        watched[:] = kept
     show_scans(options, scans(data))
 
 
@@ -119,7 +120,7 @@ def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> No
     with locked(data.scan_lock, wait_seconds=OTHER_SCAN_SECONDS) as acquired:
         if not acquired:
             raise CommandError("Another scan is running. Try again in a minute.")
-        store = Store.open(data.database)
+        store = Store.open_unchecked(data.database)
         try:
             with make_console(stderr=True).status("Scanning ...") as status:
                 found = scan_all(
@@ -159,7 +160,7 @@ def troubles(one: "Scan") -> Iterator[str]:
     if one.problem:
         yield one.problem
     if one.unreadable:
-        yield f"{one.unreadable:,} files or folders in it cannot be opened."
+        yield f"{one.unreadable:,} files or folders in it cannot be read, or have names that are not UTF-8."
     if one.nobodys:
         said = f"{one.nobodys[0]}{' and others' if one.nobodys[1:] else ''}"
         yield f"None of the names in {said} is yours. Add the folder again with --me NAME."
@@ -218,18 +219,15 @@ def delete_texts(
     ] = None,
     source: Annotated[str, typer.Option(help="Delete every text from this source.")] = "",
     app: Annotated[str, typer.Option(metavar="NAME", help="Delete every text that only this app sent.")] = "",
-    folder: Annotated[Path | None, typer.Option(help="Delete every text from this watched folder's source.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete texts, and overwrite their bytes on disk. With an unknown id, nothing is deleted.
 
     Adapters that learned from the texts are no longer served, and a job is queued to train again on the rest. If an
-    adapter is affected, or you use --source, --app or --folder, the command shows the cost and asks for confirmation.
+    adapter is affected, or you use --source or --app, the command shows the cost and asks for confirmation.
     """
-    if sum(map(bool, (text_ids, source, app, folder))) != 1:
-        raise UsageError("Give ids, or one of --source, --app and --folder.")
-    if folder is not None:
-        source = source_of(folder, options)
+    if sum(map(bool, (text_ids, source, app))) != 1:
+        raise UsageError("Give ids, or one of --source and --app.")
     which = {"id": text_ids, "source": source or None}
     with connected(options) as client:
         cost = client.get("deletions", "cost", app=app or None, **which)
@@ -240,17 +238,6 @@ def delete_texts(
             typer.confirm(f"{said} Delete?", abort=True)
         receipt = client.delete("apps", app, "texts") if app else client.delete("texts", **which)
     show(options, receipt, receipt["summary"])
-
-
-def source_of(folder: Path, options: Common) -> str:
-    """Return the source of a watched folder's texts. Raises CommandError for another folder."""
-    from pocketllm.daemon.folders import watched_folders
-
-    path = str(folder.expanduser().resolve())
-    for one in watched_folders(options.folder):
-        if one.path == path:
-            return one.name
-    raise CommandError(f"{path} is not watched. Give its source with --source; `pocketllm texts` shows the sources.")
 
 
 def texts_table(page: Document, *, width: int, now: datetime, query: str | None = None) -> "RenderableType":

@@ -49,8 +49,9 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
         return None, iter([Skipped(reason=entry.reason)])
     try:
         kind, found = opened(entry.path, read_options, named=entry.named)
-    except Unreadable as error:
-        return None, iter([Skipped(reason=str(error))])
+    except (Unreadable, OSError) as error:
+        reason = str(error) if isinstance(error, Unreadable) else f"cannot be read: {error.strerror or error}"
+        return None, iter([Skipped(reason=reason)])
     return kind, _without_errors(found)
 
 

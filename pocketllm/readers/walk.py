@@ -23,6 +23,7 @@ class Entry:
     size: int = 0  #: bytes
     version: str = ""  #: another one once the file has changed
     changed_at: float = 0.0  #: seconds since the epoch
+    device: int = 0  #: of its file system
     reason: str = ""  #: why it cannot be read
 
 
@@ -89,6 +90,7 @@ def _inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
         size=found.st_size,
         version=f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}",
         changed_at=found.st_mtime,
+        device=found.st_dev,
     )
 
 

@@ -19,7 +19,7 @@ from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.base import Repository, among, found, missing
 from pocketllm.storage.repositories.step_log import forget_steps
-from pocketllm.storage.repositories.texts import UNOWNED, alone
+from pocketllm.storage.repositories.texts import UNOWNED, alone, remember_files
 from pocketllm.storage.tables import (
     BASE,
     OPEN_STATES,
@@ -172,6 +172,7 @@ def delete_texts(
     contents = select(Text.number, Text.text, Text.completion).where(which)
     passages.forget(session.connection(), session.connection().execute(contents))
     session.exec(delete(UploadedFile).where(col(UploadedFile.id).in_(select(Text.source).where(which))))
+    deletion.files = sorted({*deletion.files, *remember_files(session, which)})
     session.exec(delete(Text).where(which))
     deletion.texts, deletion.adapters = deletion.texts + texts, sorted(affected)
     deletion.restarts = deletion.restarts + _restarted(session, jobs, now, again=deletion.restarts)

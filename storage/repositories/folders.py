@@ -3,28 +3,39 @@
 A file is an owner of its texts, beside the person and the apps. So a text that is moved, or is in two files, stays.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, SQLColumnExpression, false, literal
 from sqlalchemy.dialects.sqlite import insert
-from sqlmodel import col, delete, func, or_, select, update
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, delete, func, or_, select, update
 
 from pocketllm.storage.repositories.base import Repository, among
 from pocketllm.storage.repositories.deletions import delete_texts
-from pocketllm.storage.repositories.texts import UNOWNED, NewText, add_texts
-from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobText, TextOwner, UtcDateTime, WatchedFile
+from pocketllm.storage.repositories.texts import FILE_PATH, UNOWNED, NewText, add_texts, text_id
+from pocketllm.storage.tables import (
+    FILE,
+    OPEN_STATES,
+    DeletedText,
+    Deletion,
+    Job,
+    JobText,
+    TextOwner,
+    UtcDateTime,
+    WatchedFile,
+)
 
-#: Before the path of a file that is an owner, and the id of a job. No app is called like this: a name has no colon.
-_OWNER, _JOB = "file:", "job:"
+#: Before the id of a job that is an owner. No app is called like this: a name has no colon.
+_JOB = "job:"
 
 
 class Known(NamedTuple):
     """The files of a folder, by their paths below it, as they were at the last scan."""
 
     versions: dict[str, int]
-    missing: set[str]
+    missing: dict[str, datetime]  #: since when
 
 
 class FileRead(NamedTuple):
@@ -32,7 +43,11 @@ class FileRead(NamedTuple):
 
     path: str
     version: int
-    texts: Sequence[NewText]  #: none: what it had stays
+    ids: set[str]  #: of all its texts; none: what it had stays
+
+
+#: A text of a file; None: that was all of it. Until then, what it had stays.
+Read = tuple[FileRead, NewText | None]
 
 
 class FolderStore(Repository):
@@ -40,26 +55,37 @@ class FolderStore(Repository):
 
     def files(self, folder: str) -> Known:
         """What is known of a folder's files."""
-        files = select(WatchedFile.path, WatchedFile.version, col(WatchedFile.missing_since).is_not(None))
-        known = Known({}, set())
+        files = select(WatchedFile.path, WatchedFile.version, WatchedFile.missing_since)
+        known = Known({}, {})
         with self._database.read() as session:
             found = files.where(_below(col(WatchedFile.path), folder)).execution_options(yield_per=1000)
-            for path, version, is_missing in session.exec(found):
+            for path, version, missing_since in session.exec(found):
                 name = path[len(folder.rstrip("/")) + 1 :]
                 known.versions[name] = version
-                if is_missing:
-                    known.missing.add(name)
+                if missing_since:
+                    known.missing[name] = missing_since
         return known
 
-    def put(self, files: Sequence[FileRead], now: datetime) -> None:
-        """Store what files have now, in place of what they had. All or none of them."""
-        pairs = [(text, _OWNER + file.path) for file in files for text in file.texts]
+    def put(self, read: Sequence[Read], now: datetime, is_watched: Callable[[], bool]) -> bool:
+        """Store what files have now, in place of what they had, but for what was deleted. All or nothing of it.
+
+        is_watched: asked under the database's lock; if it says no, nothing is stored, and False returned.
+        """
+        whole = {file.path: file.ids for file, text in read if text is None and file.ids}
+        versions = {file.path: file.version if text is None else file.version & 1 for file, text in read}
+        texts = [(text, FILE + file.path) for file, text in read if text is not None]
         with self._database.write() as session:
-            session.exec(delete(TextOwner).where(col(TextOwner.owner).in_(among({owner for _, owner in pairs}))))
-            add_texts(session, [text for text, _ in pairs], [owner for _, owner in pairs], now)
-            rows = insert(WatchedFile).values([{"path": file.path, "version": file.version} for file in files])
+            if not is_watched():
+                return False
+            _let_go(session, whole)
+            owners = col(DeletedText.owner).in_(among([FILE + path for path in versions]))
+            deleted = set(session.exec(select(DeletedText.text_id, DeletedText.owner).where(owners)))
+            texts = [(text, owner) for text, owner in texts if (text_id(text), owner) not in deleted]
+            add_texts(session, [text for text, _ in texts], [owner for _, owner in texts], now)
+            rows = insert(WatchedFile).values([{"path": path, "version": one} for path, one in versions.items()])
             updated = {"version": rows.excluded.version, "missing_since": None}
             session.connection().execute(rows.on_conflict_do_update(index_elements=["path"], set_=updated))
+            return True
 
     def drop_replaced(self, now: datetime) -> None:
         """Delete what files no longer have because they were changed. What has learned it is served on.
@@ -83,20 +109,34 @@ class FolderStore(Repository):
     def forget(self, paths: Sequence[str], now: datetime) -> Deletion | None:
         """Forget files, and delete the texts that no other file has. Returns the receipt, or None without a text."""
         with self._database.write() as session:
-            session.exec(delete(TextOwner).where(col(TextOwner.owner).in_(among([_OWNER + path for path in paths]))))
+            _let_go(session, dict.fromkeys(paths, ()))
             session.exec(delete(WatchedFile).where(col(WatchedFile.path).in_(among(paths))))
             return delete_texts(session, UNOWNED, now)
 
     def keep_only(self, folders: Collection[str]) -> None:
         """Forget the files of folders that are watched no longer. Their texts stay."""
         watched = or_(false(), *(_below(col(WatchedFile.path), folder) for folder in folders))
+        path = func.substr(col(DeletedText.owner), len(FILE) + 1)
         self._write(delete(WatchedFile).where(~watched))
+        self._write(delete(DeletedText).where(path.not_in(select(WatchedFile.path))))
 
     def texts(self, folder: str) -> int:
         """The number of a folder's texts."""
         count = select(func.count(col(TextOwner.text_id).distinct()))
         with self._database.read() as session:
-            return session.exec(count.where(_below(col(TextOwner.owner), _OWNER + folder))).one()
+            return session.exec(count.where(_below(col(TextOwner.owner), FILE + folder))).one()
+
+
+def _let_go(session: Session, files: Mapping[str, Collection[str]]) -> None:
+    """Take all texts but these from files, by paths and ids; and from former files, as of a folder that was moved."""
+    owners, owned = among([FILE + path for path in files]), aliased(TextOwner)
+    theirs = col(TextOwner.text_id).in_(select(owned.text_id).where(col(owned.owner).in_(owners)))
+    is_watched = select(WatchedFile.path).where(col(WatchedFile.path) == FILE_PATH).exists()
+    session.exec(delete(TextOwner).where(theirs, col(TextOwner.owner).startswith(FILE), ~is_watched))
+    kept = among([identity + FILE + path for path, ids in files.items() for identity in ids])
+    for table in (TextOwner, DeletedText):
+        has = col(table.text_id).concat(table.owner).in_(kept)
+        session.exec(delete(table).where(col(table.owner).in_(owners), ~has))
 
 
 def _below(path: SQLColumnExpression[str], folder: str) -> ColumnElement[bool]:

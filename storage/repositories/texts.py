@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import LargeBinary, cast, func
+from sqlalchemy import ColumnElement, LargeBinary, cast, func
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, delete, select, update
@@ -16,7 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
 from pocketllm.storage.repositories.base import Repository, found, page
-from pocketllm.storage.tables import PERSON, Job, JobText, Text, TextOwner
+from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Text, TextOwner, WatchedFile
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -273,6 +273,16 @@ def _first(texts: Sequence[_Weighed], words: int) -> list[_Weighed]:
     return found
 
 
+def remember_files(session: Session, which: ColumnElement[bool]) -> list[str]:
+    """Note which watched files have these texts, so that no scan brings them back. Returns the paths."""
+    had = select(TextOwner.owner, TextOwner.text_id).join(WatchedFile, col(WatchedFile.path) == FILE_PATH)
+    rows = session.exec(had.where(col(TextOwner.text_id).in_(select(Text.id).where(which)))).all()
+    if rows:
+        deleted = [{"owner": owner, "text_id": identity} for owner, identity in rows]
+        session.connection().execute(insert(DeletedText).on_conflict_do_nothing(), deleted)
+    return sorted({owner.removeprefix(FILE) for owner, _ in rows})
+
+
 def alone(owner: str) -> SelectOfScalar[str]:
     """The texts that this owner has alone."""
     by_text = select(TextOwner.text_id).group_by(col(TextOwner.text_id))
@@ -281,6 +291,8 @@ def alone(owner: str) -> SelectOfScalar[str]:
 
 #: A text with a label is an example for /classify, which needs no job.
 LEARNED_BY_JOBS = col(Text.label).is_(None)
+#: The path of the watched file that an owner is. No app's name gives the path of one.
+FILE_PATH = func.substr(col(TextOwner.owner), len(FILE) + 1)
 #: Texts of which every owner has let go.
 UNOWNED = col(Text.id).not_in(select(TextOwner.text_id))
 

@@ -297,7 +297,7 @@ def test_serve_says_in_a_sentence_why_it_cannot(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, code, words in (
-            (["--port", port], 1, f"Port {port} on 127.0.0.1 cannot be used"),
+            (["--port", port], EXIT_CONFIG, f"Port {port} on 127.0.0.1 cannot be used"),
             (["--log-level", "loud"], EXIT_CONFIG, "Setting log_level has the value 'loud'"),
             (["--data-dir", str(tmp_path / "file")], 1, "cannot be used"),
         ):

@@ -4,66 +4,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.folders import FolderScans, Scan, WatchedFolder, watched_folders, write_folders
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.folders import FolderScans, watched_folders
 from pocketllm.folders import MANY, pieces, scan_all
 from pocketllm.storage.repositories.texts import NewText
-from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Text
 from tests.support.daemon.commands import Run
-
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-LONG = "This paragraph has rather more than the eight words {} it needs."
-
-
-class World:
-    """A folder of notes, a data folder, and a clock that a scan advances by an hour."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.notes, self.data = scratch / "notes", DataFolder(scratch / "data")
-        self.notes.mkdir()
-        self.data.make()
-        self.store = Store.open(self.data.database)
-        self.now = NOW
-        self.read = list[str]()
-        self.watch()
-
-    def watch(self, **more: object) -> None:
-        write_folders(self.data, [WatchedFolder.model_validate({"path": str(self.notes), "name": "notes", **more})])
-
-    def write(self, name: str, *words: str, age_seconds: float = 60) -> Path:
-        file = self.notes / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n\n".join(LONG.format(word) for word in words))
-        at = self.now.timestamp() - age_seconds
-        os.utime(file, (at, at))
-        return file
-
-    def scan(self, *, forget: bool = False) -> Scan:
-        self.read = []
-        (found,) = scan_all(
-            self.data,
-            self.store.folders,
-            now=lambda: self.now,
-            max_bytes=10_000,
-            forget=forget,
-            on_file=self.read.append,
-        )
-        self.now += timedelta(hours=1)
-        return found
-
-    def words(self) -> set[str]:
-        """What distinguishes the texts."""
-        return {text.text.partition("words ")[2].partition(" it")[0] for text in self.texts()}
-
-    def texts(self) -> list[Text]:
-        return self.store.texts.page(after=None, limit=1000)
+from tests.support.daemon.folder_world import LONG, NOW, World
 
 
 @pytest.fixture
@@ -244,7 +194,7 @@ def test_links_out_of_the_folder_are_not_followed(world: World) -> None:
 def test_texts_of_a_folder_that_is_watched_no_longer_stay(world: World) -> None:
     world.write("a.md", "one")
     world.scan()
-    write_folders(world.data, [])
+    world.unwatch()
     assert scan_all(world.data, world.store.folders, now=lambda: world.now, max_bytes=1000) == []
     assert world.words() == {"one"}
     world.watch()

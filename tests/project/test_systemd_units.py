@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pocketllm.daemon.folders import WatchedFolder, changed_folders
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.daemon.real_daemon import running
+from tests.support.daemon.real_daemon import eventually, running
 from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.paths import ROOT
 from tests.support.systemd import analyze, complaints, with_systemd
@@ -62,6 +64,8 @@ def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "data"
     folder.mkdir()
     tiny_model_folder(folder / "models")
+    with changed_folders(DataFolder(folder)) as watched:
+        watched.append(WatchedFolder(path=str(tmp_path), name="notes"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)
@@ -79,5 +83,6 @@ def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytes
             for _ in range(2):
                 hear("WATCHDOG=1")
                 assert "STATUS=nothing to train on" in heard.pop()
+            eventually(lambda: daemon.client.get("/folders").json()["data"][0]["scanned_at"], "a scan of the folder")
             assert daemon.end(signal.SIGTERM) == 0
             hear("STOPPING=1")

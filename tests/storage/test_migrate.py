@@ -145,7 +145,7 @@ def test_a_file_of_another_version_is_refused_and_left_alone(path: Path) -> None
         with pytest.raises(DatabaseTooNew, match="newer PocketLLM"):
             Store.open(path)
         with pytest.raises(DatabaseUnusable, match="written by another version of PocketLLM"):
-            Store.open_to_read(path)
+            Store.open_unchecked(path)
         assert schema(path) == before
 
 

@@ -21,7 +21,7 @@ function folderItem(folder) {
   item.append(made("strong", folder.name), ` ${folder.path}: ${count(folder.texts, "text")}`);
   item.append(made("p", folder.scanned_at ? `scanned ${when(folder.scanned_at)}` : "not scanned yet", "faint"));
   if (folder.problem) item.append(made("p", folder.problem, "bad"));
-  if (folder.unreadable) item.append(made("p", `${count(folder.unreadable, "file")} cannot be opened.`, "bad"));
+  if (folder.unreadable) item.append(made("p", `${count(folder.unreadable, "file")} cannot be read, or named in other than UTF-8.`, "bad"));
   if (folder.nobodys.length) item.append(made("p", `None of the names in ${folder.nobodys[0]} is yours. Add the folder again with \`--me NAME\`.`, "bad"));
   if (folder.vanished) item.append(made("p", `${count(folder.vanished, "file")} missing. If you deleted them: \`pocketllm folders scan --forget\`.`, "bad"));
   return item;
@@ -81,7 +81,7 @@ function textItem(text) {
       const { deletion } = await call("DELETE", `/texts/${text.id}`);
       item.remove();
       await look();
-      tell(deletion.adapters.length || deletion.copies.length ? deletion.summary : null);
+      tell(deletion.adapters.length || deletion.copies.length || deletion.files.length ? deletion.summary : null);
     }, offer);
     const undo = async () => { takeBack(text.id); offer(); };
     buttons.replaceChildren(made("span", `Deleting in ten seconds. ${summary} `), button("Undo", about, undo));

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon.in_process_app import InProcessApp, assert_problem
+from pocketllm.storage.repositories.folders import FileRead
+from pocketllm.storage.repositories.texts import NewText
+from tests.support.daemon.in_process_app import NOON, InProcessApp, assert_problem
 
 TRACES = "The last traces on disk go in ten minutes; GET /deletions/{} shows when."
 
@@ -147,3 +149,24 @@ def test_an_uploaded_file_does_not_keep_what_was_deleted(api: InProcessApp, whos
     again = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": file}, token=app)
     assert again.status_code == 404
     assert len(api.get("/texts").json()["data"]) == (2 if whose == "the text" else 0)
+
+
+def test_the_receipt_names_the_files_that_still_have_it(api: InProcessApp) -> None:
+    text, folders = NewText(text="the secret", source="notes"), api.services.store.folders
+    paths = [f"/notes/{number}.md" for number in range(7)]
+    folders.put([(FileRead(path, 2, set()), text) for path in paths[:1]], NOON, lambda: True)
+    receipt = api.delete("/texts?source=notes").json()
+    assert receipt["files"] == paths[:1]
+    assert receipt["summary"].endswith(
+        "These files still have the text: /notes/0.md. PocketLLM will not learn it from them again; edit them if you "
+        "want it gone there."
+    )
+    folders.forget(paths[:1], NOON)
+    folders.put([(FileRead(path, 2, set()), text) for path in paths], NOON, lambda: True)
+    receipt = api.delete("/texts?source=notes").json()
+    assert receipt["files"] == paths
+    assert ", /notes/4.md (and 2 more). PocketLLM" in receipt["summary"]
+    assert api.get(f"/deletions/{receipt['id']}").json()["files"] == paths
+    api.add("no file has it", source="app")
+    receipt = api.delete("/texts?source=app").json()
+    assert receipt["files"] == [] and "files" not in receipt["summary"]

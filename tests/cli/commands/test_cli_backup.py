@@ -98,10 +98,13 @@ def test_a_damaged_backup_changes_nothing(folder: DataFolder, run: Run, tmp_path
     assert texts(folder) == before and not list(folder.root.glob("before-restore-*"))
 
 
-def test_it_is_not_restored_under_a_running_daemon(folder: DataFolder, run: Run, tmp_path: Path) -> None:
+def test_it_is_not_restored_under_a_running_daemon_or_scan(folder: DataFolder, run: Run, tmp_path: Path) -> None:
     run("backup", str(tmp_path / "backup.tar"))
     with locked(folder.daemon_lock):
         assert "A daemon is running on" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+    with locked(folder.scan_lock):
+        assert "A scan of watched folders is running" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+    assert not list(folder.root.glob("before-restore-*"))
 
 
 def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:

@@ -56,26 +56,32 @@ def test_what_a_deletion_costs_is_said_before_and_after(served: Served, run: Run
     assert f"From the next request on, tiny serves {adapter}" in run("adapters", "serve", adapter, "--yes").stdout
 
 
-def test_delete_by_source_by_app_and_by_folder(served: Served, run: Run, tmp_path: Path) -> None:
+def test_delete_by_source_and_by_app(served: Served, run: Run) -> None:
+    served.api.add("Of a source 0.", "Of a source 1.", source="by source")
+    app = served.api.post("/tokens", json={"name": "sender", "scopes": ["ingest"]}).json()["token"]
+    assert served.api.post("/texts", json={"text": "Of an app."}, token=app).status_code == 201
+    for which, count in ((["--source", "by source"], 2), (["--app", "sender"], 1)):
+        asked = run("texts", "delete", *which, stdin="n\n")
+        assert asked.exit_code == 1 and f"{count:,} texts. Delete? [y/N]" in asked.output
+        assert run("texts", "delete", *which, "--json").exit_code == 2
+        said = run("texts", "delete", *which, "--yes").stdout
+        assert said.startswith(f"Deleted {count} text")
+    for which in (["--source", "none"], ["--app", "none"]):
+        assert run("texts", "delete", *which, "--yes").exit_code == 1
+    assert run("texts", "delete", "--source", "a", "--app", "b").exit_code == 2
+
+
+def test_what_a_removed_folder_has_left_is_deleted_by_its_source(served: Served, run: Run, tmp_path: Path) -> None:
     notes = tmp_path / "diary"
     notes.mkdir()
     note = notes / "a.txt"
     note.write_text("This note has rather more than the eight words that it needs.")
     os.utime(note, (0, 0))
     assert run("folders", "add", str(notes)).exit_code == 0
-    served.api.add("Of a source 0.", "Of a source 1.", source="by source")
-    app = served.api.post("/tokens", json={"name": "sender", "scopes": ["ingest"]}).json()["token"]
-    assert served.api.post("/texts", json={"text": "Of an app."}, token=app).status_code == 201
-    for which, count in ((["--source", "by source"], 2), (["--app", "sender"], 1), (["--folder", str(notes)], 1)):
-        asked = run("texts", "delete", *which, stdin="n\n")
-        assert asked.exit_code == 1 and f"{count:,} texts. Delete? [y/N]" in asked.output
-        assert run("texts", "delete", *which, "--json").exit_code == 2
-        said = run("texts", "delete", *which, "--yes").stdout
-        assert said.startswith(f"Deleted {count} text")
-    for which in (["--source", "none"], ["--app", "none"], ["--folder", str(tmp_path)]):
-        assert run("texts", "delete", *which, "--yes").exit_code == 1
-    for two in (["--app", "b"], ["--folder", str(notes)]):
-        assert run("texts", "delete", "--source", "a", *two).exit_code == 2
+    assert run("folders", "remove", str(notes)).exit_code == 0
+    assert run("texts", "delete", "--source", "diary", "--yes").stdout.startswith("Deleted 1 text")
+    assert run("folders", "scan").exit_code == 0
+    assert served.api.get("/texts").json()["data"] == []
 
 
 def test_unknown_texts_and_wrong_usage(run: Run) -> None:

@@ -1,13 +1,9 @@
 """What the scheduler makes of deletions and edits: erasing, learning again, and jobs that go on."""
 
-from pathlib import Path
-
-from pocketllm.storage.repositories.folders import FileRead
-from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.repositories.folders import FileRead, Read
+from pocketllm.storage.repositories.texts import NewText, text_id
 from pocketllm.storage.tables import JobState
 from tests.support.daemon.scheduler_world import SchedulerWorld
-
-NOTES = Path("/notes/a.md")
 
 
 def delete(world: SchedulerWorld, text: str) -> str:
@@ -22,7 +18,9 @@ def add(world: SchedulerWorld, words: str) -> str:
 def edit(world: SchedulerWorld, *paragraphs: str) -> None:
     """A scan finds the file with these paragraphs."""
     texts = [NewText(text=one, source="notes") for one in paragraphs]
-    world.store.folders.put([FileRead(str(NOTES), hash(paragraphs), texts)], world.clock.now)
+    file = FileRead("/notes/a.md", 2, {text_id(text) for text in texts})
+    read: list[Read] = [*((file, text) for text in texts), (file, None)]
+    assert world.store.folders.put(read, world.clock.now, lambda: True)
     world.store.folders.drop_replaced(world.clock.now)
 
 
