@@ -56,11 +56,13 @@ _ALLOWED = {
 _DOCUMENT = "GET /openapi.json"
 
 
+def _is_empty(method: str, path: str) -> bool:
+    return method == "GET" and _EMPTY.fullmatch(path) is not None
+
+
 def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
     """Whether a route needs a token. open_routes: the setting."""
-    if method == "GET" and _EMPTY.fullmatch(path):
-        return False
-    return not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
+    return not _is_empty(method, path) and not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
@@ -133,7 +135,7 @@ class Guard:
             return
         request = HTTPConnection(connection)
         try:
-            _check_origin(request.headers, self._origins)
+            _check_origin(request, self._origins)
             is_free = self._is_free(connection)
             caller = None if is_free else self._admitted(request)
         except Problem as problem:
@@ -156,7 +158,7 @@ class Guard:
 
     def _is_free(self, connection: Connection) -> bool:
         """Whether the answer costs next to nothing and is everybody's: an empty route's, or 404 or 405 for no route."""
-        if connection["method"] == "GET" and _EMPTY.fullmatch(connection["path"]):
+        if _is_empty(connection["method"], connection["path"]):
             return True
         return not any(route.matches(dict(connection))[0] is Match.FULL for route in self._routes)
 
@@ -239,8 +241,9 @@ def pattern_of(origins: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(parts) or "(?!)")
 
 
-def _check_origin(headers: Headers, origins: re.Pattern[str]) -> None:
-    """Refuse a foreign Host (DNS rebinding) or Origin. Raises Problem."""
+def _check_origin(request: HTTPConnection, origins: re.Pattern[str]) -> None:
+    """Refuse a foreign Host (DNS rebinding) or Origin, and other websites but for links to the page. Raises Problem."""
+    headers = request.headers
     host = headers.get("host", "")
     if not is_local(host):
         detail = f"Host {host[:80]!r} is not local. Use http://127.0.0.1."
@@ -252,7 +255,11 @@ def _check_origin(headers: Headers, origins: re.Pattern[str]) -> None:
     if origin is not None and not (scheme in ("http", "https") and is_local(host)):
         detail = f"Requests from {origin[:80]!r} are not allowed; the setting allowed_origins names those that are."
         raise Problem(HTTPStatus.FORBIDDEN, detail, code="foreign_origin")
-    if headers.get("sec-fetch-site", "").lower() == "cross-site":
+    if headers.get("sec-fetch-site", "").lower() != "cross-site":
+        return
+    # The file by which `pocketllm dashboard` signs in is another website, too.
+    is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")) == ("navigate", "document")
+    if not (is_link and _is_empty(request.scope["method"], request.scope["path"])):
         raise Problem(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", code="cross_site")
 
 

@@ -212,6 +212,36 @@ def test_what_a_browser_calls_cross_site_is_refused(shared: InProcessApp) -> Non
         assert shared.get("/health", headers={"sec-fetch-site": site}).status_code == 200
 
 
+#: What a browser says of a click on a link to this device, and of the file that `pocketllm dashboard` opens.
+NAVIGATION = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+def test_a_link_opens_the_empty_page_and_nothing_else(shared: InProcessApp, subtests: pytest.Subtests) -> None:
+    for path in ("/", "/dashboard/app.js"):
+        assert shared.get(path, token=None, headers=NAVIGATION).status_code == 200
+        assert shared.get(path, token=None, headers=NAVIGATION | {"sec-fetch-user": "?1"}).status_code == 200
+    sent_otherwise: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/jobs", {}),
+        ("GET", "/texts", {}),
+        ("GET", "/openapi.json", {}),
+        ("POST", "/", {}),
+        ("POST", "/sessions/redeem", {}),
+        ("HEAD", "/", {}),
+        ("GET", "/", {"sec-fetch-dest": "iframe"}),
+        ("GET", "/", {"sec-fetch-dest": "object"}),
+        ("GET", "/", {"sec-fetch-mode": "no-cors"}),
+        ("GET", "/dashboard/app.js", {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}),
+        ("GET", "/dashboard/app.js", {"sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}),
+    ]
+    for method, path, changed in sent_otherwise:
+        with subtests.test(method, path=path, **changed):
+            answer = shared.request(method, path, headers=NAVIGATION | changed)
+            assert answer.status_code == 403
+            assert method == "HEAD" or assert_problem(answer, 403, "cross_site")
+    assert_problem(shared.get("/", headers=NAVIGATION | {"origin": "https://evil.example"}), 403, "foreign_origin")
+    assert_problem(shared.get("/", headers=NAVIGATION | {"host": "evil.example"}), 403, "foreign_host")
+
+
 def test_no_answer_is_kept_by_a_cache_but_the_pages_own_files(shared: InProcessApp) -> None:
     for path in ("/texts", "/jobs", "/status", "/health", "/v1/files", "/none"):
         assert shared.get(path).headers["cache-control"] == "no-store"
