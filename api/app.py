@@ -99,7 +99,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         CORSMiddleware,
         allow_origin_regex=origins.pattern,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization"],
+        allow_headers=["*"],  # OpenAI's clients send more of them with each version
+        expose_headers=["Retry-After", "X-Should-Retry", "Location"],
     )
     return app
 

@@ -152,6 +152,12 @@ FOREIGN_ORIGINS = [
     *("http://localhost#.evil.example", "http://localhost/", "localhost", "ftp://localhost", "http://http://localhost"),
 ]
 SHELLS = ["app://obsidian.md", "capacitor://localhost", "vscode-webview://0a1b2c", "vscode-webview://x.y"]
+#: What openai-node's preflight names, and an Idempotency-Key.
+SENT_HEADERS = (
+    "authorization,content-type,idempotency-key,x-stainless-arch,x-stainless-lang,x-stainless-os,"
+    "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,"
+    "x-stainless-timeout"
+)
 NO_SHELLS = [*("https://evil.example", "app://obsidian.md.evil.example", "xapp://obsidian.md", "vscode-webview://a/b")]
 
 
@@ -177,13 +183,16 @@ def test_programs_in_a_browsers_shell_are_let_in_with_the_token(
     for origin in SHELLS:
         with subtests.test(origin):
             preflight = {"origin": origin, "access-control-request-method": "POST"}
-            preflight["access-control-request-headers"] = "authorization, content-type"
+            preflight["access-control-request-headers"] = SENT_HEADERS
             answer = shared.request("OPTIONS", "/suggest", token=None, headers=preflight)
             assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
-            assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+            assert set(SENT_HEADERS.split(",")) <= set(answer.headers["access-control-allow-headers"].split(","))
+            assert "access-control-allow-credentials" not in answer.headers, "a session's cookie does not come along"
             headers = {"origin": origin, "sec-fetch-site": "cross-site"}
             answer = shared.get("/texts", headers=headers)
             assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
+            readable = set(answer.headers["access-control-expose-headers"].split(", "))
+            assert readable == {"Retry-After", "X-Should-Retry", "Location"}
             assert_problem(shared.get("/texts", token=None, headers=headers), 401, "missing_token")
 
 
