@@ -331,11 +331,11 @@ class AppToken(SQLModel, table=True):
 
 
 class UploadedFile(SQLModel, table=True):
-    """A file that a fine-tuning job may be asked to learn. Each owner has it once: its id derives from all of it."""
+    """A file that a fine-tuning job may be asked to learn. Its id tells nothing of its content."""
 
     __tablename__ = "uploaded_file"
 
-    id: str = Field(primary_key=True)
+    id: str = Field(default_factory=lambda: f"file-{secrets.token_hex(12)}", primary_key=True)
     owner: str = Field(default=PERSON, sa_column_kwargs={"server_default": PERSON})
     filename: str
     purpose: str

@@ -69,10 +69,10 @@ class JobStore(Repository):
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 
-    def get(self, job_id: str) -> Job:
-        """The job whose id is this, or alone begins like this. Raises NotFound."""
+    def get(self, job_id: str, *, abbreviated: bool = True) -> Job:
+        """The job whose id is this, or, if it may be abbreviated, alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found(session, Job, job_id, abbreviated=True)
+            return found(session, Job, job_id, abbreviated=abbreviated)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""

@@ -95,13 +95,6 @@ def test_a_file_begins_with_a_byte_order_mark(api: InProcessApp) -> None:
     assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
 
 
-def test_the_same_file_twice_is_one(api: InProcessApp) -> None:
-    first, again, other = uploaded(api, TEXT), uploaded(api, TEXT), uploaded(api, TEXT, name="b.jsonl")
-    assert first == again != other
-    listed = api.get("/v1/files", params={"purpose": "fine-tune", "order": "asc"}).json()["data"]
-    assert {one["id"] for one in listed} == {first, other}
-
-
 def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     file = upload(api, b"\x00\x01", purpose="user_data").json()
     assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
