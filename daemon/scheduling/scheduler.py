@@ -208,9 +208,10 @@ class Scheduler:
         """
         if texts is None and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "request_key": request_key}
-        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, immediate=immediate, **more)
-        return self._store.jobs.add(job, texts=texts, proceed=(requested, seed, tuning) == (JobRequest(), None, None))
+        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "immediate": immediate}
+        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, **more)
+        proceed = (requested, seed, tuning) == (JobRequest(), None, None)
+        return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
 
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""

@@ -15,7 +15,7 @@ from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -42,20 +42,20 @@ class JobStore(Repository):
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
-    def add(self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False) -> Job:
+    def add(
+        self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False, request_key: str | None = None
+    ) -> Job:
         """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
-        A job that has the same request_key is returned instead. proceed: an open job on new text is returned instead
-        and goes on, at once if this one is immediate.
+        The job that was returned for the same request_key is returned instead. proceed: an open job on new text is
+        returned instead and goes on, at once if this one is immediate.
         """
         now = job.created_at
         with self._database.write() as session:
-            if job.request_key is not None:
-                there = session.exec(select(Job).where(col(Job.request_key) == job.request_key)).first()
-                if there is not None:
-                    return there
+            if request_key is not None and (known := session.get(RequestKey, request_key)):
+                return found(session, Job, known.job_id)
             if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
-                there.request_key = there.request_key or job.request_key
+                _remember(session, request_key, there)
                 if there.paused_by_owner or (job.immediate and (there.not_before or not there.immediate)):
                     there.paused_by_owner, there.immediate = False, there.immediate or job.immediate
                     there.not_before = None if job.immediate else there.not_before
@@ -64,6 +64,7 @@ class JobStore(Repository):
                 return there
             session.add(job)
             session.flush()  # the event's foreign key wants the row
+            _remember(session, request_key, job)
             if texts is not None:
                 job.texts, job.words = give_to_job(session, job, texts, now)
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
@@ -291,6 +292,11 @@ def _ended(
     job.finished_at, job.reasons, job.not_before = now, [], None
     _event(session, job_id, now, to, message)
     return job
+
+
+def _remember(session: Session, request_key: str | None, job: Job) -> None:
+    if request_key is not None:
+        session.add(RequestKey(key=request_key, job_id=job.id))
 
 
 def _event(session: Session, job_id: str, at: datetime, kind: str, message: str) -> None:
