@@ -65,7 +65,6 @@ class ClassifyOut(BaseModel):
 
     label: str = Field(description="The likeliest label.")
     labels: list[LabelOut]
-    # Null for apps: they grow with what others have labelled.
     examples: int | None = Field(description="Number of examples used; null for apps.")
     accuracy: float | None = Field(description="Leave-one-out accuracy on the examples, from 0 to 1; null for apps.")
     model: str

@@ -33,8 +33,7 @@ def check_own(request: Request, services: Services, *identities: str) -> None:
     for identity in () if sees(request, PERSON) else identities:
         job_id = identity.replace("ftjob-", "job-", 1)
         with suppress(NotFound):
-            is_job = job_id.startswith("job-")
-            row = store.jobs.get(job_id, abbreviated=False) if is_job else store.files.get(identity)
+            row = store.jobs.get(job_id, abbreviated=False) if job_id.startswith("job-") else store.files.get(identity)
             if row.owner == owner_of(request):
                 continue
         raise NotFound(f"You have no {identity!r}. GET /v1/files and GET /v1/fine_tuning/jobs list what you have.")

@@ -56,13 +56,11 @@ _ALLOWED = {
 _DOCUMENT = "GET /openapi.json"
 
 
-def _is_empty(method: str, path: str) -> bool:
-    return method == "GET" and _EMPTY.fullmatch(path) is not None
-
-
 def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
     """Whether a route needs a token. open_routes: the setting."""
-    return not _is_empty(method, path) and not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
+    if method == "GET" and _EMPTY.fullmatch(path):
+        return False
+    return not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
@@ -158,7 +156,7 @@ class Guard:
 
     def _is_free(self, connection: Connection) -> bool:
         """Whether the answer costs next to nothing and is everybody's: an empty route's, or 404 or 405 for no route."""
-        if _is_empty(connection["method"], connection["path"]):
+        if connection["method"] == "GET" and _EMPTY.fullmatch(connection["path"]):
             return True
         return not any(route.matches(dict(connection))[0] is Match.FULL for route in self._routes)
 
@@ -259,7 +257,7 @@ def _check_origin(request: HTTPConnection, origins: re.Pattern[str]) -> None:
         return
     # The file by which `pocketllm dashboard` signs in is another website, too.
     is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")) == ("navigate", "document")
-    if not (is_link and _is_empty(request.scope["method"], request.scope["path"])):
+    if not is_link or needs_token(request.scope["method"], request.scope["path"], open_routes=False):
         raise Problem(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", code="cross_site")
 
 

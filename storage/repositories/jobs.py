@@ -54,17 +54,19 @@ class JobStore(Repository):
         with self._database.write() as session:
             if request_key is not None and (known := session.get(RequestKey, request_key)):
                 return found(session, Job, known.job_id)
-            if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
-                _remember(session, request_key, there)
+            there = session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first() if proceed else None
+            if there is None:
+                session.add(job)
+                session.flush()  # foreign keys want the row
+            if request_key is not None:
+                session.add(RequestKey(key=request_key, job_id=(there or job).id))
+            if there is not None:
                 if there.paused_by_owner or (job.immediate and (there.not_before or not there.immediate)):
                     there.paused_by_owner, there.immediate = False, there.immediate or job.immediate
                     there.not_before = None if job.immediate else there.not_before
                     there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
                     _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
-            session.add(job)
-            session.flush()  # the event's foreign key wants the row
-            _remember(session, request_key, job)
             if texts is not None:
                 job.texts, job.words = give_to_job(session, job, texts, now)
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
@@ -292,11 +294,6 @@ def _ended(
     job.finished_at, job.reasons, job.not_before = now, [], None
     _event(session, job_id, now, to, message)
     return job
-
-
-def _remember(session: Session, request_key: str | None, job: Job) -> None:
-    if request_key is not None:
-        session.add(RequestKey(key=request_key, job_id=job.id))
 
 
 def _event(session: Session, job_id: str, at: datetime, kind: str, message: str) -> None:

@@ -95,6 +95,13 @@ def test_a_file_begins_with_a_byte_order_mark(api: InProcessApp) -> None:
     assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
 
 
+def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
+    for kind, data in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=a", b"--b\r\n")):
+        refused = api.post("/v1/files", content=data, headers={"content-type": kind})
+        problem = assert_problem(refused, 400, "bad_request")
+        assert "multipart/form-data" in problem["detail"]
+
+
 def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
     file = upload(api, b"\x00\x01", purpose="user_data").json()
     assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
