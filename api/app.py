@@ -59,21 +59,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.state.credentials = credentials = Credentials(token, services.store.tokens, sessions)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     for module in (
-        dashboard,
-        status,
-        metrics,
-        texts,
-        jobs,
-        events,
-        adapters,
-        generate,
-        suggest,
-        classify,
-        tokens,
-        openai_models,
-        openai_completions,
-        openai_files,
-        fine_tuning,
+        *(dashboard, status, metrics, texts, jobs, events, adapters, generate, suggest, classify, tokens),
+        *(openai_models, openai_completions, openai_files, fine_tuning),
     ):
         app.include_router(module.router)
     problems.install(app)
@@ -99,7 +86,8 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
         CORSMiddleware,
         allow_origin_regex=origins.pattern,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization"],
+        allow_headers=["*"],  # OpenAI's clients send more of them with each version
+        expose_headers=["Retry-After", "X-Should-Retry", "Location"],
     )
     return app
 

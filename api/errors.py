@@ -190,7 +190,7 @@ def _methods_at(request: Request) -> set[str]:
 
 
 _HINTS = {
-    HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8.",
+    HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8, or a file as multipart/form-data.",
     HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list all routes.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This route does not support that method; the Allow header lists those it does.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,

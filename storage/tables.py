@@ -168,8 +168,6 @@ class Job(SQLModel, table=True):
     compared_with: str | None = None
     #: The owner has rolled its adapter back: later jobs neither learn nor replay its texts.
     withdrawn: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
-    #: The caller's name and the Idempotency-Key that it sent: asked again with these, the job is not made again.
-    request_key: str | None = Field(default=None, index=True, unique=True)
     #: Where it was asked for as a fine-tuning job: what was said then, to be said back, and by whom.
     tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     #: The adapter it made.
@@ -191,6 +189,15 @@ class Job(SQLModel, table=True):
     def owner(self) -> str:
         """PERSON, or the app that has asked for it as a fine-tuning job."""
         return str((self.tuning or {}).get("owner", PERSON))
+
+
+class RequestKey(SQLModel, table=True):
+    """A caller's name and an Idempotency-Key that it sent, and the job that it got, and gets again."""
+
+    __tablename__ = "request_key"
+
+    key: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="job.id", ondelete="CASCADE")
 
 
 class JobText(SQLModel, table=True):
@@ -355,7 +362,7 @@ class UploadedFile(SQLModel, table=True):
 
     __tablename__ = "uploaded_file"
 
-    id: str = Field(primary_key=True)
+    id: str = Field(default_factory=lambda: f"file-{secrets.token_hex(12)}", primary_key=True)
     owner: str = Field(default=PERSON, sa_column_kwargs={"server_default": PERSON})
     filename: str
     purpose: str

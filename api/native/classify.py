@@ -65,8 +65,8 @@ class ClassifyOut(BaseModel):
 
     label: str = Field(description="The likeliest label.")
     labels: list[LabelOut]
-    examples: int = Field(description="Number of examples used.")
-    accuracy: float = Field(description="Leave-one-out accuracy on the examples, from 0 to 1.")
+    examples: int | None = Field(description="Number of examples used; null for apps.")
+    accuracy: float | None = Field(description="Leave-one-out accuracy on the examples, from 0 to 1; null for apps.")
     model: str
     adapter: str | None
 
@@ -76,7 +76,8 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
     """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
     labels are enough; no job is needed. Nothing is stored.
     """
-    found = await run_in_threadpool(_examples, services, body.labels, app_of(request))
+    is_app = app_of(request) is not None
+    found = await run_in_threadpool(_examples, services, body.labels, is_app)
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     examples = [(text, label) for label, texts in found.items() for text in texts]
     asked = ClassifyRequest(text=body.text, examples=examples, adapter=folder)
@@ -86,19 +87,19 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
     return ClassifyOut(
         label=labels[0].label,
         labels=labels,
-        examples=len(examples),
-        accuracy=summary["accuracy"],
+        examples=None if is_app else len(examples),
+        accuracy=None if is_app else summary["accuracy"],
         model=services.settings.model,
         adapter=adapter,
     )
 
 
-def _examples(services: Services, labels: Sequence[str] | None, app: str | None) -> dict[str, list[str]]:
+def _examples(services: Services, labels: Sequence[str] | None, is_app: bool) -> dict[str, list[str]]:
     """The newest texts of each label, as many of each. Raises Problem where they are too few, where there are too many
-    labels, and for an app that names none.
+    labels, and for an app that names none. An app is not told how many there are.
     """
     unnamed = Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Give 2 to {_MAX_LABELS} labels.", param="labels")
-    if labels is None and app is not None:
+    if labels is None and is_app:
         raise unnamed
     found = services.store.texts.labelled(labels)
     enough = {label: texts for label, texts in found.items() if len(texts) >= MIN_EXAMPLES}
@@ -106,8 +107,9 @@ def _examples(services: Services, labels: Sequence[str] | None, app: str | None)
         raise unnamed
     if len(enough) < (2 if labels is None else len(labels)):
         said = ", ".join(f"{len(found.get(label, []))} of {label!r}" for label in labels or found) or "none"
+        counted = "one of these has fewer" if is_app else f"at least two labels are needed; there are {said}"
         detail = (
-            f"Each label needs {MIN_EXAMPLES} examples, and at least two labels are needed; there are {said}. "
+            f"Each label needs {MIN_EXAMPLES} examples; {counted}. "
             "Add texts with their labels with POST /texts or `pocketllm add --label`."
         )
         raise Problem(HTTPStatus.CONFLICT, detail, code="too_few_examples", param="labels")

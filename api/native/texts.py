@@ -19,7 +19,7 @@ from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.texts import SourceCount
-from pocketllm.storage.tables import Deletion, JobState, Outcome
+from pocketllm.storage.tables import PERSON, Deletion, JobState, Outcome
 
 router = APIRouter(tags=["texts"])
 Ids = Annotated[Sequence[str], Query(alias="id", max_length=500)]
@@ -220,6 +220,8 @@ def delete_texts_of_app(services: ServicesDep, app: str) -> DeletionOut:
     """Delete every text that only this app has sent, and its uploaded files; texts that others have sent too are
     kept. `app` is the name of its access token.
     """
+    if app == PERSON:
+        raise Problem(HTTPStatus.NOT_FOUND, f"{app!r} is you, not an app. DELETE /texts deletes texts of your own.")
     return _forgotten(services, lambda now: services.store.deletions.app(app, now=now))
 
 

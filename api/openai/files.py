@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Self
 
@@ -27,15 +28,15 @@ _EXPECTED = 'Each line must be {"messages": [...]}, {"prompt": ..., "completion"
 
 
 def check_own(request: Request, services: Services, *identities: str) -> None:
-    """Refuse an app files and jobs of others, as if there were none. Raises NotFound."""
+    """Refuse an app what others have in the words of what is not there. Raises NotFound."""
+    store = services.store
     for identity in () if sees(request, PERSON) else identities:
         job_id = identity.replace("ftjob-", "job-", 1)
-        if job_id.startswith("job-"):
-            owner = services.store.jobs.get(job_id).owner
-        else:
-            owner = PERSON if identity == INBOX else services.store.files.get(identity).owner
-        if owner != owner_of(request):
-            raise NotFound(f"You have no {identity!r}. GET /v1/files and GET /v1/fine_tuning/jobs list what you have.")
+        with suppress(NotFound):
+            row = store.jobs.get(job_id, abbreviated=False) if job_id.startswith("job-") else store.files.get(identity)
+            if row.owner == owner_of(request):
+                continue
+        raise NotFound(f"You have no {identity!r}. GET /v1/files and GET /v1/fine_tuning/jobs list what you have.")
 
 
 def check_path(request: Request, services: ServicesDep) -> None:

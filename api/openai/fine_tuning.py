@@ -90,6 +90,7 @@ def list_jobs(
     request: Request, services: ServicesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> Listing[TuningJob]:
     """List jobs, newest first."""
+    check_own(request, services, *filter(None, [after]))
 
     def behind(last: str | None) -> Iterator[Job]:
         while rows := services.store.jobs.page(after=last, limit=_PAGE):
@@ -218,7 +219,7 @@ def _job_id(tuning_id: str) -> str:
 
 
 def _job(services: Services, tuning_id: str) -> Job:
-    return services.store.jobs.get(_job_id(tuning_id))
+    return services.store.jobs.get(_job_id(tuning_id), abbreviated=False)
 
 
 def _adapter(services: Services, job: Job) -> Adapter | None:

@@ -12,7 +12,6 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.adapters import delete_adapter
 from pocketllm.api.openai.schemas import Deleted
 from pocketllm.daemon.services import Services
-from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Adapter
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -71,10 +70,9 @@ def resolve(services: Services, name: str) -> tuple[str | None, Path | None]:
     if name in (LATEST, BASE, base):
         return resolve_adapter(services, dependencies.SERVING if name == LATEST else dependencies.BASE)
     adapter = _adapter_in(name, base)
-    try:
-        return resolve_adapter(services, adapter)
-    except NotFound as error:
-        raise _unknown(name) from error
+    if adapter not in {row.id for row in services.store.adapters.all()}:
+        raise _unknown(name)
+    return resolve_adapter(services, adapter)
 
 
 def name_of(adapter: Adapter) -> str:

@@ -133,7 +133,7 @@ class Guard:
             return
         request = HTTPConnection(connection)
         try:
-            _check_origin(request.headers, self._origins)
+            _check_origin(request, self._origins)
             is_free = self._is_free(connection)
             caller = None if is_free else self._admitted(request)
         except Problem as problem:
@@ -239,8 +239,9 @@ def pattern_of(origins: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(parts) or "(?!)")
 
 
-def _check_origin(headers: Headers, origins: re.Pattern[str]) -> None:
-    """Refuse a foreign Host (DNS rebinding) or Origin. Raises Problem."""
+def _check_origin(request: HTTPConnection, origins: re.Pattern[str]) -> None:
+    """Refuse a foreign Host (DNS rebinding) or Origin, and other websites but for links to the page. Raises Problem."""
+    headers = request.headers
     host = headers.get("host", "")
     if not is_local(host):
         detail = f"Host {host[:80]!r} is not local. Use http://127.0.0.1."
@@ -252,7 +253,11 @@ def _check_origin(headers: Headers, origins: re.Pattern[str]) -> None:
     if origin is not None and not (scheme in ("http", "https") and is_local(host)):
         detail = f"Requests from {origin[:80]!r} are not allowed; the setting allowed_origins names those that are."
         raise Problem(HTTPStatus.FORBIDDEN, detail, code="foreign_origin")
-    if headers.get("sec-fetch-site", "").lower() == "cross-site":
+    if headers.get("sec-fetch-site", "").lower() != "cross-site":
+        return
+    # The file by which `pocketllm dashboard` signs in is another website, too.
+    is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")) == ("navigate", "document")
+    if not is_link or needs_token(request.scope["method"], request.scope["path"], open_routes=False):
         raise Problem(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", code="cross_site")
 
 

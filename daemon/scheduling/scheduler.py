@@ -223,9 +223,10 @@ class Scheduler:
         """
         if texts is None and self._store.texts.counts().texts == 0:
             raise NothingToLearn
-        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "request_key": request_key}
-        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, immediate=immediate, **more)
-        return self._store.jobs.add(job, texts=texts, proceed=(requested, seed, tuning) == (JobRequest(), None, None))
+        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "immediate": immediate}
+        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, **more)
+        proceed = (requested, seed, tuning) == (JobRequest(), None, None)
+        return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
 
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
@@ -299,9 +300,10 @@ class Scheduler:
             return None
         return self._queue(now)
 
-    def _queue(self, now: datetime, **more: Any) -> Job:
-        """Queue a job on new text with the default settings. more: other columns."""
-        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, self.plans.default(), now, **more))
+    def _queue(self, now: datetime, request_key: str | None = None) -> Job:
+        """Queue a job on new text with the default settings, once for each key."""
+        job = self._new_job(Requester.THRESHOLD, self.plans.default(), now)
+        job = self._store.jobs.add(job, request_key=request_key)
         log.info("job %s queued on new text", job.id)
         return job
 

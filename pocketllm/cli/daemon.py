@@ -162,7 +162,7 @@ def _opened(address: str, data_dir: Path) -> bool:
         return subprocess.run([command, address], stdin=subprocess.DEVNULL, check=False).returncode == 0
     # Every user of a Linux machine can read command lines: the browser gets the name of a file that only its owner can.
     try:
-        page = data_dir / "sign-in.html"
+        page = data_dir.resolve() / "sign-in.html"
         refresh = f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={html.escape(address)}">\n'
         write_private(page, refresh.encode())
     except OSError:  # another user's daemon

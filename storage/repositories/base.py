@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 Row = TypeVar("Row", Adapter, Deletion, Job, Text, UploadedFile)
 Listed = TypeVar("Listed", Job, Text)
 
-#: Fewer characters do not abbreviate an id.
+#: Fewer characters behind its dash do not abbreviate an id.
 _SHORTEST = 4
 _MISSING: dict[type[object], str] = {
     Adapter: "There is no adapter {!r}. GET /adapters lists all adapters.",
@@ -47,7 +47,7 @@ class Repository:
 def found(session: Session, table: type[Row], identity: str, *, abbreviated: bool = False) -> Row:
     """The row with this id, or, if it may be abbreviated, the only one whose id begins like this. Raises NotFound."""
     row = session.get(table, identity)
-    if row is None and abbreviated and len(identity) >= _SHORTEST:
+    if row is None and abbreviated and len(identity.partition("-")[2]) >= _SHORTEST:
         beginning = col(table.id).between(identity, f"{identity}\U0010ffff")
         rows = session.exec(select(table).where(beginning).limit(2)).all()
         if len(rows) > 1:

@@ -1,6 +1,5 @@
 """Uploaded files, which are stored until they are deleted, with the texts taken from them."""
 
-import hashlib
 from datetime import datetime
 from typing import Any, cast
 
@@ -11,30 +10,15 @@ from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.tables import UploadedFile
 
 
-def file_id(owner: str, filename: str, purpose: str, data: bytes) -> str:
-    """The id of a file: a hash of its owner, name, purpose and content: a repeated upload is the same file."""
-    named = f"{owner}\0{filename}\0{purpose}\0".encode()
-    return f"file-{hashlib.sha256(named + data).hexdigest()[:24]}"
-
-
 class FileStore(Repository):
     """Every query about files. A file's id is the source of the texts that jobs take from it."""
 
     def add(self, *, owner: str, filename: str, purpose: str, data: bytes, now: datetime) -> UploadedFile:
-        """Store a file, or find it if it exists. It is on disk when this returns."""
-        identity = file_id(owner, filename, purpose, data)
+        """Store a file. It is on disk when this returns."""
+        size = len(data)
+        file = UploadedFile(owner=owner, filename=filename, purpose=purpose, size=size, data=data, created_at=now)
         with self._database.write() as session:
-            if (file := session.get(UploadedFile, identity)) is None:
-                file = UploadedFile(
-                    id=identity,
-                    owner=owner,
-                    filename=filename,
-                    purpose=purpose,
-                    size=len(data),
-                    data=data,
-                    created_at=now,
-                )
-                session.add(file)
+            session.add(file)
         return file
 
     def get(self, identity: str) -> UploadedFile:

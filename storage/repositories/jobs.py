@@ -15,7 +15,7 @@ from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -42,37 +42,40 @@ class JobStore(Repository):
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
-    def add(self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False) -> Job:
+    def add(
+        self, job: Job, *, texts: Sequence[NewText] | None = None, proceed: bool = False, request_key: str | None = None
+    ) -> Job:
         """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
-        A job that has the same request_key is returned instead. proceed: an open job on new text is returned instead
-        and goes on, at once if this one is immediate.
+        The job that was returned for the same request_key is returned instead. proceed: an open job on new text is
+        returned instead and goes on, at once if this one is immediate.
         """
         now = job.created_at
         with self._database.write() as session:
-            if job.request_key is not None:
-                there = session.exec(select(Job).where(col(Job.request_key) == job.request_key)).first()
-                if there is not None:
-                    return there
-            if proceed and (there := session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first()):
-                there.request_key = there.request_key or job.request_key
+            if request_key is not None and (known := session.get(RequestKey, request_key)):
+                return found(session, Job, known.job_id)
+            there = session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first() if proceed else None
+            if there is None:
+                session.add(job)
+                session.flush()  # foreign keys want the row
+            if request_key is not None:
+                session.add(RequestKey(key=request_key, job_id=(there or job).id))
+            if there is not None:
                 if there.paused_by_owner or (job.immediate and (there.not_before or not there.immediate)):
                     there.paused_by_owner, there.immediate = False, there.immediate or job.immediate
                     there.not_before = None if job.immediate else there.not_before
                     there.reasons = [] if there.state is JobState.RUNNING else [_RESUMED]
                     _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
-            session.add(job)
-            session.flush()  # the event's foreign key wants the row
             if texts is not None:
                 job.texts, job.words = give_to_job(session, job, texts, now)
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 
-    def get(self, job_id: str) -> Job:
-        """The job whose id is this, or alone begins like this. Raises NotFound."""
+    def get(self, job_id: str, *, abbreviated: bool = True) -> Job:
+        """The job whose id is this, or, if it may be abbreviated, alone begins like this. Raises NotFound."""
         with self._database.read() as session:
-            return found(session, Job, job_id, abbreviated=True)
+            return found(session, Job, job_id, abbreviated=abbreviated)
 
     def page(self, *, after: str | None, limit: int) -> list[Job]:
         """Up to `limit` jobs, newest first, after the job `after`. Raises NotFound for an unknown `after`."""

@@ -42,6 +42,22 @@ def test_a_job_that_is_open_is_gone_on_with_and_remembers_the_key(api: InProcess
     assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job and jobs(api) == 1
 
 
+def test_every_key_of_a_job_that_is_gone_on_with_is_remembered(api: InProcessApp) -> None:
+    first, second = ({"idempotency-key": key} for key in ("first", "second"))
+    job = api.post("/jobs", json={"now": False}, headers=first).json()["id"]
+    for headers in (second, second, first):
+        assert api.post("/jobs", json={}, headers=headers).json()["id"] == job
+    hastened = [event for event in api.get(f"/jobs/{job}").json()["events"] if event["kind"] == "hastened"]
+    assert len(hastened) == 1
+    api.post(f"/jobs/{job}/pause")
+    api.post("/jobs", json={}, headers=second)
+    assert api.get(f"/jobs/{job}").json()["paused_by_owner"], "a request that is sent again does not resume it"
+    api.post(f"/jobs/{job}/cancel")
+    for headers in (first, second):
+        again = api.post("/jobs", json={}, headers=headers).json()
+        assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
+
+
 def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
     token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
     for sent in (TOKEN, token):

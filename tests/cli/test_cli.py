@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import typer.main
@@ -18,7 +20,7 @@ from pocketllm.child import running_daemon
 from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
 from pocketllm.errors import EXIT_CONFIG
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment, handed_to_browser
 from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served
 from tests.support.models.tiny_models import tiny_model_folder
@@ -162,6 +164,13 @@ def test_the_dashboard_is_opened_by_a_code(run: Run, served: Served) -> None:
     address, _, code = run("dashboard", "--no-browser").stdout.strip().partition("#code=")
     assert address == f"{served.url}/"
     assert served.api.post("/sessions/redeem", token=code).status_code == 200
+
+
+def test_the_browser_is_handed_a_file_that_only_the_owner_can_read(served: Served) -> None:
+    """Under a relative data folder, too. Every user of the device can read command lines, and so addresses in them."""
+    page = Path(url2pathname(urlsplit(handed_to_browser(served.home)).path))
+    assert page.parent.samefile(served.home) and page.stat().st_mode & 0o777 == 0o600
+    assert f"{served.url}/#code=" in page.read_text()
 
 
 def test_a_token_has_scopes_of_the_api(run: Run, served: Served) -> None:

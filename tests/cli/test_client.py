@@ -3,9 +3,10 @@
 import json
 import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -176,6 +177,35 @@ def test_a_daemon_that_does_not_answer() -> None:
         pytest.raises(DaemonSlow, match="does not answer"),
     ):
         client.get("status")
+
+
+@pytest.mark.parametrize("route", ["generate", "compare", "suggest", "classify", "v1/chat/completions"])
+def test_the_model_may_take_longer_than_other_answers(route: str) -> None:
+    """Its answer comes when the client has given up on another route."""
+    asked, is_late = Event(), Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_late.wait()
+
+        def do_POST(self) -> None:
+            asked.set()
+            is_late.wait()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, ThreadPoolExecutor() as pool:
+        Thread(target=server.serve_forever).start()
+        found = target(f"http://127.0.0.1:{server.server_address[1]}")
+        with Client(found, answer_seconds=0.1) as patient, Client(found, answer_seconds=0.2) as other:
+            answer = pool.submit(patient.post, *route.split("/"), body={})
+            asked.wait()
+            with pytest.raises(DaemonSlow):
+                other.get("status")
+            is_late.set()
+            server.shutdown()
+            assert answer.result() == {}
 
 
 def test_another_program_on_the_port() -> None:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from tests.support.daemon.commands import commands
+from tests.support.daemon.commands import handed_to_browser
 from tests.support.daemon.real_daemon import Daemon
 
 #: How long to wait for something to be seen, in ms.
@@ -38,13 +38,12 @@ class Visit:
 
     def _elsewhere(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "data" and parts.netloc != urlsplit(self.daemon.url).netloc:
+        if parts.scheme not in ("data", "file") and parts.netloc != urlsplit(self.daemon.url).netloc:
             self.wrong.append(f"asked {url}")
 
     def sign_in(self) -> None:
         """As `pocketllm dashboard` does."""
-        said = commands(self.daemon.folder)("dashboard", "--no-browser").stdout
-        self.page.goto(said.strip())
+        self.page.goto(handed_to_browser(self.daemon.folder))
         expect(self.page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
 
     def open(self, name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -192,13 +193,20 @@ def test_what_is_answered_201_is_in_the_file(api: InProcessApp) -> None:
         assert other.execute("SELECT text FROM text WHERE id = ?", [identity]).fetchall() == [("here to stay",)]
 
 
-def test_the_beginning_of_an_id_is_enough_where_no_other_begins_like_it(api: InProcessApp) -> None:
-    ids = api.post("/texts", json=[{"text": f"Note {number}."} for number in range(40)]).json()["ids"]
-    chosen = ids[0]
-    short = next(chosen[:size] for size in range(5, 29) if sum(one.startswith(chosen[:size]) for one in ids) == 1)
+def test_four_characters_behind_the_dash_are_enough_where_no_other_id_begins_like_it(api: InProcessApp) -> None:
+    ids = api.post("/texts", json=[{"text": f"Note {number}."} for number in range(1000)]).json()["ids"]
+    like = Counter(identity[:9] for identity in ids)
+    chosen = next(identity for identity in ids if like[identity[:9]] == 1)
+    short, common = chosen[:9], next(short for short, number in like.items() if number > 1)
     assert api.get(f"/texts/{short}").json()["id"] == chosen
-    several = assert_problem(api.get(f"/texts/{short[:-1]}"), 404, "not_found")
-    assert "Give more characters" in several["detail"]
+    assert "Give more characters" in assert_problem(api.get(f"/texts/{common}"), 404, "not_found")["detail"]
     assert_problem(api.get(f"/texts/{chosen[5:]}"), 404, "not_found")
     assert api.delete(f"/texts/{short}").json()["id"] == chosen
     assert_problem(api.get(f"/texts/{short}"), 404, "not_found")
+
+
+def test_what_abbreviates_any_id_abbreviates_none(api: InProcessApp) -> None:
+    [only] = api.add("The only text.")
+    for short in ("text", "text-", only[:6], only[:8]):
+        assert_problem(api.delete(f"/texts/{short}"), 404, "not_found")
+    assert api.delete(f"/texts/{only[:9]}").json()["id"] == only

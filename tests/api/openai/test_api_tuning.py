@@ -95,11 +95,11 @@ def test_a_file_begins_with_a_byte_order_mark(api: InProcessApp) -> None:
     assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
 
 
-def test_the_same_file_twice_is_one(api: InProcessApp) -> None:
-    first, again, other = uploaded(api, TEXT), uploaded(api, TEXT), uploaded(api, TEXT, name="b.jsonl")
-    assert first == again != other
-    listed = api.get("/v1/files", params={"purpose": "fine-tune", "order": "asc"}).json()["data"]
-    assert {one["id"] for one in listed} == {first, other}
+def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
+    for kind, data in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=a", b"--b\r\n")):
+        refused = api.post("/v1/files", content=data, headers={"content-type": kind})
+        problem = assert_problem(refused, 400, "bad_request")
+        assert "multipart/form-data" in problem["detail"]
 
 
 def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:

@@ -152,6 +152,12 @@ FOREIGN_ORIGINS = [
     *("http://localhost#.evil.example", "http://localhost/", "localhost", "ftp://localhost", "http://http://localhost"),
 ]
 SHELLS = ["app://obsidian.md", "capacitor://localhost", "vscode-webview://0a1b2c", "vscode-webview://x.y"]
+#: What openai-node's preflight names, and an Idempotency-Key.
+SENT_HEADERS = (
+    "authorization,content-type,idempotency-key,x-stainless-arch,x-stainless-lang,x-stainless-os,"
+    "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,"
+    "x-stainless-timeout"
+)
 NO_SHELLS = [*("https://evil.example", "app://obsidian.md.evil.example", "xapp://obsidian.md", "vscode-webview://a/b")]
 
 
@@ -177,13 +183,16 @@ def test_programs_in_a_browsers_shell_are_let_in_with_the_token(
     for origin in SHELLS:
         with subtests.test(origin):
             preflight = {"origin": origin, "access-control-request-method": "POST"}
-            preflight["access-control-request-headers"] = "authorization, content-type"
+            preflight["access-control-request-headers"] = SENT_HEADERS
             answer = shared.request("OPTIONS", "/suggest", token=None, headers=preflight)
             assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
-            assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+            assert set(SENT_HEADERS.split(",")) <= set(answer.headers["access-control-allow-headers"].split(","))
+            assert "access-control-allow-credentials" not in answer.headers, "a session's cookie does not come along"
             headers = {"origin": origin, "sec-fetch-site": "cross-site"}
             answer = shared.get("/texts", headers=headers)
             assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
+            readable = set(answer.headers["access-control-expose-headers"].split(", "))
+            assert readable == {"Retry-After", "X-Should-Retry", "Location"}
             assert_problem(shared.get("/texts", token=None, headers=headers), 401, "missing_token")
 
 
@@ -210,6 +219,36 @@ def test_what_a_browser_calls_cross_site_is_refused(shared: InProcessApp) -> Non
         assert_problem(shared.get(path, headers={"sec-fetch-site": "cross-site"}), 403, "cross_site")
     for site in ("none", "same-origin", "same-site"):
         assert shared.get("/health", headers={"sec-fetch-site": site}).status_code == 200
+
+
+#: What a browser says of a click on a link to this device, and of the file that `pocketllm dashboard` opens.
+NAVIGATION = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+def test_a_link_opens_the_empty_page_and_nothing_else(shared: InProcessApp, subtests: pytest.Subtests) -> None:
+    for path in ("/", "/dashboard/app.js"):
+        assert shared.get(path, token=None, headers=NAVIGATION).status_code == 200
+        assert shared.get(path, token=None, headers=NAVIGATION | {"sec-fetch-user": "?1"}).status_code == 200
+    sent_otherwise: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/jobs", {}),
+        ("GET", "/texts", {}),
+        ("GET", "/openapi.json", {}),
+        ("POST", "/", {}),
+        ("POST", "/sessions/redeem", {}),
+        ("HEAD", "/", {}),
+        ("GET", "/", {"sec-fetch-dest": "iframe"}),
+        ("GET", "/", {"sec-fetch-dest": "object"}),
+        ("GET", "/", {"sec-fetch-mode": "no-cors"}),
+        ("GET", "/dashboard/app.js", {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}),
+        ("GET", "/dashboard/app.js", {"sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}),
+    ]
+    for method, path, changed in sent_otherwise:
+        with subtests.test(method, path=path, **changed):
+            answer = shared.request(method, path, headers=NAVIGATION | changed)
+            assert answer.status_code == 403
+            assert method == "HEAD" or assert_problem(answer, 403, "cross_site")
+    assert_problem(shared.get("/", headers=NAVIGATION | {"origin": "https://evil.example"}), 403, "foreign_origin")
+    assert_problem(shared.get("/", headers=NAVIGATION | {"host": "evil.example"}), 403, "foreign_host")
 
 
 def test_no_answer_is_kept_by_a_cache_but_the_pages_own_files(shared: InProcessApp) -> None:

@@ -118,6 +118,74 @@ def test_with_the_scope_train_an_app_has_its_own_files_and_jobs(api: InProcessAp
     assert len(texts(api)) == 2
 
 
+def test_what_is_anothers_and_what_is_not_there_are_refused_in_the_same_words(api: InProcessApp) -> None:
+    one, other = app(api, "one", "train"), app(api, "other", "train")
+    file = uploaded(api, one)
+    theirs = {"file": uploaded(api, other), "ftjob": job(api, uploaded(api, other), other)["id"]}
+    persons = {"file": uploaded(api), "ftjob": job(api, uploaded(api), TOKEN)["id"]}
+    missing = {"file": f"file-{24 * '0'}", "ftjob": f"ftjob-{12 * '0'}"}
+
+    def refused(of: Document, method: str, path: str, **body: Any) -> Document:
+        """The refusal, without the id that was sent."""
+        sent = json.loads(json.dumps(body).replace("FILE", of["file"]))
+        response = api.request(method, path.replace("FILE", of["file"]).replace("JOB", of["ftjob"]), token=one, **sent)
+        said = assert_problem(response, 404, "not_found")
+        return Document(json.loads(json.dumps(said).replace(of["file"], "FILE").replace(of["ftjob"], "JOB")))
+
+    tune: Document = {"model": "pocketllm:base", "training_file": file}
+    for request in (
+        *(("GET", "/v1/files/FILE"), ("GET", "/v1/files/FILE/content"), ("DELETE", "/v1/files/FILE")),
+        *(("GET", f"/v1/fine_tuning/jobs/JOB{path}") for path in ("", "/events", "/checkpoints")),
+        *(("POST", f"/v1/fine_tuning/jobs/JOB/{act}") for act in ("cancel", "pause", "resume")),
+        ("GET", "/v1/fine_tuning/jobs?after=JOB"),
+    ):
+        assert refused(theirs, *request) == refused(persons, *request) == refused(missing, *request), request
+    for body in (tune | {"training_file": "FILE"}, tune | {"validation_file": "FILE"}):
+        request = ("POST", "/v1/fine_tuning/jobs")
+        assert refused(theirs, *request, json=body) == refused(missing, *request, json=body), body
+
+
+def test_no_id_may_be_abbreviated_to_openais_clients(api: InProcessApp) -> None:
+    api.learn("adapter-abcdef")
+    assert_problem(api.delete("/v1/models/adapter-abcd"), 404, "model_not_found")
+    file = uploaded(api)
+    made = job(api, file, TOKEN)["id"]
+    for token in (TOKEN, app(api, "one", "train")):
+        for short in ("ftjob-", made[:12], made[2:12]):
+            response = api.get(f"/v1/fine_tuning/jobs/{short}", token=token)
+            assert made[6:] not in assert_problem(response, 404, "not_found")["detail"]
+        assert_problem(api.get(f"/v1/files/{file[:12]}", token=token), 404, "not_found")
+
+
+def test_no_content_can_be_guessed_by_a_files_id(api: InProcessApp) -> None:
+    """The same file that is sent again is another one."""
+    first, again = uploaded(api), uploaded(api)
+    assert first != again and len(api.get("/v1/files").json()["data"]) == 2
+    assert api.delete(f"/v1/files/{first}").status_code == 200
+    assert api.get(f"/v1/files/{again}/content").content == LINES
+
+
+def test_the_owner_is_no_app(api: InProcessApp) -> None:
+    api.post("/texts", json=GUESS)
+    problem = assert_problem(api.delete("/apps/owner/texts"), 404, "not_found")
+    assert "DELETE /texts" in problem["detail"] and texts(api) == [GUESS["text"]]
+
+
+@pytest.mark.parametrize("there", [0, 1, 2])
+def test_nothing_tells_an_app_how_many_examples_a_label_is_short_of(api: InProcessApp, there: int) -> None:
+    notes = app(api, "notes", "generate")
+    labelled = [{"text": f"Text {number}.", "label": "work"} for number in range(3)]
+    labelled += [{"text": f"Text {number}.", "label": "therapy"} for number in range(there)]
+    api.post("/texts", json=labelled)
+    asked = {"text": "Text.", "labels": ["work", "therapy"]}
+    said = assert_problem(api.post("/classify", json=asked, token=notes), 409, "too_few_examples")["detail"]
+    assert said == (
+        "Each label needs 3 examples; one of these has fewer. "
+        "Add texts with their labels with POST /texts or `pocketllm add --label`."
+    )
+    assert f"{there} of 'therapy'" in api.post("/classify", json=asked).json()["detail"]
+
+
 def test_texts_to_train_on_count_as_any(api: InProcessApp) -> None:
     token = app(api, "one", "train")
     lines = "".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(6)).encode()

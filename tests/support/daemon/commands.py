@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,19 @@ def environment(data_dir: Path) -> dict[str, str | None]:
 def child_environment(data_dir: Path) -> dict[str, str]:
     changed = {**os.environ, **environment(data_dir)}
     return {name: value for name, value in changed.items() if value is not None}
+
+
+def handed_to_browser(data_dir: Path) -> str:
+    """Run `pocketllm dashboard` on this folder by its relative path; the address that it hands to the browser."""
+    child = subprocess.run(
+        [sys.executable, "-m", "pocketllm", "dashboard", "--data-dir", os.path.relpath(data_dir)],
+        env=child_environment(data_dir) | {"BROWSER": "echo %s"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout.partition("\n")[0]
 
 
 def terminal() -> Console:
