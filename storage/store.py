@@ -19,6 +19,9 @@ from pocketllm.storage.repositories.step_log import StepLog
 from pocketllm.storage.repositories.texts import TextStore
 from pocketllm.storage.repositories.tokens import TokenStore
 
+#: A worker that waits for another program's lock loses nothing. Less than the STALL_SECONDS after which it is killed.
+_WORKER_BUSY_SECONDS = 60
+
 
 class Store:
     """The repositories of one database. Thread-safe."""
@@ -73,7 +76,7 @@ class Store:
         start: the number of the job's start that it is of. Every write raises Superseded once the job is not this
         worker's any more.
         """
-        return cls(Database(path, check=belongs_to(job_id, start)))
+        return cls(Database(path, busy_seconds=_WORKER_BUSY_SECONDS, check=belongs_to(job_id, start)))
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
