@@ -13,6 +13,7 @@ from pocketllm.storage.repositories.folders import FolderStore
 from pocketllm.storage.repositories.jobs import JobStore, belongs_to
 from pocketllm.storage.repositories.passages import PassageStore
 from pocketllm.storage.repositories.preferences import PreferenceStore
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import ReportStore
 from pocketllm.storage.repositories.runs import RunWindowStore
 from pocketllm.storage.repositories.step_log import StepLog
@@ -26,23 +27,24 @@ _WORKER_BUSY_SECONDS = 60
 class Store:
     """The repositories of one database. Thread-safe."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quota: Quota | None = None) -> None:
+        """quota: of each app; None: apps may store anything."""
         self._database = database
-        self.texts = TextStore(database)
+        self.texts = TextStore(database, quota)
         self.passages = PassageStore(database)
-        self.jobs = JobStore(database)
+        self.jobs = JobStore(database, quota)
         self.step_log = StepLog(database)
         self.adapters = AdapterStore(database)
         self.reports = ReportStore(database)
         self.runs = RunWindowStore(database)
         self.preferences = PreferenceStore(database)
         self.tokens = TokenStore(database)
-        self.files = FileStore(database)
+        self.files = FileStore(database, quota)
         self.folders = FolderStore(database)
         self.deletions = DeletionStore(database)
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
+    def open(cls, path: Path, quota: Quota | None = None) -> "Store":
         """Open the daemon's store; creates or migrates the database. Raises StorageError."""
         database = Database(path)
         try:
@@ -51,7 +53,7 @@ class Store:
         except Exception:
             database.close()
             raise
-        return cls(database)
+        return cls(database, quota)
 
     @classmethod
     def open_to_read(cls, path: Path) -> "Store":

@@ -9,6 +9,7 @@ from sqlmodel import col, select
 
 from pocketllm.storage.repositories.base import Repository, found
 from pocketllm.storage.repositories.deletions import delete_texts, empty_deletion
+from pocketllm.storage.repositories.quotas import ROW_BYTES
 from pocketllm.storage.tables import Deletion, Text, UploadedFile
 
 
@@ -22,10 +23,12 @@ class FileStore(Repository):
     """Every query about files. A file's id is the source of the texts that jobs take from it."""
 
     def add(self, *, owner: str, filename: str, purpose: str, data: bytes, now: datetime) -> UploadedFile:
-        """Store a file, or find it if it exists. It is on disk when this returns."""
+        """Store a file, or find it if it exists. It is on disk when this returns. Raises QuotaExceeded."""
         identity = file_id(owner, filename, purpose, data)
         with self._database.write() as session:
             if (file := session.get(UploadedFile, identity)) is None:
+                if self._quota:
+                    self._quota.check(session, owner, now, nbytes=len(data) + ROW_BYTES)
                 file = UploadedFile(
                     id=identity,
                     owner=owner,
