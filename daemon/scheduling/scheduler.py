@@ -27,6 +27,7 @@ from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
+from pocketllm.engine.formats.atomic import final_name
 from pocketllm.storage.errors import DatabaseLocked, StorageTrouble
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
@@ -167,7 +168,7 @@ class Scheduler:
         states = self._store.jobs.states()
         for place in (self._folder.starts, self._folder.runs):
             for left in place.iterdir() if place.is_dir() else ():
-                if states.get(left.name, JobState.PAUSED) not in OPEN_STATES:
+                if states.get(final_name(left.name), JobState.PAUSED) not in OPEN_STATES:
                     shutil.rmtree(left, ignore_errors=True)
         self.adapter_files.sweep(states, now)
 

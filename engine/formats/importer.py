@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, NotEnoughSpace
+from pocketllm.engine.formats.atomic import atomic, sync
 from pocketllm.engine.formats.gguf_origin import describe_origin
 from pocketllm.engine.formats.model_folder import (
     DTYPES,
@@ -33,7 +34,6 @@ from pocketllm.engine.formats.model_folder import (
     load_tokenizer,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import atomic, sync
 
 if TYPE_CHECKING:
     import torch
