@@ -1,7 +1,6 @@
 """Files and folders that are there whole or not at all, whatever is killed, and whoever writes the same one."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import BinaryIO
 
 #: How the names of the folders begin in which a file or folder is written; a killed writer leaves its own.
 SCRATCH = ".pocketllm-"
+#: A folder's name there between the two renames by which it is replaced.
+REPLACED = ".replaced"
 
 
 def scratch_prefix(target: Path) -> str:
@@ -28,13 +29,18 @@ def atomic(path: Path) -> Iterator[Path]:
     after an error it is removed.
     """
     with TemporaryDirectory(prefix=scratch_prefix(path), dir=path.parent) as scratch:
-        written = Path(scratch, path.name)
+        written, replaced = Path(scratch, path.name), Path(scratch, REPLACED)
         yield written
         for one in (*written.rglob("*"), written):
             sync(one)
-        if written.is_dir():  # only files can be replaced
-            shutil.rmtree(path, ignore_errors=True)
-        written.rename(path)
+        try:
+            if written.is_dir() and path.is_dir():  # only files can be replaced
+                path.rename(replaced)
+            written.rename(path)
+        except BaseException:
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
+            raise
     with suppress(PermissionError):  # one may write to some folders and not read them
         sync(path.parent)
 

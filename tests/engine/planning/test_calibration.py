@@ -150,7 +150,7 @@ def test_what_was_measured_is_in_the_manifest(llama: Path, tmp_path: Path) -> No
     stages: list[str] = []
 
     def look(folder: Path) -> dict[str, Any]:
-        assert folder.name.startswith(".tiny.importing-")
+        assert folder.parent.name.startswith(".pocketllm-tiny-")
         assert open_model_folder(folder, verify=True).manifest.calibration is None
         return FOUND
 
