@@ -147,9 +147,7 @@ class Scheduler:
         self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 
     def _wait_for_store(self, trouble: StorageTrouble, now: datetime) -> None:
-        """Let the verdict say why nothing is decided. End the worker, which could not store its steps either, unless
-        the database is only locked: then it waits.
-        """
+        """Let the verdict say why, and end the worker, which could not store its steps either; a lock it waits for."""
         if str(trouble) != str(self._trouble):  # once, not at every tick
             log.error("%s", trouble)
         self._trouble, self.due = trouble, ()

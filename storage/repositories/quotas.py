@@ -27,11 +27,11 @@ class Quota:
         of_texts = select(func.count().filter(day), func.coalesce(func.sum(TextOwner.bytes), 0))
         today, stored = session.exec(of_texts.where(TextOwner.owner == owner)).one()
         if texts and today + texts > self.texts_per_day:
-            limit = f"{self.texts_per_day:,} texts in 24 hours (setting app_texts_per_day)"
-            raise QuotaExceeded(f"The app {owner!r} may add {limit}. Try again later.")
+            most = f"{self.texts_per_day:,} texts in 24 hours (setting app_texts_per_day)"
+            raise QuotaExceeded(f"The app {owner!r} may add {most}. Try again later.")
         of_files = select(func.coalesce(func.sum(UploadedFile.size + ROW_BYTES), 0))
         stored += session.exec(of_files.where(UploadedFile.owner == owner)).one()
         if stored + nbytes > self.bytes:
-            limit = f"{self.bytes / 1e6:,.0f} MB of texts and files (setting app_bytes)"
+            most = f"{self.bytes / 1e6:,.0f} MB of texts and files (setting app_bytes)"
             remedy = f"Delete files (DELETE /v1/files/ID), or its texts (`pocketllm texts delete --app {owner}`)."
-            raise QuotaExceeded(f"The app {owner!r} may store {limit}. {remedy}")
+            raise QuotaExceeded(f"The app {owner!r} may store {most}. {remedy}")

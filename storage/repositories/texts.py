@@ -105,10 +105,7 @@ class TextStore(Repository):
         return self.add_each([(texts, owner)], now=now)[0]
 
     def add_each(self, requests: Sequence[tuple[Sequence[NewText], str]], *, now: datetime) -> list[Added]:
-        """Store the texts of several requests, with their owners, in one transaction: all or none.
-
-        Raises QuotaExceeded.
-        """
+        """Store the texts of several requests, with their owners, all or none. Raises QuotaExceeded."""
         with self._database.write() as session:
             return [add_texts(session, texts, [owner] * len(texts), now, self._quota) for texts, owner in requests]
 
@@ -183,9 +180,7 @@ def add_texts(
         )
     if ids:
         pairs = dict(zip(zip(ids, owners, strict=True), sizes, strict=True))
-        owned = [
-            {"text_id": one, "owner": owner, "sent_at": now, "bytes": size} for (one, owner), size in pairs.items()
-        ]
+        owned = [{"text_id": one, "owner": by, "sent_at": now, "bytes": size} for (one, by), size in pairs.items()]
         session.connection().execute(insert(TextOwner).on_conflict_do_nothing(), owned)
     return Added(ids=ids, created=len(added))
 
