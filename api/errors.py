@@ -27,6 +27,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.NotFound, HTTPStatus.NOT_FOUND),
     (storage.WrongState, HTTPStatus.CONFLICT),
     (storage.AlreadyThere, HTTPStatus.CONFLICT),
+    (storage.QuotaExceeded, HTTPStatus.TOO_MANY_REQUESTS),
     (storage.DatabaseFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (storage.StorageTrouble, HTTPStatus.SERVICE_UNAVAILABLE),
     (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
+from pocketllm.engine.formats.atomic import final_name
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
@@ -87,7 +88,7 @@ class AdapterFiles:
         for left in self._folder.adapters.iterdir() if self._folder.adapters.is_dir() else ():
             if left.name in known:
                 continue
-            if left.name.removeprefix(".").removesuffix(".writing") in ours:
+            if final_name(left.name) in ours:
                 shutil.rmtree(left, ignore_errors=True)
                 continue
             target = self._folder.set_aside / left.name

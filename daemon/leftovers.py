@@ -10,6 +10,7 @@ from pathlib import Path
 from pocketllm.daemon.errors import BackupUnusable
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
+from pocketllm.engine.formats.atomic import scratch_prefix
 
 #: Folders in the data folder: what a restore unpacks into, and where it puts what was there.
 RESTORE_PREFIX, FORMER_PREFIX = ".restore-", "before-restore-"
@@ -62,11 +63,6 @@ def copies(folder: DataFolder) -> list[str]:
     """The copies of the database that stay: backups that are there, or on a disk that is not, and restores' own."""
     backups = [path for path in _backups(folder) if os.path.lexists(path) or not os.path.lexists(path.parent)]
     return [str(path) for path in (*backups, *sorted(folder.root.glob(f"{FORMER_PREFIX}*")))]
-
-
-def scratch_prefix(target: Path) -> str:
-    """How the names of the files begin in which a file is written before it gets its name."""
-    return f".pocketllm-{target.name[:200]}-"
 
 
 def _backups(folder: DataFolder) -> list[Path]:

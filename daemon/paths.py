@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from pocketllm.daemon.errors import BadSettings, DaemonError
+from pocketllm.engine.formats.atomic import whole_file
 
 #: The permissions of all but the owner.
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -41,14 +42,8 @@ def is_there(path: Path) -> bool:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace a file by one that only the owner can read. What is cut short changes nothing."""
-    scratch = path.with_suffix(".new")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with whole_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    scratch.rename(path)
 
 
 class DataFolder:

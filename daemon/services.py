@@ -21,6 +21,7 @@ from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import uptime
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.store import Store
 
 #: Private memory of the daemon at most, about.
@@ -80,7 +81,8 @@ def build_services(
     """
     folder = DataFolder(settings.data_dir)
     folder.make()
-    store = Store.open(folder.database)
+    quota = Quota(texts_per_day=settings.app_texts_per_day, bytes=settings.app_bytes)
+    store = Store.open(folder.database, quota)
     places = Places(supplies=settings.power_supplies)
     sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
     wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))

@@ -267,6 +267,7 @@ class Settings(BaseSettings):
         20, gt=0, description="Average requests per second from an app; ten seconds' worth may come at once."
     )
     app_texts_per_day: int = Field(20_000, ge=1, description="Maximum number of texts that an app may add in 24 hours.")
+    app_bytes: int = Field(200 * MB, ge=1, description="Maximum size of an app's texts and files, plus 500 bytes each.")
     open_routes: bool = Field(
         True, description="GET /jobs needs no access token. Without one, it shows only states, steps, losses and times."
     )

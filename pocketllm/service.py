@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places
+from pocketllm.engine.formats.atomic import atomic
 from pocketllm.errors import CommandError, Document
 
 #: A unit may take 300 s to start (TimeoutStartSec), and `systemctl restart` waits for that.
@@ -139,10 +140,9 @@ class Runit:
         for file, source in self._places.items():
             text = files("pocketllm").joinpath("termux", *source).read_text(encoding="utf-8")
             file.parent.mkdir(parents=True, exist_ok=True)
-            scratch = file.with_name(f"{file.name}.new")
-            scratch.write_text(text.replace("@VENV@", environment), encoding="utf-8")
-            scratch.chmod(0o755)
-            scratch.rename(file)
+            with atomic(file) as scratch:
+                scratch.write_text(text.replace("@VENV@", environment), encoding="utf-8")
+                scratch.chmod(0o755)
         done = [f"Wrote {file}." for file in self._places]
         link = self.prefix / "bin/pocketllm"
         if not link.exists():

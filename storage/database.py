@@ -3,10 +3,10 @@
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, QueuePool, event
 from sqlalchemy.engine import ExceptionContext
 from sqlmodel import Session, create_engine
 
@@ -19,39 +19,53 @@ _DAMAGED = (
     "Restore a backup with `pocketllm restore FILE`. Without one, move the file away and keep it: the daemon then "
     "creates a new database without texts, and moves the adapters to the folder set-aside."
 )
+_GONE = (
+    "was moved, replaced or deleted while it was in use; what is sent now is not stored. Put the file back, or restart "
+    "the daemon: it uses the file that is there then, or creates a new database without texts."
+)
 #: The low byte of SQLite's extended result codes is the primary code.
 _PRIMARY_CODE = 0xFF
 
 
 class Database:
-    """The engine and its transactions. They raise StorageTrouble where SQLite fails.
+    """The engine and its transactions. They raise StorageTrouble where SQLite fails, or the path names another file.
 
     durable: committed transactions survive power loss (`synchronous=FULL`), for the daemon and the worker. Commands
-    that read or scan use `NORMAL`. check: called at each write's start, under its lock; what it raises prevents it.
+    that read or scan use `NORMAL`. busy_seconds: how long to wait for another program's lock. check: called at each
+    write's start, under its lock; what it raises prevents it.
     """
 
     def __init__(
-        self, path: Path, *, durable: bool = True, check: Callable[[Session], object] = lambda session: None
+        self,
+        path: Path,
+        *,
+        durable: bool = True,
+        busy_seconds: float = BUSY_TIMEOUT_SECONDS,
+        check: Callable[[Session], object] = lambda session: None,
     ) -> None:
-        self.path, self._check = path, check
+        self.path, self._check, self._busy_seconds = path, check, busy_seconds
         #: Writes a damaged search index anew; returns whether it was damaged.
         self.mend_index: Callable[[], bool] = lambda: False
-        self.engine = _create_engine(path, synchronous="FULL" if durable else "NORMAL")
+        self._file: tuple[int, int] | None = None  #: device and inode; None before it is first opened
+        self.engine = _create_engine(path, self._connect, synchronous="FULL" if durable else "NORMAL")
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session with a consistent snapshot; its objects stay usable afterwards."""
+        self._check_file()
         with self._mending(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that holds the write lock from its start; commits at the end, rolls back on an exception."""
+        self._check_file()
         with self._mending(), Session(self.engine, expire_on_commit=False) as session:
             session.connection(execution_options={"begin": "BEGIN IMMEDIATE"})
             self._check(session)
             yield session
             session.commit()
+        self._check_file()  # before the caller acknowledges what it has stored
 
     @contextmanager
     def _mending(self) -> Iterator[None]:
@@ -80,7 +94,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise trouble(self.path, error) from error
         finally:
-            cursor.execute(f"PRAGMA busy_timeout = {1000 * BUSY_TIMEOUT_SECONDS}").close()
+            cursor.execute(f"PRAGMA busy_timeout = {int(1000 * self._busy_seconds)}").close()
             connection.close()
 
     def rewrite(self, first: str) -> bool:
@@ -91,7 +105,8 @@ class Database:
         if not self.truncate_log():
             return False
         folder = str(self.path.parent).replace("'", "''")
-        with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as connection:
+        with closing(self._connect()) as connection:
+            connection.isolation_level = None
             try:
                 for statement in (f"PRAGMA temp_store_directory = '{folder}'", "PRAGMA secure_delete = ON", first):
                     connection.execute(statement)
@@ -104,10 +119,27 @@ class Database:
         """Close all connections. Idempotent."""
         self.engine.dispose()
 
+    def _connect(self) -> sqlite3.Connection:
+        """Only the first connection creates a missing file."""
+        address = f"{self.path.absolute().as_uri()}?mode={'rw' if self._file else 'rwc'}"
+        connection = sqlite3.connect(address, self._busy_seconds, uri=True, check_same_thread=False)
+        self._file = self._file or _file_at(self.path)
+        return connection
 
-def _create_engine(path: Path, *, synchronous: str) -> Engine:
+    def _check_file(self) -> None:
+        if self._file and self._file != _file_at(self.path):
+            raise DatabaseUnusable(f"The database {self.path} {_GONE}")
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        return (about := path.stat()).st_dev, about.st_ino
+    return None
+
+
+def _create_engine(path: Path, connect: Callable[[], sqlite3.Connection], *, synchronous: str) -> Engine:
     # hide_parameters: otherwise the error of a failed INSERT would contain the owner's text.
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: object) -> None:

@@ -4,6 +4,7 @@ StorageError
 ├── AlreadyThere
 ├── DatabaseTooNew
 ├── NotFound
+├── QuotaExceeded
 ├── StorageTrouble
 │   ├── DatabaseFull
 │   ├── DatabaseLocked
@@ -57,6 +58,10 @@ class Superseded(StorageError):
 
 class NotFound(StorageError):
     """There is nothing with this id."""
+
+
+class QuotaExceeded(StorageError):
+    """The app has stored as much as it may."""
 
 
 class WrongState(StorageError):

@@ -14,36 +14,41 @@ from pocketllm.storage.repositories.folders import FolderStore
 from pocketllm.storage.repositories.jobs import JobStore, belongs_to
 from pocketllm.storage.repositories.passages import PassageStore
 from pocketllm.storage.repositories.preferences import PreferenceStore
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import ReportStore
 from pocketllm.storage.repositories.runs import RunWindowStore
 from pocketllm.storage.repositories.step_log import StepLog
 from pocketllm.storage.repositories.texts import TextStore
 from pocketllm.storage.repositories.tokens import TokenStore
 
+#: A worker that waits for another program's lock loses nothing. Less than the STALL_SECONDS after which it is killed.
+_WORKER_BUSY_SECONDS = 60
+
 
 class Store:
     """The repositories of one database. Thread-safe."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quota: Quota | None = None) -> None:
+        """quota: of each app; None: apps may store anything."""
         self._database = database
-        self.texts = TextStore(database)
+        self.texts = TextStore(database, quota)
         self.passages = PassageStore(database)
-        self.jobs = JobStore(database)
+        self.jobs = JobStore(database, quota)
         self.step_log = StepLog(database)
         self.adapters = AdapterStore(database)
         self.reports = ReportStore(database)
         self.runs = RunWindowStore(database)
         self.preferences = PreferenceStore(database)
         self.tokens = TokenStore(database)
-        self.files = FileStore(database)
+        self.files = FileStore(database, quota)
         self.folders = FolderStore(database)
         self.deletions = DeletionStore(database)
         database.mend_index = self.passages.mend
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
+    def open(cls, path: Path, quota: Quota | None = None) -> "Store":
         """Open the daemon's store; creates or migrates the database. Raises StorageError."""
-        store = cls(database := Database(path))
+        store = cls(database := Database(path), quota)
         try:
             with suppress(SearchIndexDamaged):  # mended
                 database.check()
@@ -79,7 +84,7 @@ class Store:
         start: the number of the job's start that it is of. Every write raises Superseded once the job is not this
         worker's any more.
         """
-        return cls(Database(path, check=belongs_to(job_id, start)))
+        return cls(Database(path, busy_seconds=_WORKER_BUSY_SECONDS, check=belongs_to(job_id, start)))
 
     def close(self) -> None:
         """Close all connections. Idempotent."""

@@ -124,10 +124,12 @@ class TextOwner(SQLModel, table=True):
     """
 
     __tablename__ = "text_owner"
+    __table_args__ = (Index("what_an_owner_has", "owner", "sent_at", "bytes"),)  # a quota is checked in the index alone
 
     text_id: str = Field(sa_column=Column(ForeignKey("text.id", ondelete="CASCADE"), primary_key=True))
-    owner: str = Field(primary_key=True, index=True)
+    owner: str = Field(primary_key=True)
     sent_at: datetime = Field(sa_type=UtcDateTime)
+    bytes: int  #: what the text counts towards an app's quota
 
 
 class Job(SQLModel, table=True):

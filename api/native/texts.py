@@ -1,13 +1,12 @@
 """/texts: add, list and delete texts."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import unless_large
 from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
@@ -77,19 +76,9 @@ async def add_texts(
     kind, app, most = request.headers.get("content-type", ""), app_of(request), services.settings.max_text_bytes
     async with ingest.slot(len(body)):
         texts = await unless_large(body, lambda: [one.new() for one in parse(body, kind, source, most)])
-        if app is not None:
-            await run_in_threadpool(check_quota, services, app, len(texts))
         added = await ingest.add(texts, owner=owner_of(request))
     created = added.created if app is None else len(set(added.ids))
     return AddedOut(ids=list(added.ids), created=created, duplicates=len(added.ids) - created)
-
-
-def check_quota(services: Services, app: str, count: int) -> None:
-    """Refuse more texts than an app may send in a day. Raises Problem."""
-    most = services.settings.app_texts_per_day
-    if services.store.texts.count_of(app, since=services.now() - timedelta(days=1)) + count > most:
-        detail = f"The app {app!r} may add {most:,} texts in 24 hours (setting app_texts_per_day). Try again later."
-        raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, code="too_many_texts")
 
 
 @router.get("/texts")

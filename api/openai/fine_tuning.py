@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep, app_of, owner_of, sees
+from pocketllm.api.dependencies import ServicesDep, owner_of, sees
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas.jobs import seconds_left
-from pocketllm.api.native.texts import check_quota
 from pocketllm.api.openai.files import FINE_TUNE, INBOX, check_own, check_path, examples_in
 from pocketllm.api.openai.fine_tuning_schemas import (
     Checkpoint,
@@ -69,8 +68,6 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
         detail = "Starting from a trained model also requires the scope generate. Start from pocketllm:base instead."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="model", code="out_of_scope")
     texts, requested = _texts(services, body), body.requested_hyperparameters
-    if (app := app_of(request)) is not None:
-        check_quota(services, app, len(texts or []))
     epochs, batch = requested.get("n_epochs"), requested.get("batch_size")
     job = services.scheduler.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),

@@ -27,7 +27,8 @@ from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
-from pocketllm.storage.errors import DatabaseFull, StorageTrouble
+from pocketllm.engine.formats.atomic import final_name
+from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, StorageTrouble
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
@@ -135,10 +136,10 @@ class Scheduler:
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work = bool(queue)
         self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, now))
+        if queue:
+            self._advance(queue[0], now)  # first: a locked database does not keep it from ending the worker
         if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
-        if queue:
-            self._advance(queue[0], now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(self.readings, now)
@@ -148,13 +149,14 @@ class Scheduler:
         self.due = [at for at in (*waits, *edges) if at is not None and at > now]
 
     def _wait_for_store(self, trouble: StorageTrouble, now: datetime) -> None:
-        """End the worker, which could not store its steps either, and let the verdict say why."""
+        """Let the verdict say why, and end the worker, which could not store its steps either; a lock it waits for."""
         if str(trouble) != str(self._trouble):  # once, not at every tick
             log.error("%s", trouble)
         self._trouble, self.due = trouble, ()
         since = {blocker.name: blocker.since for blocker in self.verdict.blockers}.get("storage", now)
         self.verdict = Verdict(blockers=(Blocker(name="storage", message=str(trouble), since=since),))
-        self._attempts.pause([str(trouble)])
+        if not isinstance(trouble, DatabaseLocked):
+            self._attempts.pause([str(trouble)])
 
     def _settle(self, now: datetime) -> None:
         """Store the end of the last worker, and delete what it has left."""
@@ -169,7 +171,7 @@ class Scheduler:
         states = self._store.jobs.states()
         for place in (self._folder.starts, self._folder.runs):
             for left in place.iterdir() if place.is_dir() else ():
-                if states.get(left.name, JobState.PAUSED) not in OPEN_STATES:
+                if states.get(final_name(left.name), JobState.PAUSED) not in OPEN_STATES:
                     shutil.rmtree(left, ignore_errors=True)
         self.adapter_files.sweep(states, now)
         self._store.folders.drop_replaced(now)

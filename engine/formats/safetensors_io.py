@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.atomic import atomic
 
 if TYPE_CHECKING:
     import torch
@@ -175,30 +173,3 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     with atomic(path) as scratch:
         write_safetensors(scratch, [(name, t.shape, t.dtype) for name, t in tensors.items()], tensors.values())
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or a folder; it is synced and replaces `path`, or is removed after an error."""
-    scratch = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a writer that was killed; a file is overwritten
-    try:
-        yield scratch
-        for written in (*scratch.rglob("*"), scratch):
-            sync(written)
-        shutil.rmtree(path, ignore_errors=True)  # only files can be replaced
-        scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Sync a file, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.formats.atomic import atomic
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import atomic, write_safetensors
+from pocketllm.engine.formats.safetensors_io import write_safetensors
 from pocketllm.engine.noise import ROUNDING_POOL, Direction, rounding_bits
 from pocketllm.engine.streamed.weights import Weight
 
@@ -101,6 +102,7 @@ def save_full(model_folder: ModelFolder, trainable: FullWeights, folder: Path, *
 
     model_folder: the model that they were loaded from; its config and tokenizer are copied.
     """
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with atomic(folder) as scratch:
         shutil.copytree(model_folder.path, scratch, ignore=shutil.ignore_patterns(WEIGHTS_NAME, MANIFEST_NAME))
         tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in trainable.tensors.items()]

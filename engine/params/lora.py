@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from pocketllm.engine.errors import AdapterError
-from pocketllm.engine.formats.safetensors_io import atomic
+from pocketllm.engine.formats.atomic import atomic
 from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 
@@ -50,8 +50,9 @@ class Adapter:
 
         is_mlm: the base is a masked language model, for which PEFT has no task type.
         """
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic(folder) as scratch:
-            scratch.mkdir(parents=True, mode=0o700)
+            scratch.mkdir(mode=0o700)
             (scratch / WEIGHTS_NAME).write_bytes(save(self._tensors(), metadata={"format": "pt", **self.metadata}))
             (scratch / CONFIG_NAME).write_text(json.dumps(self._config(is_mlm), indent=2), encoding="utf-8")
 

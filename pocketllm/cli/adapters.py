@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, given, program, show, whole_file
+from pocketllm.cli.common import Common, connected, given, program, show
+from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import Document, UsageError
 
 if TYPE_CHECKING:

@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import (
-    Common,
-    Report,
-    check_target,
-    json_text,
-    make_console,
-    program,
-    progress,
-    show,
-    stored,
-    whole_file,
-)
+from pocketllm.cli.common import Common, Report, check_target, json_text, make_console, program, progress, show, stored
 from pocketllm.daemon.paths import DataFolder, is_there
+from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed, UsageError
 from pocketllm.home import running_settings
 

@@ -5,20 +5,18 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from pocketllm.daemon.leftovers import scratch_prefix
 from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.errors import CommandError, Document, Interrupted, UsageError
 from pocketllm.home import become_owner, configured_data_dir, find_target
@@ -331,19 +329,3 @@ def check_target(path: Path, *, force: bool) -> None:
         raise CommandError(f"There is no folder {path.parent}. Create it first.")
     if (is_there(path) or path.is_symlink()) and not force:
         raise CommandError(f"{path} already exists. Give another name, or replace it with --force.")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, readable by its owner alone. It gets its name when the block succeeds; else it is deleted."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path))
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        Path(scratch).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(scratch).unlink()
-        raise

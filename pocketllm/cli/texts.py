@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, make_console, program, show, whole_file
+from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, make_console, program, show
 from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.daemon.paths import is_there
+from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
 
 if TYPE_CHECKING:

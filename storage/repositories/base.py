@@ -11,6 +11,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.tables import Adapter, Deletion, Job, Text, UploadedFile
 
 Result = TypeVar("Result")
@@ -31,8 +32,8 @@ _MISSING: dict[type[object], str] = {
 class Repository:
     """Queries about one kind of row."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, quota: Quota | None = None) -> None:
+        self._database, self._quota = database, quota
 
     def _all(self, statement: SelectOfScalar[Result]) -> list[Result]:
         with self._database.read() as session:

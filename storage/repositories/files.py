@@ -7,6 +7,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from pocketllm.storage.repositories.base import Repository, found
+from pocketllm.storage.repositories.quotas import ROW_BYTES
 from pocketllm.storage.tables import UploadedFile
 
 
@@ -14,10 +15,12 @@ class FileStore(Repository):
     """Every query about files. A file's id is the source of the texts that jobs take from it."""
 
     def add(self, *, owner: str, filename: str, purpose: str, data: bytes, now: datetime) -> UploadedFile:
-        """Store a file. It is on disk when this returns."""
+        """Store a file. It is on disk when this returns. Raises QuotaExceeded."""
         size = len(data)
         file = UploadedFile(owner=owner, filename=filename, purpose=purpose, size=size, data=data, created_at=now)
         with self._database.write() as session:
+            if self._quota:
+                self._quota.check(session, owner, now, nbytes=size + ROW_BYTES)
             session.add(file)
         return file
 

@@ -93,12 +93,12 @@ class FolderStore(Repository):
         An open job has what it uses of it until the job ends: an edit does not make it start again.
         """
         is_open = col(Job.state).in_(OPEN_STATES)
-        in_use = select(col(JobText.text_id), _JOB + col(JobText.job_id), literal(now, UtcDateTime)).join(Job)
+        in_use = select(col(JobText.text_id), _JOB + col(JobText.job_id), literal(now, UtcDateTime), 0).join(Job)
         in_use = in_use.where(is_open, col(JobText.text_id).not_in(select(TextOwner.text_id)))
         ended = col(TextOwner.owner).not_in(select(_JOB + col(Job.id)).where(is_open))
         with self._database.write() as session:
             session.exec(delete(TextOwner).where(func.substr(TextOwner.owner, 1, len(_JOB)) == _JOB, ended))
-            session.exec(insert(TextOwner).from_select(["text_id", "owner", "sent_at"], in_use))
+            session.exec(insert(TextOwner).from_select(["text_id", "owner", "sent_at", "bytes"], in_use))
             delete_texts(session, UNOWNED, now, withdraw=False)
 
     def mark(self, paths: Sequence[str], missing_since: datetime | None) -> None:

@@ -13,6 +13,7 @@ from pocketllm.storage.errors import Superseded, WrongState
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
@@ -37,8 +38,8 @@ _OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs=
 class JobStore(Repository):
     """Every query about jobs and their events."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
+    def __init__(self, database: Database, quota: Quota | None = None) -> None:
+        super().__init__(database, quota)
         #: Cache of `open`: rows and their objects.
         self._known: tuple[Sequence[Any], list[Job]] = ((), [])
 
@@ -48,7 +49,7 @@ class JobStore(Repository):
         """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
         The job that was returned for the same request_key is returned instead. proceed: an open job on new text is
-        returned instead and goes on, at once if this one is immediate.
+        returned instead and goes on, at once if this one is immediate. Raises QuotaExceeded.
         """
         now = job.created_at
         with self._database.write() as session:
@@ -68,7 +69,7 @@ class JobStore(Repository):
                     _event(session, there.id, now, "hastened", "requested by the owner")
                 return there
             if texts is not None:
-                job.texts, job.words = give_to_job(session, job, texts, now)
+                job.texts, job.words = give_to_job(session, job, texts, now, self._quota)
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, LargeBinary, cast, func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, delete, select, update
@@ -16,6 +16,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
 from pocketllm.storage.repositories.base import Repository, found, page
+from pocketllm.storage.repositories.quotas import ROW_BYTES, Quota
 from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Text, TextOwner, WatchedFile
 
 #: One text in this many is held out of training.
@@ -104,9 +105,9 @@ class TextStore(Repository):
         return self.add_each([(texts, owner)], now=now)[0]
 
     def add_each(self, requests: Sequence[tuple[Sequence[NewText], str]], *, now: datetime) -> list[Added]:
-        """Store the texts of several requests, with their owners, in one transaction: all or none."""
+        """Store the texts of several requests, with their owners, all or none. Raises QuotaExceeded."""
         with self._database.write() as session:
-            return [add_texts(session, texts, [owner] * len(texts), now) for texts, owner in requests]
+            return [add_texts(session, texts, [owner] * len(texts), now, self._quota) for texts, owner in requests]
 
     def get(self, identity: str) -> Text:
         """The text whose id is this, or alone begins like this. Raises NotFound."""
@@ -150,18 +151,6 @@ class TextStore(Repository):
                 found.setdefault(str(label), []).append(text)
         return found
 
-    def size(self) -> int:
-        """The bytes of all texts together."""
-        parts = [func.length(cast(func.coalesce(part, ""), LargeBinary)) for part in (Text.text, Text.completion)]
-        with self._database.read() as session:
-            return int(session.exec(select(func.coalesce(func.sum(parts[0] + parts[1]), 0))).one())
-
-    def count_of(self, app: str, *, since: datetime) -> int:
-        """The number of texts that an app has added in the day after a moment, whether others had them or not."""
-        day = col(TextOwner.sent_at).between(since, since + timedelta(days=1))
-        with self._database.read() as session:
-            return session.exec(select(func.count()).where(col(TextOwner.owner) == app, day)).one()
-
     def of_job(self, job_id: str) -> list[Text]:
         """A job's texts, oldest first, in a stable order; `learned_in` and `held_out` are those of JobText."""
         of_job = select(Text, JobText).join(JobText).where(JobText.job_id == job_id)
@@ -173,8 +162,13 @@ class TextStore(Repository):
         return [text for text, _ in found]
 
 
-def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str], now: datetime) -> Added:
-    """Store the texts that do not exist yet, and whose they are. owners: of each text."""
+def add_texts(
+    session: Session, texts: Sequence[NewText], owners: Sequence[str], now: datetime, quota: Quota | None = None
+) -> Added:
+    """Store the texts that do not exist yet, and whose they are. owners: of each text; a quota is for a single one."""
+    sizes = [len((new.text + (new.completion or "")).encode()) + ROW_BYTES for new in texts]
+    if quota and owners:
+        quota.check(session, owners[0], now, texts=len(texts), nbytes=sum(sizes))
     ids = tuple(map(text_id, texts))
     last = session.exec(select(func.max(Text.number))).one() or 0
     distinct = dict(zip(ids, texts, strict=True))
@@ -188,15 +182,17 @@ def add_texts(session: Session, texts: Sequence[NewText], owners: Sequence[str],
             ((row["number"], row["text"], row["completion"]) for row in rows if row["id"] in added),
         )
     if ids:
-        pairs = dict.fromkeys(zip(ids, owners, strict=True))
-        owned = [{"text_id": identity, "owner": owner, "sent_at": now} for identity, owner in pairs]
+        pairs = dict(zip(zip(ids, owners, strict=True), sizes, strict=True))
+        owned = [{"text_id": one, "owner": by, "sent_at": now, "bytes": size} for (one, by), size in pairs.items()]
         session.connection().execute(insert(TextOwner).on_conflict_do_nothing(), owned)
     return Added(ids=ids, created=len(added))
 
 
-def give_to_job(session: Session, job: Job, texts: Sequence[NewText], now: datetime) -> tuple[int, int]:
+def give_to_job(
+    session: Session, job: Job, texts: Sequence[NewText], now: datetime, quota: Quota | None
+) -> tuple[int, int]:
     """Store texts as the owner's of a job, and assign them to it. Returns the number of texts and of words."""
-    job_id, ids = job.id, dict.fromkeys(add_texts(session, texts, [job.owner] * len(texts), now).ids)
+    job_id, ids = job.id, dict.fromkeys(add_texts(session, texts, [job.owner] * len(texts), now, quota).ids)
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
     session.flush()
     of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))

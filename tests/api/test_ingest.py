@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from pocketllm.api.bodies import LARGE_BYTES
 from pocketllm.api.native.ingest import AT_ONCE, Ingest, Request
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import DatabaseLocked
+from pocketllm.storage.errors import DatabaseLocked, QuotaExceeded
+from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import PERSON
@@ -90,6 +92,20 @@ def test_where_the_database_is_locked_a_single_try_has_waited_for_all(database: 
     texts = Watched(database, refused="a", error=DatabaseLocked)
     assert [type(answer) for answer in together(texts, "b", "a", "c")] == [DatabaseLocked] * 3
     assert texts.transactions == 1
+
+
+def test_requests_that_come_at_once_have_one_quota_together(tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path / "pocketllm.db", Quota(texts_per_day=5, bytes=10**6))) as store:
+
+        async def ask() -> list[Added | BaseException]:
+            ingest = Ingest(store.texts, lambda: NOW)
+            brought = [ingest.add(new(f"text {number}"), owner="notes") for number in range(16)]
+            brought.append(ingest.add(new("of another"), owner="mail"))
+            return await asyncio.gather(*brought, return_exceptions=True)
+
+        answers = asyncio.run(ask())
+        assert [isinstance(answer, QuotaExceeded) for answer in answers] == [False] * 5 + [True] * 11 + [False]
+        assert store.texts.counts().texts == 6
 
 
 def test_who_goes_away_takes_nobody_along(database: Database) -> None:

@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from shutil import rmtree
 from sqlite3 import connect
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import StatementError
 
+from pocketllm.daemon.scheduling.attempts import STALL_SECONDS
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseUnusable
 from pocketllm.storage.repositories.texts import NewText
@@ -111,6 +113,12 @@ def test_the_daemon_and_the_worker_write_durably(path: Path) -> None:
         store.close()
 
 
+def test_a_worker_waits_for_a_lock_longer_than_any_scan_holds_it(store: Store, path: Path) -> None:
+    with closing(Store.open_for_worker(path, "job-0", 1)) as worker, worker._database.read() as session:
+        waits = session.connection().execute(text("PRAGMA busy_timeout")).scalar_one() / 1000
+    assert 30 < waits < STALL_SECONDS, "else it is taken for one that hangs"
+
+
 def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> None:
     identity = add(store, "kept")
     with opened(path) as database:
@@ -188,6 +196,56 @@ def test_a_folder_in_the_files_place_is_named(path: Path) -> None:
     path.mkdir()
     with pytest.raises(DatabaseUnusable, match=f"{path} cannot be used"):
         Store.open(path)
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+
+
+def replaced(path: Path) -> None:
+    moved(path)
+    Store.open(path).close()
+
+
+def folder_deleted(path: Path) -> None:
+    rmtree(path.parent)
+
+
+@pytest.mark.parametrize("happens", [Path.unlink, moved, replaced, folder_deleted])
+def test_nothing_is_acknowledged_once_the_file_is_not_at_its_path(
+    happens: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "100% ? #1"  # which a URI escapes
+    folder.mkdir()
+    path = folder / "pocketllm.db"
+    with closing(Store.open(path)) as store:
+        identity = add(store, "before")
+        happens(path)
+        there = path.exists()
+        for use in (lambda: add(store, "after"), lambda: store.texts.get(identity)):
+            with pytest.raises(DatabaseUnusable, match=r"moved, replaced or deleted .* Put the file back, or restart"):
+                use()
+        assert path.exists() is there
+
+
+def test_no_connection_creates_the_file_again(store: Store, path: Path) -> None:
+    with store._database.read() as session, store._database.engine.connect():  # one that is in use, and one to spare
+        session.connection()
+        path.unlink()
+        with pytest.raises(DatabaseUnusable, match=f"{path} cannot be used"), ExitStack() as more:
+            for _ in range(2):
+                more.enter_context(store._database.engine.connect())
+    assert not path.exists()
+
+
+def test_a_file_that_was_put_back_is_used_again(store: Store, path: Path) -> None:
+    identity = add(store, "before")
+    moved(path)
+    with pytest.raises(DatabaseUnusable):
+        store.texts.get(identity)
+    path.with_name("elsewhere").rename(path)
+    assert store.texts.get(identity).text == "before"
+    add(store, "after")
 
 
 def test_a_closed_store_can_be_closed_again_and_opened_again(path: Path) -> None:

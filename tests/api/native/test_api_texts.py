@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -191,6 +192,14 @@ def test_what_is_answered_201_is_in_the_file(api: InProcessApp) -> None:
     [identity] = api.add("here to stay")
     with closing(sqlite3.connect(api.services.folder.database)) as other:
         assert other.execute("SELECT text FROM text WHERE id = ?", [identity]).fetchall() == [("here to stay",)]
+
+
+def test_a_text_for_a_deleted_database_is_not_answered_201(api: InProcessApp) -> None:
+    api.add("from before")
+    shutil.rmtree(api.services.folder.root)
+    response = api.post("/texts", json={"text": "where to?"})
+    problem = assert_problem(response, 503, "database_unusable")
+    assert "moved, replaced or deleted" in problem["detail"] and int(response.headers["retry-after"]) > 0
 
 
 def test_four_characters_behind_the_dash_are_enough_where_no_other_id_begins_like_it(api: InProcessApp) -> None:

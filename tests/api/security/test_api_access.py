@@ -290,11 +290,6 @@ def test_a_token_that_others_could_read_is_closed_to_them(tmp_path: Path) -> Non
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_start_that_was_cut_off_before_does_not_matter(tmp_path: Path) -> None:
-    (tmp_path / "tokens.new").write_text('{"own')
-    assert load_or_create_token(tmp_path / "tokens.json")
-
-
 BROKEN_FILES = [
     *(b"", b"{", b"[]", b'"abc"', b"{}", b'{"owner": null}', b'{"owner": ""}', b'{"owner": 5}', b'["owner"]'),
     b"\xff\xfe",

@@ -13,7 +13,7 @@ LINES = b'{"text": "The shed to myself."}\n'
 
 @pytest.fixture
 def settings() -> Document:
-    return {"app_texts_per_day": 5}
+    return {"app_texts_per_day": 5, "app_bytes": 10_000}
 
 
 def app(api: InProcessApp, name: str, *scopes: str) -> str:
@@ -51,7 +51,7 @@ def test_nothing_tells_an_app_whether_a_text_was_there(api: InProcessApp, there:
         assert_problem(api.post(path, json=asked, token=notes), 403, "out_of_scope")
     rest = [{"text": f"words {number}"} for number in range(5)]
     problem = api.post("/texts", json=rest, token=notes)
-    assert_problem(problem, 429, "too_many_texts")
+    assert_problem(problem, 429, "quota_exceeded")
     assert int(problem.headers["retry-after"]) > 0
     assert api.post("/texts", json=rest[:4], token=notes).status_code == 201
     assert api.post("/texts", json=rest).status_code == 201, "the person may add as many as there are"
@@ -190,7 +190,26 @@ def test_texts_to_train_on_count_as_any(api: InProcessApp) -> None:
     token = app(api, "one", "train")
     lines = "".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(6)).encode()
     asked = {"model": "pocketllm:base", "training_file": uploaded(api, token, lines)}
-    assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=token), 429, "too_many_texts")
+    assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=token), 429, "quota_exceeded")
+
+
+def test_texts_and_files_of_an_app_have_a_size_together(api: InProcessApp) -> None:
+    token, lines = app(api, "one", "ingest", "train"), json.dumps({"text": "a" * 4000}).encode()
+    file = uploaded(api, token, lines)
+    assert api.post("/texts", json={"text": "b" * 3000}, token=token).status_code == 201
+    asked = {"model": "pocketllm:base", "training_file": file}
+    refused = [
+        api.post("/texts", json={"text": "c" * 3000}, token=token),
+        api.post("/v1/files", files={"file": ("b.bin", bytes(3000))}, data={"purpose": "evals"}, token=token),
+        api.post("/v1/fine_tuning/jobs", json=asked, token=token),
+    ]
+    for response in refused:
+        problem = assert_problem(response, 429, "quota_exceeded")
+        assert "'one' may store 0 MB" in problem["detail"] and "delete --app one" in problem["detail"]
+    assert len(texts(api)) == 1 and api.get("/v1/fine_tuning/jobs").json()["data"] == []
+    api.delete(f"/v1/files/{file}", token=token)
+    assert api.post("/texts", json={"text": "c" * 3000}, token=token).status_code == 201
+    assert api.post("/texts", json={"text": "d" * 10_000}).status_code == 201, "the person has no quota"
 
 
 def test_to_start_from_what_others_taught_takes_generate(api: InProcessApp) -> None:

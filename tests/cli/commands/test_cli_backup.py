@@ -153,7 +153,7 @@ def test_a_killed_backup_leaves_nothing_that_a_deletion_does_not_reach(folder: D
     commands(folder.root)("backup", str(kept))
 
     def written() -> bool:
-        return any(path.stat().st_size > len(SECRET) + 1000 for path in elsewhere.glob(".pocketllm-*"))
+        return any(path.stat().st_size > len(SECRET) + 1000 for path in elsewhere.glob(".pocketllm-*/*"))
 
     killed(folder, "backup", str(elsewhere / "backup.tar"), when=written)
     assert list(elsewhere.glob(".pocketllm-*")) and len(holding(folder.root, SECRET)) == 1  # the database alone

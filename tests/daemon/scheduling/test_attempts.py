@@ -109,7 +109,8 @@ def test_what_ended_jobs_and_dead_workers_left_is_deleted(world: SchedulerWorld,
     kept = [world.folder.start(waiting), world.folder.adapter(f"of-{running}")]
     folder = world.folder
     adapter = adapter_id_of(running)
-    left = [folder.start(running), folder.run(running), folder.adapter(adapter), folder.adapter(f".{adapter}.writing")]
+    left = [folder.start(running), folder.start(f".pocketllm-{running}-ab_c1234"), folder.run(running)]
+    left += [folder.adapter(adapter), folder.adapter(f".pocketllm-{adapter}-ab_c1234")]
     for path in kept + left:
         path.mkdir(parents=True)
     world.succeed(running)
@@ -119,7 +120,7 @@ def test_what_ended_jobs_and_dead_workers_left_is_deleted(world: SchedulerWorld,
 
 
 def test_the_files_of_a_running_job_stay_while_another_is_cancelled(world: SchedulerWorld, running: str) -> None:
-    half = world.folder.adapter(f".{running}.writing")
+    half = world.folder.adapter(f".pocketllm-{running}-ab_c1234")
     half.mkdir(parents=True)
     world.scheduler.cancel(world.request(), world.clock.now)
     assert half.exists()

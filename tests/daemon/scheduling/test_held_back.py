@@ -9,7 +9,6 @@ import pytest
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.worker_process import Exit
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.tables import Adapter, JobState, Outcome
 from tests.support.daemon.scheduler_world import SchedulerWorld
 from tests.support.daemon.workers import write_adapter_files
@@ -197,13 +196,6 @@ def test_an_idle_time_of_the_future_is_no_forecast(world: SchedulerWorld) -> Non
     world.tick(3600)
     world.clock.now -= FUTURE
     assert world.scheduler.expected_at(world.tick()) is None
-
-
-def test_an_app_may_post_although_its_texts_are_dated_in_the_future(world: SchedulerWorld) -> None:
-    now = world.clock.now
-    for number, at in enumerate((now + FUTURE, now)):
-        world.store.texts.add([NewText(text=f"text {number}", source="test")], now=at, owner="notes")
-    assert world.store.texts.count_of("notes", since=now - timedelta(days=1)) == 1
 
 
 def test_after_a_job_that_could_not_tell_only_newer_words_queue_the_next(world: SchedulerWorld) -> None:

@@ -213,6 +213,14 @@ class TestCheckpoints:
             run.save(self.checkpoint(step), stopping)
         assert self.loaded(run, stopping) == 6
 
+    def test_what_a_killed_worker_was_writing_is_deleted(self, run: StoredRun, tmp_path: Path) -> None:
+        run.save(self.checkpoint(2), EarlyStopping())
+        [folder] = (tmp_path / "runs").iterdir()
+        (folder / ".pocketllm-4.safetensors-ab_c1234").mkdir()
+        (folder / ".pocketllm-4.safetensors-ab_c1234" / "4.safetensors").write_bytes(b"half")
+        assert self.loaded(run, EarlyStopping()) == 2
+        assert [path.name for path in folder.iterdir()] == ["2.safetensors"]
+
     def test_after_going_back_it_is_the_best(self, run: StoredRun) -> None:
         """The later ones were made at a rate that has been halved since."""
         stopping = EarlyStopping(best_step=2)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from pocketllm.engine.errors import (
     NotEnoughSpace,
     UnsupportedModel,
 )
+from pocketllm.engine.formats.atomic import REPLACED, scratch_prefix
 from pocketllm.engine.formats.importer import (
     DEFAULT_HUB_ID,
     DEFAULT_NAME,
@@ -173,21 +175,25 @@ def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path
         with pytest.raises(MezoError, match=r"Another import .* is running"):
             import_model(str(llama), models, name="other")
         importer.kill()
-    assert [path.name for path in models.iterdir()] == [f".tiny.importing-{importer.pid}"]
+    [left] = models.iterdir()
+    assert left.name.startswith(scratch_prefix(models / "tiny"))
     import_model(str(llama), models, name="other")
     assert [path.name for path in models.iterdir()] == ["other"]
 
 
 def test_killed_between_the_two_renames(llama: Path, models: Path) -> None:
     import_model(str(llama), models, name="tiny")
-    (models / "tiny").rename(models / ".tiny.replaced-1")
+    left = Path(mkdtemp(prefix=scratch_prefix(models / "tiny"), dir=models))
+    (models / "tiny").rename(left / REPLACED)
     import_model(str(llama), models, name="other")
     open_model_folder(models / "tiny", verify=True)
+    assert not left.exists()
 
 
 def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Path) -> None:
     import_model(str(llama), models, name="tiny")
-    (models / ".tiny.replaced-1").mkdir()
+    left = Path(mkdtemp(prefix=scratch_prefix(models / "tiny"), dir=models))
+    (left / REPLACED).mkdir()
     import_model(str(llama), models, name="other")
     assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, atomic, read_header, write_safetensors
+from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header, write_safetensors
 
 
 def test_writer_writes_what_safetensors_reads(tmp_path: Path) -> None:
@@ -43,31 +43,6 @@ def test_writer_notices_what_is_missing_or_too_much(tmp_path: Path) -> None:
     for numbers in (3, 9):
         with pytest.raises(ModelFileError, match=r"was left incomplete: it has \d+ bytes, its tensors need \d+"):
             write_safetensors(tmp_path / "w", tensors, [torch.zeros(numbers)])
-
-
-def test_what_is_replaced_is_whole_at_any_time(tmp_path: Path) -> None:
-    replace_file_or_folder(tmp_path / "file", inside="")
-    replace_file_or_folder(tmp_path / "folder", inside="it")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def replace_file_or_folder(path: Path, inside: str) -> None:
-    def write(path: Path, text: str) -> None:
-        if inside:
-            path.mkdir()
-        (path / inside).write_text(text)
-
-    write(path.with_name(f".{path.name}.writing"), "of a writer that was killed")
-    with atomic(path) as scratch:
-        write(scratch, "old")
-    with pytest.raises(InterruptedError), atomic(path) as scratch:
-        write(scratch, "half")
-        raise InterruptedError
-    assert (path / inside).read_text() == "old"
-    with atomic(path) as scratch:
-        write(scratch, "new")
-        assert (path / inside).read_text() == "old"
-    assert (path / inside).read_text() == "new"
 
 
 def test_header_refuses(tmp_path: Path) -> None:

