@@ -35,6 +35,7 @@ from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.engine.params.lora_folder import read_config
 from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
@@ -186,7 +187,13 @@ class TrainingRun:
             known = {field.name for field in fields(JobPlan)}  # another version's plan may have more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
-        planned = plan_job(self.model_folder, self.settings, steps=self.job.total_steps)
+        settings = self.settings
+        if settings.mode == "lora" and self.job.parent:
+            kept = read_config(self.folder.adapter(self.job.parent)).rank
+            if kept != settings.rank:
+                self._say("chosen", f"rank {kept}, not {settings.rank}, since it continues {self.job.parent}")
+                settings = settings.model_copy(update={"rank": kept})
+        planned = plan_job(self.model_folder, settings, steps=self.job.total_steps)
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
@@ -243,12 +250,12 @@ class TrainingRun:
 
     def _fresh(self) -> Adapter:
         if self.plan.method == "exact":
-            return fresh_adapter(self.model, rank=self.plan.rank, seed=self.job.seed)
+            return fresh_adapter(self.model, rank=self.settings.rank, seed=self.job.seed)
         return adapter_along_activations(
             self.model,
             blocks_between(self.buckets, 0, PCA_BLOCKS),
             targets=self.settings.targets,
-            rank=self.plan.rank,
+            rank=self.settings.rank,
             seed=self.job.seed,
             micro_batch=self.plan.micro_batch,
             on_pass=lambda number: self._say("preparing", f"activation PCA: pass {number} of {PASSES}"),

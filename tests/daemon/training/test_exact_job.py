@@ -124,6 +124,14 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     assert "on old text" in said(store, done, "evaluated")
 
 
+def test_a_job_keeps_the_rank_of_the_adapter_that_it_continues_and_says_so(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    first = run(folder, store, changed(EXACT, steps=1, rank=2))
+    done = run(folder, store, changed(EXACT, steps=1, rank=4), parent=first.adapter)
+    assert done.plan is not None and done.plan["rank"] == learned(folder, done).rank == 2
+    assert f"rank 2, not 4, since it continues {first.adapter}" in said(store, done, "chosen")
+
+
 @pytest.mark.slow
 def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(80), now=NOW)
