@@ -35,7 +35,7 @@ from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.params.lora_folder import read_config
+from pocketllm.engine.params.lora_folder import BASE_SHA256, base_sha256, read_config
 from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
@@ -187,12 +187,14 @@ class TrainingRun:
             known = {field.name for field in fields(JobPlan)}  # another version's plan may have more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
-        settings = self.settings
-        if settings.mode == "lora" and self.job.parent:
-            kept = read_config(self.folder.adapter(self.job.parent)).rank
-            if kept != settings.rank:
-                self._say("chosen", f"rank {kept}, not {settings.rank}, since it continues {self.job.parent}")
-                settings = settings.model_copy(update={"rank": kept})
+        settings, parent = self.settings, self.job.parent
+        if (
+            parent
+            and settings.mode == "lora"
+            and (rank := read_config(self.folder.adapter(parent)).rank) != settings.rank
+        ):
+            self._say("chosen", f"rank {rank}, not {settings.rank}, since it continues {parent}")
+            settings = settings.model_copy(update={"rank": rank})
         planned = plan_job(self.model_folder, settings, steps=self.job.total_steps)
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
@@ -238,13 +240,17 @@ class TrainingRun:
             trainable.b[path].copy_(start.b[path])
 
     def _of_parent(self) -> Adapter | None:
-        """The parent's adapter, if this job's method can continue it."""
+        """The parent's adapter, if this job can continue it."""
         if self.job.parent is None:
             return None
-        adapter = load_adapter(self.folder.adapter(self.job.parent))
-        if self.plan.method == "mezo" or list(adapter.a) == adapted_paths(self.model):
+        adapter = load_adapter(folder := self.folder.adapter(self.job.parent))
+        if base_sha256(folder) not in (None, self.model_folder.manifest.weights_sha256):
+            problem = f"was trained on other weights of {self.job.model}"
+        elif self.plan.method == "exact" and list(adapter.a) != adapted_paths(self.model):
+            problem = "adapts other linear maps than exact does"
+        else:
             return adapter
-        self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
+        self._say("began anew", f"{self.job.parent} {problem}")
         self.job = self.store.jobs.update(self.job.id, parent=None)
         return None
 
@@ -325,7 +331,7 @@ class TrainingRun:
         if isinstance(trainable, FullWeights):
             save_full(self.model_folder, trainable, folder, created_at=datetime.now(UTC))
             return
-        trainable.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
+        trainable.metadata = {"job": self.job.id, BASE_SHA256: self.model_folder.manifest.weights_sha256}
         trainable.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
 
     def _say(self, kind: str, message: str) -> None:
