@@ -36,7 +36,7 @@ from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activat
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.params.lora_folder import BASE_SHA256, base_sha256, read_config
-from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of
+from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of, samples_at_once
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
@@ -129,8 +129,13 @@ class TrainingRun:
         """Samples of the base model for rehearsal; None where there is none."""
         if not self._rehearsed:
             return None
-        count = self._rehearsed * self.job.total_steps
-        return rehearsal.rehearsal_blocks(self.model, self.rehearsal_prompts, count=count, on_progress=self._sampled)
+        return rehearsal.rehearsal_blocks(
+            self.model,
+            self.rehearsal_prompts,
+            count=self._rehearsed * self.job.total_steps,
+            on_progress=self._sampled,
+            at_once=samples_at_once(read_shapes(self.model_folder), rehearsal.AT_ONCE, self.settings.memory_bytes),
+        )
 
     @property
     def _rehearsed(self) -> int:
