@@ -18,8 +18,6 @@ COMMAND = "termux-battery-status"
 _TIMEOUT_SECONDS = 10.0
 #: The command comes in the package termux-api. Without the app it hangs, and so it does while Android freezes the app.
 _NEEDS_APP = "install or open the app Termux:API (com.termux.api), without which the package termux-api does nothing"
-#: What Android says where it does not know the current (Integer.MIN_VALUE).
-_UNKNOWN_CURRENT = -(2**31)
 #: The word after PLUGGED_ (-1: the app does not know) -> the plug.
 _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 #: The states in which a plugged phone does not discharge.
@@ -95,10 +93,10 @@ def _level(answer: dict[str, Any]) -> float | None:
 
 
 def _watts(answer: dict[str, Any]) -> float | None:
-    """From microamperes, whose sign differs from vendor to vendor, and millivolts."""
+    """From microamperes, whose sign differs from vendor to vendor (-2^31: unknown), and millivolts."""
     sign = _SIGNS.get(str(answer.get("status")))
     microamperes, millivolts = _number(answer.get("current")), _number(answer.get("voltage"))
-    if sign is None or microamperes in (None, _UNKNOWN_CURRENT) or millivolts is None or millivolts <= 0:
+    if sign is None or microamperes in (None, -(2**31)) or millivolts is None or millivolts <= 0:
         return None
     return sign * abs(microamperes) * millivolts / 1e9
 

@@ -29,7 +29,9 @@ def on_external_power(folder: Path) -> bool:
     """True on external power, and without any supply and battery, as on a desktop."""
     if any(_online(folder)):
         return True
-    return not any(_discharging(supply) for supply in _supplies(folder) if _word(supply / "type") == "Battery")
+    # An unknown word counts as discharging, to be safe.
+    steady = ("Charging", "Full", "Not charging", "Unknown")
+    return all(_word(battery / "status") in steady for battery in _batteries(folder))
 
 
 def plug(folder: Path) -> str:
@@ -88,15 +90,8 @@ def _is_source(supply: Path) -> bool:
     return bool(roles) and all("[source]" in role for role in roles)
 
 
-def _discharging(battery: Path) -> bool:
-    """Whether this is a battery of the machine itself (not of a mouse) and it discharges."""
-    if _word(battery / "scope") == "Device" or _word(battery / "present") == "0":
-        return False
-    # An unknown word counts as discharging, to be safe.
-    return _word(battery / "status") not in ("Charging", "Full", "Not charging", "Unknown")
-
-
 def _batteries(folder: Path) -> Iterator[Path]:
+    """The batteries of the machine itself, not of a mouse."""
     for supply in _supplies(folder):
         of_the_machine = _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
         if of_the_machine and _word(supply / "present") != "0":
