@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
+from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.atomic import final_name
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_model_folder, sha256_of
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
+from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Adapter, JobState
 
@@ -29,8 +30,7 @@ def digest_of(folder: Path) -> str:
     """SHA-256 of an adapter's files, in hex. Raises OSError."""
     digest = hashlib.sha256()
     for file in files_of(folder):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 
@@ -54,10 +54,11 @@ class AdapterFiles:
         self.notice: str | None = None
 
     def problem(self, adapter: Adapter) -> str | None:
-        """What is wrong with an adapter's files; None when they are as they were written."""
-        folder = self._folder.adapter(adapter.id)
+        """Why an adapter cannot be used; None when its files, and the model's weights, are as they were."""
+        folder, model = self._folder.adapter(adapter.id), self._folder.models / adapter.model / MANIFEST_NAME
         try:
-            state = [(about.st_ino, about.st_size, about.st_mtime_ns) for about in map(Path.stat, files_of(folder))]
+            files = (*files_of(folder), model) if model.exists() else files_of(folder)
+            state = [(about.st_ino, about.st_size, about.st_mtime_ns) for about in map(Path.stat, files)]
         except OSError as error:
             return f"The files of adapter {adapter.id} are missing ({error.strerror})."
         known = self._checked.get(adapter.id)
@@ -98,8 +99,12 @@ class AdapterFiles:
 
     def _read(self, adapter: Adapter, folder: Path) -> str | None:
         try:
-            if adapter.sha256 is None or digest_of(folder) == adapter.sha256:  # older versions stored none
-                return None
+            if adapter.sha256 not in (None, digest_of(folder)):  # older versions stored none
+                return f"The files of adapter {adapter.id} are damaged: their checksum does not match."
         except OSError as error:
             return f"The files of adapter {adapter.id} cannot be read ({error.strerror})."
-        return f"The files of adapter {adapter.id} are damaged: their checksum does not match."
+        with suppress(ModelFileError, ModelNotFound):  # told elsewhere
+            base = open_model_folder(self._folder.models / adapter.model).manifest.weights_sha256
+            if base_sha256(folder) not in (None, base):
+                return f"Adapter {adapter.id} was trained on other weights of {adapter.model}. Import those again."
+        return None

@@ -51,7 +51,7 @@ class TrainingSettings(_Section):
         None, ge=1, le=1024, description="Blocks of text per step; by default 8, or 4 if mezo takes many directions."
     )
     block_tokens: int = Field(64, ge=2, le=4096, description="Tokens per block.")
-    rank: int = Field(8, ge=1, le=256, description="Rank of the adapter.")
+    rank: int = Field(8, ge=1, le=256, description="Rank of a new adapter; one that a job continues keeps its rank.")
     mode: Literal["lora", "full"] = Field(
         "lora", description="What is trained: lora a low-rank adapter, full all parameters."
     )

@@ -10,12 +10,14 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any
 
-from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed, run
 from pocketllm.daemon.conditions.readings import Sensor, is_of_a_battery
 
 COMMAND = "termux-battery-status"
 #: It usually takes a second, and seven on slow phones.
 _TIMEOUT_SECONDS = 10.0
+#: The command comes in the package termux-api. Without the app it hangs, and so it does while Android freezes the app.
+_NEEDS_APP = "install or open the app Termux:API (com.termux.api), without which the package termux-api does nothing"
 #: The word after PLUGGED_ (-1: the app does not know) -> the plug.
 _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 #: The states in which a plugged phone does not discharge.
@@ -91,10 +93,10 @@ def _level(answer: dict[str, Any]) -> float | None:
 
 
 def _watts(answer: dict[str, Any]) -> float | None:
-    """From microamperes, whose sign differs from vendor to vendor, and millivolts."""
+    """From microamperes, whose sign differs from vendor to vendor (-2^31: unknown), and millivolts."""
     sign = _SIGNS.get(str(answer.get("status")))
     microamperes, millivolts = _number(answer.get("current")), _number(answer.get("voltage"))
-    if sign is None or microamperes is None or millivolts is None or millivolts <= 0:
+    if sign is None or microamperes in (None, -(2**31)) or millivolts is None or millivolts <= 0:
         return None
     return sign * abs(microamperes) * millivolts / 1e9
 
@@ -112,9 +114,14 @@ def _number(value: object) -> float | None:
 
 def polled_battery(pace: Pace, command: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Background[Battery]:
     """Polls the command."""
-    return Background.of_command(
-        [command], parse, pace, timeout_seconds=timeout_seconds, idle_seconds=60.0, training_seconds=5.0
-    )
+
+    def ask() -> Battery:
+        try:
+            return parse(run([command], timeout_seconds=timeout_seconds))
+        except ProbeFailed as error:
+            raise ProbeFailed(f"{error}: {_NEEDS_APP}") from error
+
+    return Background(ask, pace, idle_seconds=60.0, training_seconds=5.0)
 
 
 def battery_sensors(answers: Background[Battery], source: str = COMMAND) -> list[Sensor]:

@@ -10,14 +10,12 @@ from dataclasses import astuple, dataclass, replace
 from datetime import datetime, time, timedelta
 from typing import get_args
 
-from pocketllm.daemon.conditions.readings import Reading, Value
+from pocketllm.daemon.conditions.readings import HEALTHY, Reading, Value
 from pocketllm.daemon.settings import GateSettings, Hours, Weekday
 
 _WEEKDAYS: tuple[str, ...] = get_args(Weekday)  # from Monday on, as Python counts them
 #: How far the clock may go back without making readings unknown: a time service corrects it by less.
 _CLOCK_SLACK_SECONDS = 2.0
-#: The battery health that allows jobs.
-_HEALTHY = "good"
 #: (reading, its setting with {} for "start" or "stop", message). A setting in bytes is a minimum, shown in MB; the
 #: others are maxima.
 _LIMITS = (
@@ -70,12 +68,13 @@ class Charge:
     weak_at: float | None = None  #: percent when the charger was found too weak; None: it is not
 
     def after(self, readings: Mapping[str, Reading], settings: GateSettings, *, running: bool) -> "Charge":
-        """The state after these readings. A weak charger counts as weak until the battery has regained what it lost, or
-        the charger is unplugged.
+        """The state after these readings. A charger is weak, too, if the plugged device discharges during a job. It
+        counts as weak until the battery has regained what it lost, or the charger is unplugged.
         """
-        power, battery = readings.get("power"), readings.get("battery")
+        power, plug, battery = (readings.get(name) for name in ("power", "plug", "battery"))
         level = battery.value if battery is not None and isinstance(battery.value, int | float) else None
-        if power is not None and power.value is False:
+        discharges = power is not None and power.value is False
+        if discharges and (plug is None or plug.value in (None, "none")):
             return Charge(at_start=level if running else None)
         if level is None:
             return self if running else replace(self, at_start=None)
@@ -85,7 +84,7 @@ class Charge:
         if not running:
             return Charge(weak_at=weak_at)
         at_start = level if self.at_start is None else max(self.at_start, level)
-        if at_start - level >= settings.charge_loss_percent:
+        if discharges or at_start - level >= settings.charge_loss_percent:
             weak_at = level
         return Charge(at_start=at_start, weak_at=weak_at)
 
@@ -217,7 +216,7 @@ def _battery(readings: Mapping[str, Reading], settings: GateSettings, at: GateCo
 def _health(readings: Mapping[str, Reading], settings: GateSettings, at: GateContext) -> Iterator[Blocker]:
     """A battery without a health reading counts as healthy: many have none."""
     health = readings.get("health")
-    if health is not None and isinstance(health.value, str) and health.value != _HEALTHY:
+    if health is not None and isinstance(health.value, str) and health.value not in HEALTHY:
         message = f"the battery reports {health.value.replace('_', ' ')}"
         yield at.blocker("health", message, health.value)
 

@@ -6,7 +6,7 @@ Whether there is external power follows systemd's on_ac_power rules (src/shared/
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.daemon.conditions.readings import Measured, is_of_a_battery
+from pocketllm.daemon.conditions.readings import HEALTHY, Measured, is_of_a_battery
 
 POWER_SUPPLIES = Path("/sys/class/power_supply")
 #: Type of a supply -> plug, the strongest first.
@@ -29,7 +29,9 @@ def on_external_power(folder: Path) -> bool:
     """True on external power, and without any supply and battery, as on a desktop."""
     if any(_online(folder)):
         return True
-    return not any(_discharging(supply) for supply in _supplies(folder) if _word(supply / "type") == "Battery")
+    # An unknown word counts as discharging, to be safe.
+    steady = ("Charging", "Full", "Not charging", "Unknown")
+    return all(_word(battery / "status") in steady for battery in _batteries(folder))
 
 
 def plug(folder: Path) -> str:
@@ -41,11 +43,14 @@ def plug(folder: Path) -> str:
 
 
 def level(folder: Path) -> float | None:
-    """The battery's level in percent; the mean of several batteries."""
-    levels = [float((battery / "capacity").read_text()) for battery in _batteries(folder)]
+    """The battery's level in percent; the mean of several batteries, weighted by their capacity where all tell it."""
+    batteries = list(_batteries(folder))
+    levels = [float((battery / "capacity").read_text()) for battery in batteries]
     if not all(0 <= one <= 100 for one in levels):  # also catches NaN
         raise ValueError(f"not a percentage: {levels}")
-    return sum(levels) / len(levels) if levels else None
+    told = [[_word(battery / name) for battery in batteries] for name in ("energy_full", "charge_full")]
+    sizes = [max(1, int(word)) for word in next((words for words in told if all(words)), ["1"] * len(levels))]
+    return sum(size * one for size, one in zip(sizes, levels, strict=True)) / sum(sizes) if levels else None
 
 
 def celsius(folder: Path) -> float | None:
@@ -57,10 +62,10 @@ def celsius(folder: Path) -> float | None:
 
 
 def health(folder: Path) -> str | None:
-    """ "good", or the first other word of the driver ("overheat", "dead", "over_voltage", ...)."""
+    """ "good", or the driver's word ("warm", "overheat", "dead", ...); of several, the first that forbids jobs."""
     words = [_word(battery / "health").lower().replace(" ", "_") for battery in _batteries(folder)]
     reported = [word for word in words if word not in ("", "unknown")]
-    return next((word for word in reported if word != "good"), "good" if reported else None)
+    return next((word for word in reported if word not in HEALTHY), reported[0] if reported else None)
 
 
 def watts(folder: Path) -> float | None:
@@ -85,15 +90,8 @@ def _is_source(supply: Path) -> bool:
     return bool(roles) and all("[source]" in role for role in roles)
 
 
-def _discharging(battery: Path) -> bool:
-    """Whether this is a battery of the machine itself (not of a mouse) and it discharges."""
-    if _word(battery / "scope") == "Device" or _word(battery / "present") == "0":
-        return False
-    # An unknown word counts as discharging, to be safe.
-    return _word(battery / "status") not in ("Charging", "Full", "Not charging", "Unknown")
-
-
 def _batteries(folder: Path) -> Iterator[Path]:
+    """The batteries of the machine itself, not of a mouse."""
     for supply in _supplies(folder):
         of_the_machine = _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
         if of_the_machine and _word(supply / "present") != "0":

@@ -82,23 +82,9 @@ class Background(Generic[Answer]):
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def of_command(
-        cls,
-        command: Sequence[str],
-        parse: Callable[[str], Answer],
-        pace: Pace,
-        *,
-        timeout_seconds: float = 5.0,
-        idle_seconds: float = 15.0,
-        training_seconds: float = 3.0,
-    ) -> Self:
+    def of_command(cls, command: Sequence[str], parse: Callable[[str], Answer], pace: Pace) -> Self:
         """Polls a command. parse: takes its output; raises ProbeFailed."""
-        return cls(
-            lambda: parse(run(command, timeout_seconds=timeout_seconds)),
-            pace,
-            idle_seconds=idle_seconds,
-            training_seconds=training_seconds,
-        )
+        return cls(lambda: parse(run(command, timeout_seconds=5.0)), pace, idle_seconds=15.0, training_seconds=3.0)
 
     def latest(self, now: datetime) -> Asked[Answer] | None:
         """The last answer; None before the first. Starts the next poll if it is due, without waiting for it."""

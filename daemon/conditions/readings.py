@@ -13,6 +13,8 @@ Value = bool | float | str | None
 
 #: Why there is no value before the first answer.
 NOT_YET = "no answer yet"
+#: The battery health that allows jobs. A cool or warm battery is charged more slowly, as JEITA's guidelines want it.
+HEALTHY = ("good", "cool", "warm")
 #: A battery temperature beyond these is a driver's error.
 _COLDEST_CELSIUS, _HOTTEST_CELSIUS = -20.0, 80.0
 

@@ -57,7 +57,7 @@ class HeldOutEvaluation:
     store: Store
     model: LanguageModel
     held_out: Batches
-    texts: Sequence[str]  #: the id of each block's text
+    texts: Sequence[str]  #: of each block; see HeldOut in training/data_split.py
     ordinary: Batch | None  #: see `ordinary_text`; None where there is old text
     dtype: torch.dtype
     micro_batch: int  #: the most blocks that pass through the layers together

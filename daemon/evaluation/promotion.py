@@ -23,6 +23,8 @@ from pocketllm.storage.tables import Outcome
 SIGNIFICANCE = 0.04
 #: A gain in nats per token that is worth having. Texts that would not show it are too few to tell.
 WORTHWHILE = 0.1
+#: A difference in nats per token that may come from rounding alone.
+ROUNDING = 1e-9
 #: A text of this many targets counts half as much as an endless one (the best of 8 to 400 in bench.promotion).
 HALF_WEIGHT = 64
 #: A first job may make ordinary text harder by this many nats per token. Rehearsal (rehearsal.py) keeps honest text far
@@ -50,11 +52,11 @@ class Comparison:
         return self.chance(-self.reduction)
 
     def chance(self, change: float) -> float:
-        """The probability that noise alone makes such a change, or a greater one; 1 with a single text."""
+        """The probability that noise alone makes such a change, or a greater one; 1 with a single text, or copies."""
         if self.standard_error is None:
             return 1.0
-        if not self.standard_error:
-            return 0.0 if change > 0 else 1.0
+        if self.standard_error <= ROUNDING:  # nothing changed; or all by the same, which proves nothing
+            return 0.0 if change > ROUNDING >= abs(self.reduction) else 1.0
         return t_tail(change / self.standard_error, self.texts - 1)
 
 

@@ -167,7 +167,7 @@ class Generator:
     @property
     def idle_seconds_left(self) -> float | None:
         """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
-        if not self._alive or self._lock.locked() or isinf(self._keep_alive):
+        if not self._alive or self._waiting or isinf(self._keep_alive):
             return None
         return max(0.0, self._last_used + self._keep_alive - self._clock())
 
@@ -210,8 +210,9 @@ class Generator:
         """Unload the process after the keep-alive time without use."""
         left = self.idle_seconds_left
         if left is not None and left <= 0:
+            async with self._lock:  # else a request would start the next one, whose socket this one's end removes
+                await self.close()
             log.info("unloaded the idle generator")
-            await self.close()
 
     async def close(self) -> None:
         """End the process and wait until it is gone. Idempotent."""

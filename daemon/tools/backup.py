@@ -4,7 +4,6 @@ The database is copied by SQLite's own backup, so the daemon may run meanwhile. 
 names them. Models are left out, since they can be imported again.
 """
 
-import hashlib
 import io
 import json
 import mmap
@@ -25,7 +24,7 @@ from pocketllm.daemon.leftovers import FORMER_PREFIX, RESTORE_PREFIX
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
-from pocketllm.engine.formats.model_folder import list_model_folders, open_model_folder
+from pocketllm.engine.formats.model_folder import list_model_folders, open_model_folder, sha256_of
 
 FORMAT = 1
 _MANIFEST, _DATABASE, _TOKENS, _ADAPTERS = "backup.json", "pocketllm.db", "tokens.json", "adapters"
@@ -101,7 +100,7 @@ def read_backup(file: Path, into: Path) -> Contents:
         manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise BackupUnusable(f"{file} was written by a newer PocketLLM (format {manifest['format']}).")
-        damaged = [name for name, digest in manifest["sha256"].items() if _digest(into / name) != digest]
+        damaged = [name for name, digest in manifest["sha256"].items() if sha256_of(into / name) != digest]
         contents = Contents(**manifest["contents"])
     except PermissionError:
         raise
@@ -200,9 +199,4 @@ def _added(tar: tarfile.TarFile, name: str, path: Path) -> str:
         about = tar.gettarinfo(arcname=name, fileobj=content)
         about.mode, about.uid, about.gid, about.uname, about.gname = 0o600, 0, 0, "", ""
         tar.addfile(about, content)
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_of(path)

@@ -15,7 +15,8 @@ PART_WORDS, PART_TEXTS = 200, 4
 STRETCHES = 10
 #: Encodes texts as blocks. apart: no block holds more than one plain text.
 Encode = Callable[..., Batches]
-#: Held-out blocks, and the text that each is of: its id, or the number of a stretch of the only text.
+#: Held-out blocks, and the text that each is of: the id of the first with this content, or the number of a stretch of
+#: the only text.
 HeldOut = tuple[Batches, list[str]]
 
 
@@ -49,10 +50,12 @@ def split(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut]:
 def apart(texts: Sequence[Text], encoded: Encode) -> HeldOut:
     """Blocks that each hold one text, or a part of one. A single long text is evaluated by its stretches."""
     by_kind: dict[object, list[tuple[Batch, str]]] = {}
+    ids_by_content: dict[str, str] = {}  # the same words from two sources are one observation
     for text in texts:
+        identity = ids_by_content.setdefault(str(example_of(text)), text.id)
         with suppress(BadRequest):  # it has no tokens
             for blocks in encoded([text], apart=True):
-                by_kind.setdefault(blocks.kind, []).append((blocks, text.id))
+                by_kind.setdefault(blocks.kind, []).append((blocks, identity))
     ids = [identity for some in by_kind.values() for blocks, identity in some for _ in range(len(blocks))]
     buckets = tuple(first.concatenated(*(more for more, _ in rest)) for (first, _), *rest in by_kind.values())
     return buckets, stretches(len(ids)) if len(texts) == 1 and len(ids) >= STRETCHES else ids

@@ -22,14 +22,15 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.generate.streaming_text import eos_id
+from pocketllm.engine.planning.memory_model import SAMPLE_TOKENS
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: In the model's folder.
 FILE_NAME = "samples.safetensors"
 #: The most samples, and tokens of each.
-MAX_SAMPLES, TOKENS = 384, 64
-#: Samples to draw at the same time: a trade-off between the memory of the KV cache and time.
+MAX_SAMPLES, TOKENS = 384, SAMPLE_TOKENS
+#: Samples of a part, which are drawn at the same time if memory allows it.
 AT_ONCE = 32
 
 
@@ -47,18 +48,23 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
             text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
             ids = tokenizer(str(text).partition(mark)[0], add_special_tokens=False)["input_ids"]
             assert isinstance(ids, list)
-            found.append(ids[-TOKENS // 2 :])
+            found += [ids[-TOKENS // 2 :]] if ids else []  # some templates put nothing before a message
     return found
 
 
 def rehearsal_blocks(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], *, count: int, on_progress: Callable[[int, int], None]
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    count: int,
+    on_progress: Callable[[int, int], None],
+    at_once: int = AT_ONCE,
 ) -> Batch:
     """Samples of the base model, drawn and saved where they are missing. Leaves the model without an adapter.
 
     count: the blocks that a job rehearses, since samples that are repeated are memorised and no longer help; at most
     MAX_SAMPLES are drawn. on_progress: called with the number of samples so far and in all, after each AT_ONCE; a kill
-    loses no more than these.
+    loses no more than these. at_once: the number to draw together, a divisor of AT_ONCE.
     """
     parts = ceil(min(count, MAX_SAMPLES) / AT_ONCE)
     file = model.folder.path / FILE_NAME
@@ -69,7 +75,7 @@ def rehearsal_blocks(
     for part in range(parts):
         if str(part) not in samples:
             prompt = prompts[part % len(prompts)]
-            samples[str(part)] = _draw(model, prompt, generator=torch.Generator().manual_seed(part))
+            samples[str(part)] = _draw(model, prompt, at_once, generator=torch.Generator().manual_seed(part))
             write_tensors(file, samples)
             on_progress(AT_ONCE * (part + 1), AT_ONCE * parts)
     rows = [_row(samples[str(part)], prompts[part % len(prompts)]) for part in range(parts)]
@@ -77,16 +83,20 @@ def rehearsal_blocks(
     return Batch(inputs=inputs, targets=targets)
 
 
-def _draw(model: LanguageModel, prompt: Sequence[int], *, generator: torch.Generator) -> torch.Tensor:
+def _draw(model: LanguageModel, prompt: Sequence[int], at_once: int, *, generator: torch.Generator) -> torch.Tensor:
     """(AT_ONCE, TOKENS + 2) int64: rows that begin with the prompt, sampled at temperature 1."""
-    ids = torch.tensor([list(prompt)]).repeat(AT_ONCE, 1)
-    cache, new = DynamicCache(config=model.network.config), ids
-    while ids.shape[1] < TOKENS + 2:
-        below = model.next_logits(new, cache).softmax(1).cumsum(1)
-        # torch.multinomial draws a number for each word of the vocabulary, which takes a fifth of the time.
-        new = torch.searchsorted(below, below[:, -1:] * torch.rand(AT_ONCE, 1, generator=generator))
-        ids = torch.cat((ids, new), 1)
-    return ids
+    # torch.multinomial draws a number for each word of the vocabulary, which takes a fifth of the time.
+    numbers = [torch.rand(AT_ONCE, 1, generator=generator).split(at_once) for _ in range(TOKENS + 2 - len(prompt))]
+    drawn = []
+    for group in zip(*numbers, strict=True):
+        ids = new = torch.tensor([list(prompt)]).repeat(at_once, 1)
+        cache = DynamicCache(config=model.network.config)
+        for number in group:
+            below = model.next_logits(new, cache).softmax(1).cumsum(1)
+            new = torch.searchsorted(below, below[:, -1:] * number)
+            ids = torch.cat((ids, new), 1)
+        drawn.append(ids)
+    return torch.cat(drawn)
 
 
 def _row(ids: torch.Tensor, prompt: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,8 @@ from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of
+from pocketllm.engine.params.lora_folder import BASE_SHA256, base_sha256, read_config
+from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of, samples_at_once
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
@@ -128,8 +129,13 @@ class TrainingRun:
         """Samples of the base model for rehearsal; None where there is none."""
         if not self._rehearsed:
             return None
-        count = self._rehearsed * self.job.total_steps
-        return rehearsal.rehearsal_blocks(self.model, self.rehearsal_prompts, count=count, on_progress=self._sampled)
+        return rehearsal.rehearsal_blocks(
+            self.model,
+            self.rehearsal_prompts,
+            count=self._rehearsed * self.job.total_steps,
+            on_progress=self._sampled,
+            at_once=samples_at_once(read_shapes(self.model_folder), rehearsal.AT_ONCE, self.settings.memory_bytes),
+        )
 
     @property
     def _rehearsed(self) -> int:
@@ -186,7 +192,15 @@ class TrainingRun:
             known = {field.name for field in fields(JobPlan)}  # another version's plan may have more
             plan = {name: value for name, value in self.job.plan.items() if name in known}
             return JobPlan(**{**plan, "targets": tuple(plan["targets"])})
-        planned = plan_job(self.model_folder, self.settings, steps=self.job.total_steps)
+        settings, parent = self.settings, self.job.parent
+        if (
+            parent
+            and settings.mode == "lora"
+            and (rank := read_config(self.folder.adapter(parent)).rank) != settings.rank
+        ):
+            self._say("chosen", f"rank {rank}, not {settings.rank}, since it continues {parent}")
+            settings = settings.model_copy(update={"rank": rank})
+        planned = plan_job(self.model_folder, settings, steps=self.job.total_steps)
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
@@ -231,24 +245,28 @@ class TrainingRun:
             trainable.b[path].copy_(start.b[path])
 
     def _of_parent(self) -> Adapter | None:
-        """The parent's adapter, if this job's method can continue it."""
+        """The parent's adapter, if this job can continue it."""
         if self.job.parent is None:
             return None
-        adapter = load_adapter(self.folder.adapter(self.job.parent))
-        if self.plan.method == "mezo" or list(adapter.a) == adapted_paths(self.model):
+        adapter = load_adapter(folder := self.folder.adapter(self.job.parent))
+        if base_sha256(folder) not in (None, self.model_folder.manifest.weights_sha256):
+            problem = f"was trained on other weights of {self.job.model}"
+        elif self.plan.method == "exact" and list(adapter.a) != adapted_paths(self.model):
+            problem = "adapts other linear maps than exact does"
+        else:
             return adapter
-        self._say("began anew", f"{self.job.parent} adapts other linear maps than {self.plan.method} does")
+        self._say("began anew", f"{self.job.parent} {problem}")
         self.job = self.store.jobs.update(self.job.id, parent=None)
         return None
 
     def _fresh(self) -> Adapter:
         if self.plan.method == "exact":
-            return fresh_adapter(self.model, rank=self.plan.rank, seed=self.job.seed)
+            return fresh_adapter(self.model, rank=self.settings.rank, seed=self.job.seed)
         return adapter_along_activations(
             self.model,
             blocks_between(self.buckets, 0, PCA_BLOCKS),
             targets=self.settings.targets,
-            rank=self.plan.rank,
+            rank=self.settings.rank,
             seed=self.job.seed,
             micro_batch=self.plan.micro_batch,
             on_pass=lambda number: self._say("preparing", f"activation PCA: pass {number} of {PASSES}"),
@@ -318,7 +336,7 @@ class TrainingRun:
         if isinstance(trainable, FullWeights):
             save_full(self.model_folder, trainable, folder, created_at=datetime.now(UTC))
             return
-        trainable.metadata = {"job": self.job.id, "base_weights_sha256": self.model_folder.manifest.weights_sha256}
+        trainable.metadata = {"job": self.job.id, BASE_SHA256: self.model_folder.manifest.weights_sha256}
         trainable.save(folder, is_mlm=self.model_folder.manifest.is_mlm)
 
     def _say(self, kind: str, message: str) -> None:

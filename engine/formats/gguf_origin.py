@@ -1,11 +1,10 @@
 """Finds the GGUF file that a model was imported from, if it is unchanged."""
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pocketllm.engine.formats.model_folder import Manifest
+from pocketllm.engine.formats.model_folder import Manifest, sha256_of
 
 
 class OriginChanged(Exception):
@@ -46,5 +45,4 @@ def find_origin(manifest: Manifest) -> Path:
 @lru_cache(maxsize=4)
 def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
     """The hash of a file, read once as long as it looks the same."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -90,6 +90,12 @@ class ModelFolder:
         return load_tokenizer(self.path)
 
 
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hex; reads all of it. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_model_folder(folder: Path, *, verify: bool = False) -> ModelFolder:
     """Return the imported model in `folder`; with `verify`, read all its weights and compare their hash.
 
@@ -114,11 +120,8 @@ def open_model_folder(folder: Path, *, verify: bool = False) -> ModelFolder:
             raise ModelFileError(
                 f"{path} is {size} bytes, not {manifest.weights_bytes} as imported. Import the model again."
             )
-        if verify:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-            if digest.hexdigest() != manifest.weights_sha256:
-                raise ModelFileError(f"{path} has changed since the import (its hash differs). Import it again.")
+        if verify and sha256_of(path) != manifest.weights_sha256:
+            raise ModelFileError(f"{path} has changed since the import (its hash differs). Import it again.")
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}. Import the model again.") from error
     return model

@@ -75,9 +75,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def trusted_header(path: Path) -> dict[str, TensorEntry]:
     """The same without the checks, which import numpy; for PocketLLM's own files."""
     try:
-        with path.open("rb") as file:
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
+        length, header = parse_header(path)
         header.pop("__metadata__", None)
         entries = [
             TensorEntry(
@@ -89,9 +87,16 @@ def trusted_header(path: Path) -> dict[str, TensorEntry]:
             )
             for name, value in header.items()
         ]
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _broken(path, f"its header cannot be read ({error!r})") from error
     return {entry.name: entry for entry in sorted(entries, key=lambda entry: (entry.offset, entry.nbytes))}
+
+
+def parse_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a file's header, and the header. Raises ValueError, TypeError or RecursionError if it is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH.size), "little")
+        return length, dict(json.loads(file.read(min(length, path.stat().st_size))))
 
 
 def _broken(path: Path, reason: str) -> ModelFileError:
@@ -135,13 +140,16 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, Sequence[int], torch.dtype]], chunks: Iterable[torch.Tensor]
+    path: Path,
+    tensors: Iterable[tuple[str, Sequence[int], torch.dtype]],
+    chunks: Iterable[torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
     """Write a file of these tensors from chunks of their rows, in order; returns its size, and its SHA-256 in hex.
 
     Raises ModelFileError when the chunks are not as many bytes as the tensors.
     """
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, shape, dtype in tensors:
         code = _CODES[str(dtype).removeprefix("torch.")]
@@ -166,10 +174,11 @@ def _bytes_of(rows: torch.Tensor) -> Any:
     return rows.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file of tensors atomically; an existing file is replaced.
 
-    safetensors' own writer would need a second copy of all tensors in memory.
+    safetensors' own writer needs a second copy of all tensors in memory, and writes the metadata in a random order.
     """
+    shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
     with atomic(path) as scratch:
-        write_safetensors(scratch, [(name, t.shape, t.dtype) for name, t in tensors.items()], tensors.values())
+        write_safetensors(scratch, shapes, tensors.values(), metadata)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from pocketllm.engine.errors import AdapterError
 from pocketllm.engine.formats.atomic import atomic
+from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.noise import Direction
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 
@@ -53,13 +54,10 @@ class Adapter:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic(folder) as scratch:
             scratch.mkdir(mode=0o700)
-            (scratch / WEIGHTS_NAME).write_bytes(save(self._tensors(), metadata={"format": "pt", **self.metadata}))
+            tensors = {name_of_a(path): a for path, a in self.a.items()}
+            tensors |= {name_of_b(path): b for path, b in self.b.items()}
+            write_tensors(scratch / WEIGHTS_NAME, tensors, self.metadata)
             (scratch / CONFIG_NAME).write_text(json.dumps(self._config(is_mlm), indent=2), encoding="utf-8")
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        pairs = [(name_of_a(path), a) for path, a in self.a.items()]
-        pairs += [(name_of_b(path), b) for path, b in self.b.items()]
-        return {name: tensor.contiguous() for name, tensor in pairs}
 
     def _config(self, is_mlm: bool) -> dict[str, object]:
         return {

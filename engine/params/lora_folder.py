@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketllm.engine.errors import AdapterError
+from pocketllm.engine.formats.safetensors_io import parse_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+#: In the metadata of the weights file: the hash of the base model's weights.
+BASE_SHA256 = "base_weights_sha256"
 _PREFIX = "base_model.model."
 
 
@@ -51,3 +54,12 @@ def read_config(folder: Path) -> AdapterConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
     return found
+
+
+def base_sha256(folder: Path) -> str | None:
+    """The hash of the weights that an adapter was trained on; None where it does not say, as of older versions."""
+    try:
+        found: str = parse_header(folder / WEIGHTS_NAME)[1]["__metadata__"][BASE_SHA256]
+        return found
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

@@ -48,6 +48,8 @@ EXACT_PASSES, KEPT_PASSES = 3.4, 0.65
 VISIT_POSITIONS = 100
 #: Oversampling columns of the activation PCA (engine/params/activation_pca.py), which make it converge faster.
 SPARE_COLUMNS = 4
+#: Tokens of a sample for rehearsal; and copies of its logits, in fp32, while its next token is drawn.
+SAMPLE_TOKENS, DRAWN_LOGITS = 64, 5
 #: The shortest blocks that a plan is reduced to.
 MIN_TOKENS = 16
 #: From this number of probes on they share the loss at theta (mezo/estimator.py).
@@ -171,6 +173,13 @@ def _keeping(shapes: Shapes, plan: JobPlan, limit_bytes: int) -> JobPlan:
     return min(found, key=lambda plan: _seconds(shapes, plan)) if shapes.kept_bytes else plan
 
 
+def samples_at_once(shapes: Shapes, most: int, limit_bytes: int) -> int:
+    """The number of samples to draw together: `most`, halved until their memory fits the limit; at least one."""
+    while most > 1 and _drawing_bytes(shapes, most) > limit_bytes:
+        most //= 2
+    return most
+
+
 def exact_passes(shapes: Shapes, plan: JobPlan) -> float:
     """The time of an exact step over that of a forward pass."""
     return EXACT_PASSES - KEPT_PASSES * plan.kept_layers / max(1, shapes.layers)
@@ -212,7 +221,8 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
     dense = made * min(chunk, size * shapes.largest)
     if plan.method == "exact":
         layer = size * shapes.multiplied // max(1, shapes.layers) if shapes.packed else 0
-        return dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + _exact_bytes(shapes, plan)
+        in_step = dense + (layer if layer <= DENSE_LAYER_BYTES else 0) + _exact_bytes(shapes, plan)
+        return max(in_step, _drawing_bytes(shapes, 1))
     in_step = _theta_bytes(shapes, plan) + CHUNK_BYTES
     return activations + dense + max(in_step, _preparing_bytes(shapes, plan))
 
@@ -227,6 +237,14 @@ def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
     at_once = plan.micro_batch * plan.block_tokens
     graph, error = at_once * graph_bytes(shapes), CHUNK_BYTES + at_once * 12 * shapes.hidden
     return copies * factors + states + _kept_bytes(shapes, plan) + SLACK * max(graph, error)
+
+
+def _drawing_bytes(shapes: Shapes, rows: int) -> float:
+    """Samples that are drawn together: their KV cache and logits."""
+    cached = sum(out for path, (out, _) in shapes.linears.items() if path.endswith(("k_proj", "v_proj")))
+    # Maps of other names make keys and values of the hidden width at most.
+    cache = SLACK * SAMPLE_TOKENS * ITEMSIZE[shapes.compute_dtype] * (cached or 2 * shapes.hidden * shapes.layers)
+    return CHUNK_BYTES + rows * (cache + DRAWN_LOGITS * 4 * shapes.head[0])
 
 
 def _kept_bytes(shapes: Shapes, plan: JobPlan) -> int:

@@ -86,7 +86,8 @@ class AdapterStore(Repository):
             adapter = found(session, Adapter, adapter_id)
             if not usable(adapter):
                 raise WrongState(
-                    f"The files of adapter {adapter.id} are missing or damaged. GET /adapters shows where they were."
+                    f"The files of adapter {adapter.id} are missing or damaged, or the model has other weights by now. "
+                    "GET /adapters shows where they are."
                 )
             if not deleted_text and _has_deleted_text(session, adapter):
                 raise HasDeletedText(

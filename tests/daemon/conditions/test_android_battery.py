@@ -117,6 +117,7 @@ def test_power() -> None:
         ("DISCHARGING", 500_000, 3800): -1.9,
         ("FULL", 12_000, 4350): 0.0,
         ("UNKNOWN", 500_000, 3800): None,
+        ("CHARGING", -2147483648, 4100): None,  # Android does not know
         ("CHARGING", ..., 4000): None,
         ("CHARGING", "many", 4000): None,
         ("CHARGING", 1_500_000, -1000): None,  # the app does not know
@@ -171,3 +172,4 @@ def test_a_real_command_that_fails(tmp_path: Path) -> None:
     found = readings(answering(tmp_path, "termux-battery-status", "The Termux:API app is not installed"))
     assert len(found) == 6
     assert all(one.unknown and "did not return JSON" in str(one.reason) for one in found.values())
+    assert "the app Termux:API (com.termux.api)" in str(found["battery"].reason)

@@ -132,6 +132,7 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "a hot processor": (seen("heat", 71.0), ["hottest thermal zone 71 °C is above 70 °C"]),
     "a battery that is ill": (seen("health", "over_voltage"), ["the battery reports over voltage"]),
     "a battery that is well": (seen("health", "good"), []),
+    "a battery that is charged more slowly": (seen("health", "warm"), []),
     "a battery that does not say": (seen("health", None), []),
     # Whether somebody uses it.
     "screen on": (seen("screen", True), ["the screen is on"]),

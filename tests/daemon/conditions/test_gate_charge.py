@@ -30,6 +30,31 @@ def test_a_weak_charger_stays_weak_until_what_was_lost_is_won_back() -> None:
     assert weak.after(seen, SETTINGS, running=False).weak_at is None  # taken out: another may come
 
 
+def test_a_device_that_discharges_on_the_charger_does_not_start_again_and_again() -> None:
+    """Android says "discharging" while the worker runs, and "charging" as soon as it has stopped."""
+    charge, verdict, running, starts, paused_at = Charge(), Verdict(), False, 0, None
+    for second in range(0, 3600, 10):
+        level = 60.0 - starts + second // 1800
+        seen = {"power": reading("power", not running), "plug": reading("plug", "usb")}
+        charge = charge.after({**seen, "battery": reading("battery", level)}, SETTINGS, running=running)
+        ago = None if paused_at is None else float(second - paused_at)
+        verdict = World(
+            power=not running, battery=level, running=running, paused_seconds_ago=ago, charge=charge, before=verdict
+        ).decide()
+        if verdict.allowed is not running:
+            running, starts = verdict.allowed, starts + verdict.allowed
+            paused_at = None if running else second
+    assert starts == 1
+    assert verdict.reasons == ["the charger is too weak; waiting for a battery level of 62 %"]
+
+
+def test_a_weak_charger_that_is_unplugged_is_forgotten() -> None:
+    seen = {"power": reading("power", False), "plug": reading("plug", "usb"), "battery": reading("battery", 60.0)}
+    weak = Charge(at_start=60).after(seen, SETTINGS, running=True)
+    assert weak.weak_at == weak.after(seen, SETTINGS, running=False).weak_at == 60
+    assert weak.after({**seen, "plug": reading("plug", "none")}, SETTINGS, running=False).weak_at is None
+
+
 def test_a_sawtooth_around_a_level_makes_one_change_a_minimum_pause() -> None:
     verdict, running, paused_at, changes = Verdict(), False, None, 0
     for second in range(3600):

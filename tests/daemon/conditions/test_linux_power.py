@@ -89,6 +89,10 @@ def test_battery(tmp_path: Path) -> None:
         "two, of which one was taken out": ([battery(capacity="40"), battery(capacity="90", present="0")], 40),
         "beside a mouse's": ([MOUSE, DISCHARGING], 71),
     }
+    large, small = battery(capacity="80", energy_full="90000000"), battery(capacity="20", energy_full="30000000")
+    rows["a large and a small one"] = [large, small], 65
+    rows["one that does not tell its size"] = [large, battery(capacity="20", charge_full="1000")], 50
+    rows["two that say nought"] = [{**large, "energy_full": "0"}, {**small, "energy_full": "0"}], 50
     check("battery", tmp_path, rows)
 
 
@@ -191,9 +195,10 @@ def test_the_batterys_temperature(tmp_path: Path) -> None:
 
 
 def test_the_batterys_health(tmp_path: Path) -> None:
-    said = {"Good": "good", "Over voltage": "over_voltage", "Overheat": "overheat", "Unknown": None}
+    said = {"Good": "good", "Over voltage": "over_voltage", "Overheat": "overheat", "Unknown": None, "Cool": "cool"}
     rows: Rows = {word: ([battery(health=word)], health) for word, health in said.items()}
     rows["nothing said"] = [battery(health="")], None
+    rows["a warm one and a dead one"] = [battery(health="Warm"), battery(health="Dead")], "dead"
     check("health", tmp_path, rows)
 
 

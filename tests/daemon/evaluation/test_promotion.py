@@ -29,8 +29,8 @@ def test_with_many_texts_it_is_the_normal_distributions() -> None:
 
 def test_outcomes() -> None:
     table = [
-        ([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], Outcome.LEARNED),  # every text better by the same
-        ([4.0, 5.0, 3.0], [4.5, 5.5, 3.5], Outcome.WORSE),  # by the same everywhere
+        ([4.0, 5.0, 3.0], [3.5, 4.49, 2.51], Outcome.LEARNED),  # every text better by about the same
+        ([4.0, 5.0, 3.0], [4.5, 5.51, 3.49], Outcome.WORSE),
         ([4.0, 5.0, 3.0], [4.0, 5.0, 3.0], Outcome.NO_PROOF),  # the same: a gain would have been seen
         ([4.0, 5.0, 3.0, 4.0, 5.0], [4.01, 4.99, 3.01, 3.99, 5.0], Outcome.NO_PROOF),
         ([4.0, 5.0, 3.0], [3.0, 5.9, 2.95], Outcome.TOO_LITTLE),  # the noise would hide any gain
@@ -40,6 +40,14 @@ def test_outcomes() -> None:
     ]
     for before, now, outcome in table:
         assert evaluate(before, now, [10] * len(before)).outcome is outcome, (before, now)
+
+
+def test_a_change_that_is_the_same_everywhere_proves_nothing() -> None:
+    """Copies of one text make it; two of them made a gain of a hundred thousandth proof."""
+    for before in ([4.0, 4.0], [4.0, 5.0, 3.0]):
+        for change in (-1e-5, -0.5, 0.5):
+            now = [loss + change for loss in before]
+            assert evaluate(before, now, [10] * len(before)).outcome is Outcome.TOO_LITTLE, (before, change)
 
 
 def test_long_texts_count_more_but_never_alone() -> None:
@@ -100,7 +108,7 @@ def test_what_forgets_old_text_is_worse_however_much_it_learns_of_the_new() -> N
 
 
 def test_old_text_that_is_worse_by_no_more_than_noise_is_not_forgotten() -> None:
-    found = evaluate([5.0] * 4 + [3.0] * 4, [4.0] * 4 + [3.2, 2.9, 3.1, 2.9], [5] * 8, old_blocks=(4,))
+    found = evaluate([5.0] * 4 + [3.0] * 4, [4.0, 4.1, 3.9, 4.0, 3.2, 2.9, 3.1, 2.9], [5] * 8, old_blocks=(4,))
     assert not found.forgets and found.outcome is Outcome.LEARNED
 
 
@@ -163,7 +171,7 @@ def test_old_text_that_repeats_what_was_learned_can_still_be_forgotten() -> None
 def test_ordinary_text_may_become_harder_but_not_be_spoiled() -> None:
     for rise, outcome in ((0.4, Outcome.LEARNED), (0.6, Outcome.WORSE)):
         ordinary = Comparison(before=5.0, now=5.0 + rise, standard_error=0.1, texts=9)
-        found = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [5] * 3, ordinary=ordinary)
+        found = evaluate([4.0, 5.0, 3.0], [3.5, 4.49, 2.51], [5] * 3, ordinary=ordinary)
         assert found.outcome is outcome
         assert f"on ordinary text it rose by {rise:.4f}" in found.sentence
         assert ("more than the 0.5 allowed for a first job" in found.sentence) is (outcome is Outcome.WORSE)

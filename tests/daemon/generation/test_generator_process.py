@@ -190,6 +190,21 @@ def test_it_is_unloaded_when_it_has_been_idle_for_as_long_as_the_last_request_sa
     assert not is_running(pid)
 
 
+def test_unloading_leaves_the_socket_of_the_next_process(bench: Bench, models: Path) -> None:
+    socket = models / "llama.sock"
+    bench.answer(replace(SHORT, keep_alive_seconds=0))
+
+    async def scenario() -> None:
+        bench.generator.before_start = lambda: socket.touch()  # as the next process's llama.cpp makes it
+        unloading = asyncio.create_task(bench.generator.unload_if_idle())
+        await asyncio.sleep(0)
+        await asyncio.gather(unloading, whole(bench.generator, SHORT))
+
+    bench.run(scenario())
+    bench.generator.before_start = lambda: None
+    assert bench.running and socket.exists()
+
+
 def test_a_request_that_is_cancelled_while_the_process_starts_leaves_it_usable(bench: Bench) -> None:
     bench.run(bench.generator.close())
 

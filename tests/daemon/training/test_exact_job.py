@@ -32,7 +32,7 @@ from tests.support.daemon.workers import (
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
 from tests.support.models.tiny_architectures import roberta_folder
-from tests.support.models.tiny_models import tiny_llama_folder
+from tests.support.models.tiny_models import tiny_llama_folder, tiny_model_folder
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(
@@ -122,6 +122,24 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     assert not equal(learned(folder, first), learned(folder, done))
     assert "compared with the base model" in said(store, done, "evaluated")
     assert "on old text" in said(store, done, "evaluated")
+
+
+def test_a_job_keeps_the_rank_of_the_adapter_that_it_continues_and_says_so(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    first = run(folder, store, changed(EXACT, steps=1, rank=2))
+    done = run(folder, store, changed(EXACT, steps=1, rank=4), parent=first.adapter)
+    assert done.plan is not None and done.plan["rank"] == learned(folder, done).rank == 2
+    assert f"rank 2, not 4, since it continues {first.adapter}" in said(store, done, "chosen")
+
+
+def test_an_adapter_of_other_weights_is_no_start(folder: DataFolder, store: Store) -> None:
+    store.texts.add(notes(), now=NOW)
+    first = run(folder, store, changed(EXACT, steps=1))
+    shutil.rmtree(folder.models / "tiny")
+    tiny_model_folder(folder.models, dtype="float32", seed=1)
+    done = run(folder, store, changed(EXACT, steps=1), parent=first.adapter)
+    assert done.parent is None
+    assert f"{first.adapter} was trained on other weights of tiny" in said(store, done, "began anew")
 
 
 @pytest.mark.slow

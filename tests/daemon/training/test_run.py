@@ -90,7 +90,7 @@ def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(folde
 def texts(*held_out: bool, about: str = "") -> list[Text]:
     """Texts of nine tokens each."""
     return [
-        Text(id=f"{about} {i}", number=i, source="s", text="x" * 9, words=1, held_out=h, created_at=NOW)
+        Text(id=f"{about} {i}", number=i, source="s", text=f"{about} {i}".rjust(9), words=1, held_out=h, created_at=NOW)
         for i, h in enumerate(held_out)
     ]
 
@@ -112,6 +112,13 @@ def test_the_held_out_texts_are_measured_each_by_itself() -> None:
     rows[1].text = ""  # has no tokens, and so no block
     training, (held_out, owners) = split(rows, encoded_or_refused)
     assert owners == [rows[3].id] * 3
+
+
+def test_the_same_words_from_two_sources_are_one_observation() -> None:
+    rows = texts(False, True, True, True)
+    rows[2].text, rows[2].source = rows[1].text, "another"
+    _, (held_out, owners) = split(rows, packed)
+    assert count(held_out) == 9 and sorted(owners) == [rows[1].id] * 6 + [rows[3].id] * 3
 
 
 def encoded_or_refused(rows: Sequence[Text], *, apart: bool = False) -> Batches:

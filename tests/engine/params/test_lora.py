@@ -52,6 +52,17 @@ def test_metadata_goes_along(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "job": "7"}
 
 
+def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
+    """safetensors' own writer puts the metadata in a random order."""
+    saved = adapter()
+    saved.metadata = {name: name for name in "abcdefgh"}
+    contents = set()
+    for number in range(3):
+        saved.save(tmp_path / str(number))
+        contents.add((tmp_path / str(number) / WEIGHTS_NAME).read_bytes())
+    assert len(contents) == 1
+
+
 def test_saving_replaces(tmp_path: Path) -> None:
     first, second = adapter(), adapter()
     first.save(tmp_path / "it")

@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from pocketllm.engine.errors import BadRequest, DoesNotFit, ModelFileError
 from pocketllm.engine.formats.model_folder import DTYPES, ModelFolder, open_model_folder
-from pocketllm.engine.planning.memory_model import MB, MIN_ROWS, MIN_TOKENS, UNPACK_SECONDS, JobPlan, fit, predict
+from pocketllm.engine.planning.memory_model import (
+    MB,
+    MIN_ROWS,
+    MIN_TOKENS,
+    UNPACK_SECONDS,
+    JobPlan,
+    fit,
+    predict,
+    samples_at_once,
+)
 from pocketllm.engine.planning.shapes import Shapes, adapted, read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import imported
-from tests.support.models.model_shapes import LLAMA_7B, SMOLLM2
+from tests.support.models.model_shapes import LLAMA_7B, SMOLLM2, llama
 from tests.support.models.tiny_architectures import ARCHITECTURES
 from tests.support.models.tiny_models import tiny_model_folder
 
@@ -295,3 +304,16 @@ class TestFit:
         for shapes, plan, sentence in refused:
             with pytest.raises(BadRequest, match=sentence):
                 fit(shapes, plan, 10**12)
+
+
+class TestSamples:
+    """How many are drawn at once: as many as memory allows, at least one."""
+
+    QWEN = llama(hidden=1024, wide=3072, layers=28, vocabulary=151936)
+
+    def test_fewer_of_a_larger_model(self) -> None:
+        # Measured: 32 at once of a model of SmolLM2's shapes took 90 MB, of one of Qwen3-0.6B's 376, and 8 of that 90.
+        assert samples_at_once(SMOLLM2, 32, 360 * MB) == 32
+        assert samples_at_once(self.QWEN, 32, 360 * MB) == 16
+        assert samples_at_once(self.QWEN, 32, 400 * MB) == 32
+        assert samples_at_once(self.QWEN, 32, 1) == 1

@@ -1,0 +1,41 @@
+"""Which adapters are served: those whose files are whole, on the weights that they were trained on."""
+
+import shutil
+from pathlib import Path
+
+from pocketllm.daemon.adapter_files import AdapterFiles, digest_of
+from pocketllm.engine.params.lora import load_adapter
+from pocketllm.storage.store import Store
+from tests.support.daemon.replayable_jobs import learn, training
+from tests.support.daemon.workers import NOW, data_folder
+from tests.support.models.tiny_models import tiny_model_folder
+
+
+def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path)
+    store = Store.open(folder.database)
+    trained = store.adapters.get(str(learn(folder, store, training()).adapter))
+    files = AdapterFiles(store, folder)
+    first = tmp_path / "first"
+    shutil.move(folder.models / "tiny", first)
+    assert files.problem(trained) is None  # nothing to compare with; that there is no model is told elsewhere
+    tiny_model_folder(folder.models, seed=1)
+    problem = files.problem(trained)
+    assert problem and "was trained on other weights of tiny" in problem
+    assert files.serving("tiny", NOW) is None and files.notice is not None and problem in files.notice
+    shutil.rmtree(folder.models / "tiny")
+    shutil.move(first, folder.models / "tiny")
+    assert files.problem(trained) is None
+    store.close()
+
+
+def test_an_adapter_that_does_not_say_its_weights_is_served(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path)
+    store = Store.open(folder.database)
+    row = store.adapters.get(str(learn(folder, store, training()).adapter))
+    load_adapter(folder.adapter(row.id)).save(folder.adapter(row.id))  # without metadata
+    row.sha256 = digest_of(folder.adapter(row.id))
+    shutil.rmtree(folder.models / "tiny")
+    tiny_model_folder(folder.models, seed=1)
+    assert AdapterFiles(store, folder).problem(row) is None
+    store.close()
