@@ -152,8 +152,6 @@ class DeletionOut(BaseModel):
         serving = services.store.adapters.serving(services.settings.model)
         kept = copies(services.folder)
         parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
-        if not row.erased:
-            parts.append(f"The last traces on disk go in ten minutes; GET /deletions/{row.id} shows when.")
         if row.replaced:
             parts.append(f"{serving.id if serving else 'The base model'} is now served.")
         if row.job:
@@ -164,6 +162,8 @@ class DeletionOut(BaseModel):
             parts.append(f"These files still have the text: {named}. {advice}")
         if kept:
             parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
+        if not row.erased:
+            parts.append("The last traces on disk go in ten minutes, or once no job runs.")
         return cls(
             **row.model_dump(),
             serving=serving.id if serving else None,

@@ -8,7 +8,7 @@ from pocketllm.storage.repositories.folders import FileRead
 from pocketllm.storage.repositories.texts import NewText
 from tests.support.daemon.in_process_app import NOON, InProcessApp, assert_problem
 
-TRACES = "The last traces on disk go in ten minutes; GET /deletions/{} shows when."
+TRACES = "The last traces on disk go in ten minutes, or once no job runs."
 
 
 def serving(api: InProcessApp) -> str | None:
@@ -65,8 +65,7 @@ def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessA
     assert receipt["adapters"] == ["adapter-1"] and receipt["serving"] == "adapter-0"
     assert receipt["job"] not in (None, other) and receipt["job_state"] == "queued"
     assert receipt["summary"] == (
-        f"Deleted 1 text. {TRACES.format(receipt['id'])} adapter-0 is now served. "
-        f"{receipt['job']} trains on the remaining texts."
+        f"Deleted 1 text. adapter-0 is now served. {receipt['job']} trains on the remaining texts. {TRACES}"
     )
     assert api.delete(f"/texts/{first}").json()["deletion"]["serving"] is None
 
@@ -76,7 +75,7 @@ def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
     assert_problem(api.delete("/texts", params={"id": [first, "text-none"]}), 404, "not_found")
     assert len(api.get("/texts").json()["data"]) == 3  # all or none
     receipt = api.delete("/texts", params={"id": [first, second[:20], first]}).json()
-    assert (receipt["texts"], receipt["summary"]) == (2, f"Deleted 2 texts. {TRACES.format(receipt['id'])}")
+    assert (receipt["texts"], receipt["summary"]) == (2, f"Deleted 2 texts. {TRACES}")
     assert [text["id"] for text in api.get("/texts").json()["data"]] == [third]
     assert_problem(api.delete("/texts"), 404, "not_found")
     assert_problem(api.delete("/texts", params={"id": third, "source": "test"}), 422, "invalid_value")
@@ -157,9 +156,9 @@ def test_the_receipt_names_the_files_that_still_have_it(api: InProcessApp) -> No
     folders.put([(FileRead(path, 2, set()), text) for path in paths[:1]], NOON, lambda: True)
     receipt = api.delete("/texts?source=notes").json()
     assert receipt["files"] == paths[:1]
-    assert receipt["summary"].endswith(
-        "These files still have the text: /notes/0.md. PocketLLM will not learn it from them again; edit them if you "
-        "want it gone there."
+    assert receipt["summary"] == (
+        "Deleted 1 text. These files still have the text: /notes/0.md. PocketLLM will not learn it from them again; "
+        f"edit them if you want it gone there. {TRACES}"
     )
     folders.forget(paths[:1], NOON)
     folders.put([(FileRead(path, 2, set()), text) for path in paths], NOON, lambda: True)
