@@ -40,10 +40,6 @@ class CalibrationFailed(DaemonError):
     """The model could not be calibrated on this device. Run `pocketllm models calibrate` to try again."""
 
 
-class CannotReplay(DaemonError):
-    """The job cannot be replayed. Choose a job that has succeeded."""
-
-
 class ExportFailed(DaemonError):
     """The export process failed. Try again."""
 

@@ -11,7 +11,7 @@ from pocketllm.engine.data.batches import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One finished step, as in the step log. MeZO can replay a run from these alone."""
+    """One finished step, as in the step log. MeZO restores a run from these alone."""
 
     step: int  #: from 1
     seed: int

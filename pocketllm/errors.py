@@ -3,7 +3,6 @@
 CommandError          exit 1
 ├── UsageError        exit 2
 ├── Interrupted       exit 130
-├── NotReplayed       exit 2: with 1, `replay` says that it found a difference
 ├── NoDaemon
 ├── DaemonLost
 ├── DaemonSlow
@@ -51,13 +50,6 @@ class Interrupted(CommandError):
     exit_code = EXIT_INTERRUPTED
     label = ""
     code = "interrupted"
-
-
-class NotReplayed(CommandError):
-    """The job could not be replayed, so its adapter was not checked."""
-
-    exit_code = EXIT_USAGE
-    code = "not_replayed"
 
 
 class NoDaemon(CommandError):

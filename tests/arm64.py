@@ -36,7 +36,7 @@ TESTS = (
     "tests/engine/planning/test_calibration.py",
     "tests/daemon/training/test_worker.py::test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit",
     "tests/daemon/training/test_exact_job.py::test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit",
-    "tests/daemon/tools/test_replay.py::test_what_a_real_worker_made",
+    "tests/daemon/training/test_replayed_job.py::test_what_a_real_worker_made",
     "tests/engine/generate/test_streaming_text.py",
     "tests/daemon/generation/test_generator_process.py::test_a_prompt_is_answered_with_a_text_and_how_it_was_made",
 )

@@ -1,1 +1,1 @@
-"""Tools: doctor, calibration, export, replay."""
+"""Tools: doctor, calibration, backup, export."""

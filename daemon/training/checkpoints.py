@@ -36,7 +36,7 @@ class StoredRun:
 
     def records(self) -> Sequence[StepRecord]:
         """All records, from the first step."""
-        return [record_of(row) for row in self._store.step_log.steps(self._job_id)]
+        return [_record_of(row) for row in self._store.step_log.steps(self._job_id)]
 
     def append(self, record: StepRecord, *, seconds: float) -> None:
         """Write a new record to disk."""
@@ -103,7 +103,7 @@ class StoredRun:
         return {int(file.stem): file for file in self._folder.glob(f"[0-9]*{_SUFFIX}")}
 
 
-def record_of(row: Step) -> StepRecord:
+def _record_of(row: Step) -> StepRecord:
     """The record in a row of the step log."""
     found = {field.name: getattr(row, field.name) for field in fields(StepRecord)}
     return StepRecord(**found | {"scalars": tuple(row.scalars)})

@@ -25,7 +25,6 @@ class AdapterConfig:
     alpha: float
     rank: int  #: the scaling of all modules is alpha / rank
     paths: tuple[str, ...]  #: of the adapted linear modules, in model order
-    is_mlm: bool  #: whether the base is a masked language model
 
 
 def name_of_a(path: str) -> str:
@@ -47,7 +46,6 @@ def read_config(folder: Path) -> AdapterConfig:
             alpha=float(config["lora_alpha"]),
             rank=int(config["r"]),
             paths=tuple(config["target_modules"]),
-            is_mlm=config.get("task_type") is None,
         )
         if config["peft_type"] != "LORA":
             raise AdapterError(f"{folder} holds a {config['peft_type']} adapter; only LORA is supported.")

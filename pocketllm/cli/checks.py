@@ -1,4 +1,4 @@
-"""Commands on the data folder itself, for which no daemon need run: doctor, backup, restore, verify and replay."""
+"""Commands on the data folder itself, for which no daemon need run: doctor, backup, restore and verify."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, Report, check_target, json_text, make_console, program, progress, show, stored
+from pocketllm.cli.common import Common, check_target, json_text, make_console, program, show
 from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.engine.formats.atomic import whole_file
-from pocketllm.errors import EXIT_ERROR, CommandError, Document, NotReplayed, UsageError
+from pocketllm.errors import EXIT_ERROR, CommandError, UsageError
 from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ ADVICE = {
     "database": "Restore a backup: `pocketllm restore FILE`.",
     "adapter": "The daemon serves an ancestor and learns its texts again. Delete it: `pocketllm adapters delete ID`.",
     "model": "Delete its folder in `models` and import it again: `pocketllm models add`.",
-    "steps": "The adapter does not match its steps. Serve another: `pocketllm rollback`.",
 }
 
 
@@ -137,13 +136,8 @@ def restore(
     show(options, asdict(contents) | {"former": None if former is None else str(former)}, view)
 
 
-@program.command("pocketllm verify", "pocketllm verify --replay --json", panel=PANEL, without=("url",))
-def verify(
-    options: Common,
-    replay: Annotated[
-        bool, typer.Option("--replay", help="Also rebuild the adapters of MeZO jobs from their steps; takes minutes.")
-    ] = False,
-) -> None:
+@program.command("pocketllm verify", "pocketllm verify --json", panel=PANEL, without=("url",))
+def verify(options: Common) -> None:
     """Check the database, adapters and models for damage. The daemon can keep running.
 
     Exit code 0: no damage. 1: something is damaged.
@@ -155,11 +149,6 @@ def verify(
     folder = _with_database(options)
     with make_console(stderr=True).status("Reading..."):
         checks = list(tool.verify(folder))
-        if replay and all(check.problem is None for check in checks):
-            from pocketllm.daemon.tools.replay import replays
-
-            with stored(folder.database) as store:
-                checks += replays(folder, store)
     grid = Table.grid(padding=(0, 2))
     for check in checks:
         grid.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
@@ -177,53 +166,3 @@ def _with_database(options: Common) -> DataFolder:
     if not is_there(folder.database) or not folder.database.is_file():
         raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
     return folder
-
-
-@program.command(
-    "pocketllm replay JOB",
-    "pocketllm replay JOB --output ./rebuilt",
-    "pocketllm replay JOB --json",
-    panel=PANEL,
-    without=("url",),
-)
-def replay(
-    options: Common,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Job id; see `pocketllm jobs`.")],
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the rebuilt adapter to this new folder.")
-    ] = None,
-) -> None:
-    """Rebuild a MeZO job's adapter from its steps, and compare it bit for bit with the stored one.
-
-    Needs neither your texts nor the daemon. Exit code 0: identical. 1: different. 2: the job could not be replayed.
-    """
-    from pocketllm.cli.job_views import replay_view
-
-    with progress(make_console(stderr=options.json), plain=not options.json) as report:
-        document = rebuilt(options, job_id, output, report)
-    show(options, document, replay_view(document))
-    if not document["identical"]:
-        raise typer.Exit(EXIT_ERROR)
-
-
-def rebuilt(options: Common, job_id: str, output: Path | None, report: Report) -> Document:
-    """Return what a replay found. Raises NotReplayed for whatever kept it from being done."""
-    from pocketllm.daemon.errors import DaemonError
-    from pocketllm.engine.errors import MezoError
-    from pocketllm.storage.errors import StorageError
-
-    def on_row(done: int, total: int) -> None:
-        report("", f"Replayed {done} of {total} steps.", done, total)
-
-    try:
-        with stored(options.folder.database) as store:
-            store.jobs.get(job_id)  # an id that is mistyped shows before torch is imported, which takes a while
-            from pocketllm.daemon.tools.replay import rebuild
-
-            found = rebuild(options.folder, store, job_id, output=output, on_row=on_row)
-    except (CommandError, DaemonError, MezoError, StorageError) as error:
-        raise NotReplayed(str(error)) from error
-    except OSError as error:
-        raise NotReplayed(f"{error.filename}: {error.strerror}." if error.filename else str(error)) from error
-    written = None if output is None else str(output)
-    return asdict(found) | {"differing": list(found.differing), "identical": found.identical, "output": written}

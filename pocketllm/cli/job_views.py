@@ -1,4 +1,4 @@
-"""How jobs, plans, replays and the daemon's state are shown."""
+"""How jobs, plans and the daemon's state are shown."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -297,21 +297,3 @@ def time_text(predicted: Document) -> str:
     step = predicted["seconds_per_step"]
     a_step = f"{step:.1f} s" if step >= 1 else f"{1000 * step:.0f} ms"
     return f"{duration_text(predicted['seconds'])}, {a_step} per step"
-
-
-def replay_view(rebuilt: Document) -> RenderableType:
-    """Return whether the replay gave the job's adapter, with its numbers."""
-    if rebuilt["identical"]:
-        verdict = Text(f"all {rebuilt['tensors']} tensors are bit-identical", style="bold green")
-    else:
-        names, most = rebuilt["differing"], rebuilt["max_difference"]
-        by = "with some values not a number" if most is None else f"by at most {most:.3g}"
-        found = f"{len(names)} of {rebuilt['tensors']} tensors differ, {by}; the first is {printable(names[0])}"
-        found += ". The model was imported after the job started and may be a different one" * rebuilt["base_is_newer"]
-        verdict = Text(found, style="bold red")
-    return details(
-        ("Job", rebuilt["job"]),
-        ("Replayed", f"{rebuilt['rows']:,} steps in {rebuilt['seconds']:.1f} s"),
-        (rebuilt["adapter"], verdict),
-        ("Written to", rebuilt["output"]),
-    )

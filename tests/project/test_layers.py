@@ -21,7 +21,7 @@ WITH_TORCH = {
     *("daemon/training/checkpoints.py", "daemon/training/rehearsal.py", "daemon/training/run.py"),
     *("daemon/training/trainer.py", "daemon/training/validation_split.py", "daemon/training/worker.py"),
     *("daemon/evaluation/held_out.py", "daemon/evaluation/report.py"),
-    *("daemon/generation/torch_models.py", "daemon/tools/replay.py"),
+    "daemon/generation/torch_models.py",
 }
 #: Modules of the engine that the daemon's process uses; they must do without torch.
 TORCH_FREE = {

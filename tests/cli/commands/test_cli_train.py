@@ -129,7 +129,7 @@ def test_plain_lines_come_at_new_stages_and_every_few_seconds_if_there_is_news()
 def test_short_work_without_stages_says_nothing() -> None:
     log = Console(file=io.StringIO(), width=100)
     with progress(log) as report:
-        report("", "Replayed 6 of 6 steps.", 6, 6)
+        report("", "Read 6 of 6 files.", 6, 6)
     assert output(log) == ""
 
 

@@ -12,10 +12,8 @@ import torch
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan
-from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.tools.replay import rebuild
 from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun, ended_early
-from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, EarlyStopping
+from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import CHECKPOINT_SECONDS, Run, train
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.errors import ModelFileError
@@ -27,8 +25,8 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState
-from tests.support.daemon.workers import NOW, changed, finish, kill_at, notes, queue_job, start_worker
+from pocketllm.storage.tables import Job
+from tests.support.daemon.workers import queue_job
 from tests.support.models.backpropagation import layers_adapter
 from tests.support.models.learning import equal, some_adapter, some_blocks
 
@@ -269,36 +267,3 @@ class TestCheckpoints:
             "at 0.5 of the learning rate",
             ended_early(stopping, 6),
         ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("settings", "back"),
-    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2)],
-    ids=["to the best at the end", "full, with smaller steps"],
-)
-def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
-    folder: DataFolder, store: Store, settings: dict[str, object], back: int
-) -> None:
-    store.texts.add(notes(), now=NOW)
-    training = changed(epsilon=1e-3, **settings)
-    undisturbed, disturbed = (queue_job(store, training=training, steps=60, seed=5) for _ in range(2))
-    finish(start_worker(folder, undisturbed))
-    kill_at(store, start_worker(folder, disturbed), disturbed, 15)
-    finish(start_worker(folder, disturbed))
-    one, two = store.jobs.get(undisturbed.id), store.jobs.get(disturbed.id)
-    assert one.state is two.state is JobState.SUCCEEDED
-    assert one.early_stopping is not None
-    assert one.early_stopping == two.early_stopping
-    assert one.early_stopping["halvings"] >= back
-    assert one.total_steps == two.total_steps == one.early_stopping["best_step"]
-    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.step_log.steps(j.id)] for j in (one, two)]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == one.total_steps
-    for job in (one, two):
-        assert rebuild(folder, store, job.id).identical
-        kinds = [event.kind for event in store.jobs.events(job.id)]
-        # A check after the very last step may halve, and the run ends all the same.
-        halvings = one.early_stopping["halvings"]
-        assert kinds.count("went back") in (min(halvings, MAX_HALVINGS), halvings - 1)
-        assert kinds.count("ended early") == (one.total_steps < 60)

@@ -1,0 +1,140 @@
+"""A MeZO job's step log, replayed from where the job started, gives what the job has made, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.training.checkpoints import StoredRun
+from pocketllm.daemon.training.early_stopping import MAX_HALVINGS
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, open_model_folder
+from pocketllm.engine.params.full import FullWeights
+from pocketllm.engine.params.lora import Adapter, load_adapter
+from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.estimator import replay
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState
+from tests.support.daemon.workers import (
+    NOW,
+    changed,
+    data_folder,
+    finish,
+    kill_at,
+    notes,
+    queue_job,
+    run_here,
+    start_worker,
+)
+
+
+def start_of(folder: DataFolder, job: Job) -> Adapter | FullWeights:
+    """The parameters that a job started from."""
+    if job.mode == "lora":
+        return load_adapter(folder.start(job.id))
+    base = folder.adapter(job.parent) if job.parent else folder.models / job.model
+    return LanguageModel(open_model_folder(base)).full()
+
+
+def made_by(folder: DataFolder, job: Job) -> dict[str, torch.Tensor]:
+    """The tensors that a job has stored."""
+    assert job.adapter
+    made = folder.adapter(job.adapter)
+    return tensors_of(load_adapter(made)) if job.mode == "lora" else load_file(made / WEIGHTS_NAME)
+
+
+def tensors_of(theta: Adapter | FullWeights) -> dict[str, torch.Tensor]:
+    if isinstance(theta, FullWeights):
+        return theta.tensors
+    return {f"{path}.A": a for path, a in theta.a.items()} | {f"{path}.B": b for path, b in theta.b.items()}
+
+
+def bits(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
+    """Compared as numbers, -0.0 would equal 0.0."""
+    return {
+        name: (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, tensor in tensors.items()
+    }
+
+
+def assert_replayed(folder: DataFolder, store: Store, job: Job) -> None:
+    """It takes no text and no forward passes. Without the last step, the end is another one."""
+    records, made = StoredRun(store, job.id, folder.run(job.id)).records(), bits(made_by(folder, job))
+    assert [record.step for record in records] == list(range(1, job.total_steps + 1))
+    whole, shorter = start_of(folder, job), start_of(folder, job)
+    replay(whole, records, job.settings["noise"])
+    assert bits(tensors_of(whole)) == made
+    replay(shorter, records[:-1], job.settings["noise"])
+    assert not records or bits(tensors_of(shorter)) != made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("bfloat16", {"noise": "gaussian"}),
+        ("bfloat16", {"mode": "full", "noise": "gaussian"}),
+        ("float32", {"mode": "full"}),
+        ("float16", {"mode": "full"}),
+    ],
+    ids=["lora, gaussian", "full, gaussian", "full, float32", "full, float16"],
+)
+def test_what_a_job_and_one_that_goes_on_from_it_have_made(
+    tmp_path: Path, dtype: str, settings: dict[str, object]
+) -> None:
+    folder = data_folder(tmp_path / "other", dtype=dtype)
+    store = Store.open(folder.database)
+    store.texts.add(notes(), now=NOW)
+    training = changed(probes=2, epsilon=1e-3, step_size=1e-3, **settings)
+    first = run_here(folder, store, queue_job(store, training=training))
+    second = run_here(folder, store, queue_job(store, training=training, seed=9, parent=first.adapter))
+    assert second.parent == first.adapter
+    for job in (first, second):
+        assert job.total_steps == training.steps
+        assert_replayed(folder, store, job)
+    store.close()
+
+
+@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.smoke), "full"])
+@pytest.mark.slow
+def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
+    store.texts.add(notes(), now=NOW)
+    job = queue_job(store, training=changed(mode=mode, probes=2, epsilon=1e-3, step_size=1e-3))
+    finish(start_worker(folder, job))
+    done = store.jobs.get(job.id)
+    assert done.total_steps == job.total_steps
+    assert_replayed(folder, store, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "back"),
+    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2)],
+    ids=["to the best at the end", "full, with smaller steps"],
+)
+def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(
+    folder: DataFolder, store: Store, settings: dict[str, object], back: int
+) -> None:
+    store.texts.add(notes(), now=NOW)
+    training = changed(epsilon=1e-3, **settings)
+    undisturbed, disturbed = (queue_job(store, training=training, steps=60, seed=5) for _ in range(2))
+    finish(start_worker(folder, undisturbed))
+    kill_at(store, start_worker(folder, disturbed), disturbed, 15)
+    finish(start_worker(folder, disturbed))
+    one, two = store.jobs.get(undisturbed.id), store.jobs.get(disturbed.id)
+    assert one.state is two.state is JobState.SUCCEEDED
+    assert one.early_stopping is not None
+    assert one.early_stopping == two.early_stopping
+    assert one.early_stopping["halvings"] >= back
+    assert one.total_steps == two.total_steps == one.early_stopping["best_step"]
+    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.step_log.steps(j.id)] for j in (one, two)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == one.total_steps
+    for job in (one, two):
+        assert_replayed(folder, store, job)
+        kinds = [event.kind for event in store.jobs.events(job.id)]
+        # A check after the very last step may halve, and the run ends all the same.
+        halvings = one.early_stopping["halvings"]
+        assert kinds.count("went back") in (min(halvings, MAX_HALVINGS), halvings - 1)
+        assert kinds.count("ended early") == (one.total_steps < 60)
