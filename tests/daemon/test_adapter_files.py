@@ -4,17 +4,27 @@ import shutil
 from pathlib import Path
 
 from pocketllm.daemon.adapter_files import AdapterFiles, digest_of
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.store import Store
-from tests.support.daemon.replayable_jobs import learn, training
-from tests.support.daemon.workers import NOW, data_folder
+from pocketllm.storage.tables import Adapter
+from tests.support.daemon.workers import NOW, changed, data_folder, notes, queue_job, run_here
 from tests.support.models.tiny_models import tiny_model_folder
+
+
+def served(folder: DataFolder, store: Store) -> Adapter:
+    """What a short job has made; it is served."""
+    store.texts.add(notes(), now=NOW)
+    made = run_here(folder, store, queue_job(store, training=changed(probes=1), steps=2)).adapter
+    assert made
+    store.adapters.serve(made, usable=lambda _: True, now=NOW)
+    return store.adapters.get(made)
 
 
 def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(tmp_path: Path) -> None:
     folder = data_folder(tmp_path)
     store = Store.open(folder.database)
-    trained = store.adapters.get(str(learn(folder, store, training()).adapter))
+    trained = served(folder, store)
     files = AdapterFiles(store, folder)
     first = tmp_path / "first"
     shutil.move(folder.models / "tiny", first)
@@ -32,7 +42,7 @@ def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(tmp_pat
 def test_an_adapter_that_does_not_say_its_weights_is_served(tmp_path: Path) -> None:
     folder = data_folder(tmp_path)
     store = Store.open(folder.database)
-    row = store.adapters.get(str(learn(folder, store, training()).adapter))
+    row = served(folder, store)
     load_adapter(folder.adapter(row.id)).save(folder.adapter(row.id))  # without metadata
     row.sha256 = digest_of(folder.adapter(row.id))
     shutil.rmtree(folder.models / "tiny")
