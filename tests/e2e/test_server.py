@@ -156,7 +156,7 @@ def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        said = refused_start(tmp_path / "data", arguments=["--port", port])
+        said = refused_start(tmp_path / "data", arguments=["--port", port], code=EXIT_CONFIG)
     assert port in said and "--port" in said
     assert not (tmp_path / "data" / "daemon.json").exists()
 
