@@ -251,7 +251,7 @@ def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> Non
 
 def test_after_bad_settings_the_service_does_not_start_again(phone: Phone) -> None:
     ended = phone.run("service/finish", str(EXIT_CONFIG), "0")
-    assert ended.returncode == 0 and "mend the settings, then run `sv up " in ended.stdout
+    assert ended.returncode == 0 and "mend the settings, or free the port, then run `sv up " in ended.stdout
     assert [call.split()[:2] for call in phone.calls()] == [["sv", "down"]]
 
 
