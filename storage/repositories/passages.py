@@ -76,8 +76,9 @@ class PassageStore(Repository):
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CORRUPT_VTAB:
                 return False
-        with self._database.write() as session:
-            connection = session.connection()
+        # Not by `write`, which mends: where the rest of the file is damaged, too, this fails, once.
+        options = {"begin": "BEGIN IMMEDIATE"}
+        with self._database.engine.connect().execution_options(**options) as connection, connection.begin():
             connection.execute(sql("DROP TABLE passage"))
             create_index(connection)
             index(connection, connection.execute(select(Text.number, Text.text, Text.completion)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketllm.storage.errors import SearchIndexDamaged
+from pocketllm.storage.errors import DatabaseUnusable, SearchIndexDamaged
 from pocketllm.storage.repositories.passages import PASSAGE_WORDS, passages_of
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
@@ -112,3 +112,16 @@ def test_a_damaged_index_is_written_anew_from_the_texts(store: Store, tmp_path: 
         store.deletions.texts([ids[7]], now=NOW)
     assert len(found(store, "quillpen7")) == (use != "delete")
     assert len(found(store, "quillpen8")) == 1
+
+
+def test_a_damaged_file_is_told_once_where_the_index_is_damaged_too(tmp_path: Path) -> None:
+    path = tmp_path / "pocketllm.db"
+    store = Store.open(path)
+    add(store, *(f"{LONG} {number}" for number in range(300)))
+    store.close()
+    content = bytearray(path.read_bytes())
+    for page in range(4096, len(content), 2 * 4096):
+        content[page : page + 512] = b"\xff" * 512
+    path.write_bytes(content)
+    with pytest.raises(DatabaseUnusable, match="pocketllm restore"):
+        Store.open(path)
