@@ -84,7 +84,7 @@ class DeletionStore(Repository):
             return found(session, Deletion, deletion_id)
 
     def pending(self) -> list[Deletion]:
-        """The deletions whose bytes may still be in the log."""
+        """The deletions of which traces may still be in the file or its log."""
         return self._all(select(Deletion).where(col(Deletion.erased).is_(False)))
 
     def update(self, ids: Sequence[str], **values: object) -> None:

@@ -1,7 +1,6 @@
 """Deletions in a real database file: what is left in it, how much room they take, and what goes with a text."""
 
 import random
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Job, Outcome, Requester, Text
 from tests.support.daemon.workers import NOW
+from tests.support.faults import no_room
 
 MODEL = "tiny"
 
@@ -64,12 +64,8 @@ def test_a_deletion_needs_little_room_however_much_goes(store: Store, tmp_path: 
     """On a full disk, the log of one transaction for all of it would not fit."""
     ids = add(store, *map(long_text, "abcdefgh"))
     store._database.truncate_log()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "pocketllm.db").stat().st_size, limits[1]))
-    try:
+    with no_room((tmp_path / "pocketllm.db").stat().st_size):
         receipt = store.deletions.source("notes", now=NOW)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert receipt.texts == len(ids) and store.texts.counts().texts == 0
     assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
     with pytest.raises(NotFound):
@@ -79,13 +75,8 @@ def test_a_deletion_needs_little_room_however_much_goes(store: Store, tmp_path: 
 def test_what_fails_in_the_middle_is_done_by_the_next_try(store: Store, tmp_path: Path) -> None:
     add(store, *map(long_text, "abcd"))
     store._database.truncate_log()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        with pytest.raises(StorageTrouble):
-            store.deletions.source("notes", now=NOW)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_room(1 << 16), pytest.raises(StorageTrouble):
+        store.deletions.source("notes", now=NOW)
     assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
     left = store.texts.counts().texts
     assert left and store.deletions.source("notes", now=NOW).texts == left

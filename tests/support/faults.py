@@ -9,10 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_room() -> Iterator[None]:
-    """Let every write to a file fail, in this process and in those that it starts, as on a full disk."""
+def no_room(most: int = 0) -> Iterator[None]:
+    """Let every write to a file fail that would make it longer than this, as on a full disk.
+
+    most: bytes. It is so in this process and in those that it starts.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
     try:
         yield
     finally:
