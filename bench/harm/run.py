@@ -49,7 +49,7 @@ def run(folder: str, blocks: str, *, steps: int, batch: int, seed: int, guarded:
         curve = Curve(1e9, lambda: 0.0)  # only counts the steps
         stopping = train(
             method,
-            Scratch(Path(scratch), curve),
+            Scratch(Path(scratch), curve.stepped),
             Run(
                 steps=steps,
                 batch=shuffled(training, size=batch, seed=seed),

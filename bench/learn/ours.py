@@ -44,8 +44,9 @@ _STEPS = 10**6
 class Scratch(StoredRun):
     """A StoredRun of an undisturbed run: checkpoints in a folder, the rest in memory."""
 
-    def __init__(self, folder: Path, curve: Curve) -> None:
-        self._folder, self._curve = folder, curve
+    def __init__(self, folder: Path, stepped: Callable[[], None]) -> None:
+        """stepped: called after each step."""
+        self._folder, self._stepped = folder, stepped
         self._records: list[StepRecord] = []
         self.back: list[tuple[int, int]] = []  #: from which step to which the run has gone back
 
@@ -56,7 +57,7 @@ class Scratch(StoredRun):
     def append(self, record: StepRecord, *, seconds: float) -> None:
         """See StoredRun."""
         self._records.append(record)
-        self._curve.stepped()
+        self._stepped()
 
     def early_stopping(self) -> EarlyStopping | None:
         """See StoredRun: no run here has begun before."""
@@ -94,7 +95,7 @@ def teach(
     training, validation = split(buckets)
     every = validation_interval(training, validation, batch=batch, points=points)
     with tempfile.TemporaryDirectory() as folder:
-        store = Scratch(Path(folder), curve)
+        store = Scratch(Path(folder), curve.stepped)
         stopping = train(
             method,
             store,
