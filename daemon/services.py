@@ -105,9 +105,7 @@ def build_services(
         runner or WorkerProcess(folder),
         settings,
         model_problem=lambda: model_problem(folder, settings),
-        planner=lambda training, steps: plan_job(
-            open_model_folder(folder.models / settings.model), training, steps=steps
-        ),
+        planner=lambda training, ahead: plan_job(open_model_folder(folder.models / settings.model), training, ahead),
         wake_lock=wake_lock,
         scan=folder_scans.begin,
         generator_bytes=lambda: (used := generator.held_bytes) and used + (anonymous_bytes(getpid()) or DAEMON_BYTES),

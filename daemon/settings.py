@@ -41,7 +41,9 @@ class TrainingSettings(_Section):
     """Parameters of a job. A change applies to jobs queued afterwards."""
 
     new_words: int = Field(400, ge=1, description="Number of new words at which a job is queued by itself.")
-    steps: int = Field(300, ge=1, le=1_000_000, description="Steps per job.")
+    steps: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        "auto", description="Steps per job; auto is what the text is worth, but no more than fit into the usual night."
+    )
     method: Literal["auto", "exact", "mezo"] = Field(
         "auto",
         description="exact computes gradients by backpropagation, one layer at a time; mezo estimates them by forward "

@@ -152,7 +152,8 @@ class Job(SQLModel, table=True):
     seed: int
     #: Everything that determines the run besides model, seed and texts.
     settings: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
-    total_steps: int
+    #: None until the worker has measured its first steps, unless a number was set or requested.
+    total_steps: int | None = None
     #: The peak memory that was foretold before the start.
     predicted_bytes: int | None = None
     #: What the worker settled on so as to fit into memory; None until it has.
@@ -164,6 +165,12 @@ class Job(SQLModel, table=True):
     words: int | None = None
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
+    #: Its number in a chain of jobs on the same text, and the steps that they have made. Each is tested on the same
+    #: held-out text.
+    link: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
+    chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
+    #: The night ended it before it had made all steps that its text is worth: another job follows.
+    unfinished: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     #: What it was asked to start from: an adapter, or BASE; None is what is served when it first starts.
     start_from: str | None = None
     #: What its adapter must beat to be served: what was served at its first start, an adapter or BASE.
@@ -186,6 +193,11 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
     started_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
     finished_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+    @property
+    def fits_the_night(self) -> bool:
+        """Whether the worker chooses the number of steps."""
+        return self.settings.get("steps") == "auto"
 
     @property
     def owner(self) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bench.common.child import memory_of
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter
 from pocketllm.daemon.process_memory import give_back_free_memory
+from pocketllm.daemon.scheduling.night import MAX_STEPS
 from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
@@ -58,12 +59,13 @@ def planned(folder: Path, *, mode: str, batch: int, tokens: int, memory_bytes: i
     worker takes by default, "full" the former on all parameters; "exact" is exact gradients of an adapter.
     memory_bytes: in place of the default limit.
     """
-    requested = {"mode": "full" if mode == "full" else "lora", "method": "exact" if mode == "exact" else "mezo"}
+    method = "exact" if mode == "exact" else "mezo"
+    requested = {"mode": "full" if mode == "full" else "lora", "method": method, "steps": 1}
     memory_bytes = _ENOUGH_BYTES if mode == "full" else memory_bytes
     limit = {} if memory_bytes is None else {"memory_bytes": memory_bytes}
     step = {"batch": batch, "probes": CHEAP_PROBES[0] if mode == "directions" else 1, "block_tokens": tokens}
     settings = TrainingSettings.model_validate({**requested, **step, **limit})
-    return plan_job(open_model_folder(folder), settings, steps=1)
+    return plan_job(open_model_folder(folder), settings)
 
 
 def rehearsed(plan: JobPlan) -> int:
@@ -71,8 +73,8 @@ def rehearsed(plan: JobPlan) -> int:
     return rehearsal.blocks_of_step(TrainingSettings().rehearsal, plan.batch)
 
 
-def rehearsal_of(model: LanguageModel, wanted: int = TrainingSettings().steps) -> Batch:
-    """The base model's samples, which the worker draws once a model: as many as for a default job."""
+def rehearsal_of(model: LanguageModel, wanted: int = MAX_STEPS) -> Batch:
+    """The base model's samples, which the worker draws once a model: as many as for the longest job."""
     prompts = rehearsal.prompts(model.folder.tokenizer())
     return rehearsal.rehearsal_blocks(model, prompts, count=wanted, on_progress=lambda *_: None)
 

@@ -20,7 +20,7 @@ from bench.common.child import command
 from bench.common.harness import Limit, finish, parser, progress, start
 from bench.common.shapes import learner, models_folder
 from bench.learn.__main__ import divide, sample_text
-from pocketllm.daemon.settings import TrainingSettings
+from pocketllm.daemon.scheduling.night import MAX_STEPS
 
 LIMITS = {
     "ordinary_rise": Limit(at_most=0.1),
@@ -67,7 +67,7 @@ def values_of(runs: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = parser("bench.harm", "What learning a text costs the model elsewhere.")
     made.add_argument("--text", type=Path, help="a writer's text (UTF-8); by default the sample notes")
-    made.add_argument("--steps", type=int, default=TrainingSettings().steps)
+    made.add_argument("--steps", type=int, default=MAX_STEPS)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")

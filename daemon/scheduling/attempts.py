@@ -60,12 +60,14 @@ class Attempts:
         """The worker's job while one runs."""
         return self._runner.job_id
 
-    def start(self, job: Job, *, because: str, readings: Sequence[Reading], now: datetime) -> None:
-        """Start a worker on a waiting job. None must be running. Raises StorageError."""
+    def start(self, job: Job, *, because: str, seconds: float, readings: Sequence[Reading], now: datetime) -> None:
+        """Start a worker on a waiting job. None must be running. seconds: what is probably left of the night. Raises
+        StorageError.
+        """
         started = self._store.jobs.start(job.id, now=now)
         self._step_at_start = self._store.step_log.last_step(job.id)
         try:
-            self._runner.start(job.id, started.starts)
+            self._runner.start(job.id, started.starts, seconds=seconds)
         except OSError as error:  # out of processes, memory or disk
             self._try_again(started, f"the worker could not be started: {error}", now)
             return

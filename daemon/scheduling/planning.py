@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, won_by_morning
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import ModelFolder
@@ -54,6 +55,7 @@ class Planned:
     plan: JobPlan
     prediction: Prediction
     reductions: list[str]  #: a sentence for each thing that was reduced to make it fit
+    nights: float = 0.0  #: usual nights that all steps take which the text is worth, or that were requested
     alternatives: list[Alternative] = field(default_factory=list)  #: each method, the chosen one among them
 
 
@@ -69,31 +71,32 @@ class JobRequest:
 
 
 def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingSettings:
-    """The settings of one job, with the requested values. Its number of steps is in the plan."""
+    """The settings of one job, with the requested values."""
     values: dict[str, Any] = asdict(requested)
-    changes = {name: value for name, value in values.items() if value is not None and name != "steps"}
+    changes = {name: value for name, value in values.items() if value is not None}
     if requested.batch is not None and training.micro_batch is not None:
         changes["micro_batch"] = min(training.micro_batch, requested.batch)  # at most the batch
     explicit = training.model_dump(exclude_unset=True)  # another mode has other defaults
     return TrainingSettings.model_validate({**explicit, **changes})
 
 
-def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: int) -> Planned:
-    """Plan a job of this many steps on an imported model.
+def plan_job(model_folder: ModelFolder, training: TrainingSettings, ahead: Ahead = NOT_KNOWN) -> Planned:
+    """Plan a job on an imported model. Its number of steps is an estimate if the settings leave it to the worker.
 
-    The method `auto` is exact gradients if they fit into memory, else MeZO. Raises DoesNotFit, naming the smallest
-    sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; and ModelFileError.
+    Of the methods that fit into memory, `auto` is the one that wins more by the morning. Raises DoesNotFit, naming the
+    smallest sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; and ModelFileError.
     """
     shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
     planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
     for method, planner in planners.items():
         try:
-            found[method] = planner(shapes, training, steps)
+            found[method] = _for_the_night(planner(shapes, training), ahead)
         except (DoesNotFit, BadRequest) as error:
             found[method] = error
-    exact_first = training.method == "exact" or (training.method == "auto" and isinstance(found["exact"], Planned))
-    planned = found["exact" if exact_first else "mezo"]
+    possible = {method: won_by_morning(one.plan) for method, one in found.items() if isinstance(one, Planned)}
+    best: Method = max(possible, key=possible.__getitem__, default="mezo")
+    planned = found[best if training.method == "auto" else training.method]
     if not isinstance(planned, Planned):
         raise planned
     alternatives = [
@@ -103,6 +106,19 @@ def plan_job(model_folder: ModelFolder, training: TrainingSettings, *, steps: in
         for method, one in found.items()
     ]
     return replace(planned, alternatives=alternatives)
+
+
+def _for_the_night(planned: Planned, ahead: Ahead) -> Planned:
+    """The plan with its number of steps."""
+    a_step, steps = planned.prediction.seconds_per_step, planned.training.steps
+    worth = estimated_worth(planned.plan, ahead.words) if steps == "auto" else steps
+    now = min(worth, fitting(ahead.seconds, a_step)) if steps == "auto" else steps
+    return replace(
+        planned,
+        plan=replace(planned.plan, steps=now),
+        prediction=replace(planned.prediction, seconds=a_step * now),
+        nights=a_step * worth / ahead.seconds,
+    )
 
 
 def method_message(planned: Planned) -> str:
@@ -117,13 +133,13 @@ def method_message(planned: Planned) -> str:
     return f"{planned.plan.method} ({predictions[planned.plan.method]}); " + "; ".join(others)
 
 
-def _exact(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _exact(shapes: Shapes, training: TrainingSettings) -> Planned:
     batch = training.batch or BATCH
     positions = min(GRAPH_POSITIONS, GRAPH_BYTES // graph_bytes(shapes))
     micro_batch = min(batch, training.micro_batch or max(1, positions // training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
-        steps=steps,
+        steps=1,  # see _for_the_night
         batch=batch,
         block_tokens=training.block_tokens,
         probes=1,
@@ -137,7 +153,7 @@ def _exact(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     return _fitted(shapes, plan, training)
 
 
-def _mezo(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
+def _mezo(shapes: Shapes, training: TrainingSettings) -> Planned:
     """Plan MeZO, with as many probes a step as are cheap unless the settings say how many.
 
     Several directions on a batch share the loss at theta, and learn more in the same time (docs/notes/mezo.md). But a
@@ -145,13 +161,13 @@ def _mezo(shapes: Shapes, training: TrainingSettings, steps: int) -> Planned:
     """
     if training.probes is None and training.mode == "lora":
         for probes in CHEAP_PROBES:
-            planned = _with_probes(shapes, training, steps, probes=probes)
+            planned = _with_probes(shapes, training, probes=probes)
             if planned.prediction.seconds_per_step <= LONGEST_STEP_SECONDS:
                 return planned
-    return _with_probes(shapes, training, steps, probes=training.probes or 1)
+    return _with_probes(shapes, training, probes=training.probes or 1)
 
 
-def _with_probes(shapes: Shapes, training: TrainingSettings, steps: int, *, probes: int) -> Planned:
+def _with_probes(shapes: Shapes, training: TrainingSettings, *, probes: int) -> Planned:
     points = points_of(probes)
     share = probes >= CHEAP_PROBES[-1] and not shapes.is_mlm
     batch = training.batch or (SHARED_BATCH if share else BATCH)
@@ -161,7 +177,7 @@ def _with_probes(shapes: Shapes, training: TrainingSettings, steps: int, *, prob
         micro_batch = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
     plan = JobPlan(
         mode=training.mode,
-        steps=steps,
+        steps=1,  # see _for_the_night
         batch=batch,
         block_tokens=training.block_tokens,
         probes=probes,
@@ -186,18 +202,23 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
     return max(2, positions // block_tokens // 2 * 2)
 
 
-#: Plans a job with a number of steps on the configured model. Raises MezoError where that is not possible.
-Planner = Callable[[TrainingSettings, int], Planned]
+#: Plans a job on the configured model. Raises MezoError where that is not possible.
+Planner = Callable[[TrainingSettings, Ahead], Planned]
 
 
 class Plans:
     """Plans for requested jobs."""
 
     def __init__(
-        self, settings: TrainingSettings, *, model_problem: Callable[[], str | None], planner: Planner
+        self,
+        settings: TrainingSettings,
+        *,
+        model_problem: Callable[[], str | None],
+        planner: Planner,
+        ahead: Callable[[], Ahead],
     ) -> None:
         """model_problem: returns why the model cannot be used; None when it is ready."""
-        self._settings, self._model_problem, self._planner = settings, model_problem, planner
+        self._settings, self._model_problem, self._planner, self._ahead = settings, model_problem, planner, ahead
 
     def plan(self, requested: JobRequest) -> Planned:
         """Plan a requested job.
@@ -206,9 +227,8 @@ class Plans:
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        training = with_request(self._settings, requested)
         try:
-            return self._planner(training, training.steps if requested.steps is None else requested.steps)
+            return self._planner(with_request(self._settings, requested), self._ahead())
         except (ModelFileError, ModelNotFound) as error:
             raise ModelNotReady(str(error)) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any
 
 from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
@@ -22,6 +23,7 @@ from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
+from pocketllm.daemon.scheduling.night import MAX_NIGHTS, Ahead
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
@@ -69,10 +71,10 @@ class Scheduler:
         self._store, self._folder, self._sensor_set = store, folder, sensor_set
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
-        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
+        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner, ahead=self._ahead)
         self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
-        self._runs = RunRecorder(store.runs)
+        self._runs = RunRecorder(store.runs, local)
         self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
@@ -131,7 +133,7 @@ class Scheduler:
         self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
-        if not waiting and (job := self._queue_if_enough(now)):
+        if not waiting and (job := self._queue_if_enough(now) or self._follow_up(now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work = bool(queue)
@@ -230,6 +232,14 @@ class Scheduler:
         proceed = (requested, seed, tuning) == (JobRequest(), None, None)
         return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
 
+    def _ahead(self) -> Ahead:
+        """What a job has ahead of it that would be queued now."""
+        return Ahead(words=self._store.texts.counts().new_words, seconds=self._usual_night())
+
+    def _usual_night(self) -> float:
+        """Seconds; the minutes a day that are allowed at most."""
+        return min(self._runs.usual_night(), 60 * (self._settings.gate.minutes_per_day or inf))
+
     def expected_at(self, now: datetime) -> datetime | None:
         """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
         expected = self._runs.expected_at(now)
@@ -301,6 +311,13 @@ class Scheduler:
         if words < self._settings.training.new_words or self._model_problem() is not None:
             return None
         return self._queue(now)
+
+    def _follow_up(self, now: datetime) -> Job | None:
+        """Queue a job that goes on where the night ended the last one."""
+        if self._came_to_nothing(now) or self._model_problem() is not None:
+            return None
+        following = self._new_job(Requester.THRESHOLD, None, now)
+        return self._queue(now) if self._store.jobs.to_follow(following) else None
 
     def _queue(self, now: datetime, request_key: str | None = None) -> Job:
         """Queue a job on new text with the default settings, once for each key."""
@@ -386,14 +403,19 @@ class Scheduler:
 
     def _start(self, job: Job, now: datetime) -> None:
         waited = job.requested_by is Requester.THRESHOLD and job.started_at is None
-        if waited and self._store.texts.counts().new_words == 0:
+        if waited and self._store.texts.counts().new_words == 0 and not self._store.jobs.to_follow(job):
             self._store.jobs.cancel(job.id, message="another job has trained on its texts meanwhile", now=now)
             return
         if waited and self._scan(FRESH_SECONDS):
             return self._explain(job, ["scanning the watched folders first"])
         known = [shown(reading) for reading in self.readings if reading.value is not None]
         because = ", ".join(["requested to run now", *known] if job.immediate else known)
-        self._attempts.start(job, because=because, readings=self.readings, now=now)
+        step = self._store.step_log.last_step(job.id) if job.fits_the_night else 0
+        if step and step != job.total_steps and self._runs.nights_of(job.id, now) >= MAX_NIGHTS:
+            message = f"ends after step {step}, since {MAX_NIGHTS} nights did not finish it; another job goes on"
+            self._store.jobs.cut(job.id, step=step, message=message, now=now)
+        seconds = self._usual_night() - self._runs.open_for(now)
+        self._attempts.start(job, because=because, seconds=seconds, readings=self.readings, now=now)
 
     def _new_job(
         self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any
@@ -406,7 +428,7 @@ class Scheduler:
             mode=training.mode,
             seed=secrets.randbits(31) if seed is None else seed,
             settings=training.model_dump(mode="json"),
-            total_steps=planned.plan.steps if planned else training.steps,
+            total_steps=None if training.steps == "auto" else training.steps,
             predicted_bytes=planned.prediction.peak_bytes if planned else None,
             created_at=now,
             **more,

@@ -45,6 +45,11 @@ class EarlyStopping:
         """The current learning rate over the initial one."""
         return float(0.5**self.halvings)
 
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run ended because nothing more was learned."""
+        return self.halvings > MAX_HALVINGS
+
     def begin(self, validated_on: str) -> None:
         """Start again on another validation split, for example after texts were deleted: its losses do not compare."""
         self.first_loss, self.best_loss, self.checks_since_best, self.looked_at = None, inf, 0, -1
@@ -74,7 +79,7 @@ class EarlyStopping:
         self.halvings += 1
         self.checks_since_best = 0
         self.looked_at = self.best_step
-        self.ended = self.halvings > MAX_HALVINGS
+        self.ended = self.ended_early
         return Verdict.END if self.ended else Verdict.GO_BACK
 
     def end(self) -> Verdict:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from math import ceil
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,11 +20,13 @@ from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
+from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, UNKNOWN_NIGHT, Ahead, fitting, worth
 from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import StoredRun
 from pocketllm.daemon.training.data_split import HeldOut, blocks_between, example_of, with_replay
+from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
@@ -53,8 +56,10 @@ PCA_BLOCKS = 32
 class TrainingRun:
     """One job's run. Raises MezoError for errors that a retry would not fix."""
 
-    def __init__(self, folder: DataFolder, store: Store, job: Job) -> None:
+    def __init__(self, folder: DataFolder, store: Store, job: Job, seconds: float = UNKNOWN_NIGHT) -> None:
+        """seconds: what is probably left of the night."""
         self.folder, self.store, self.job = folder, store, job
+        self._ends_at, self._evaluation_seconds = time.monotonic() + seconds, 0.0
         self.settings = TrainingSettings.model_validate(job.settings)
         self.model_folder = self._start_model()
         self.plan = self._plan()
@@ -84,8 +89,8 @@ class TrainingRun:
     @torch.no_grad()
     def run(self) -> None:
         """Start or resume the job, and finish it. Its success is stored before its report is made."""
-        trainable, step = self._learn()
-        verdict = self._finish(trainable, step)
+        trainable, stopping = self._learn()
+        verdict = self._finish(trainable, stopping)
         self._report(trainable, verdict)
 
     def halve_micro_batch(self, because: str) -> bool:
@@ -98,8 +103,8 @@ class TrainingRun:
         self.store.jobs.update(self.job.id, plan=asdict(self.plan))
         return True
 
-    def _learn(self) -> tuple[Adapter | FullWeights, int]:
-        """Train; returns the parameters and the step that they are of."""
+    def _learn(self) -> tuple[Adapter | FullWeights, EarlyStopping]:
+        """Train; returns the parameters, and early stopping, which says what step they are of."""
         samples = self._samples()
         trainable = self._start()
         self.model.set_parameters(trainable)
@@ -108,13 +113,17 @@ class TrainingRun:
         training, validation = split(self.buckets)
         method, points = self._method(trainable, samples, sum(bucket.inputs.numel() for bucket in training))
         new = self.plan.batch - self._rehearsed  # blocks of text in a step
+        blocks = sum(ceil(len(bucket) / new) for bucket in training)
+        self._worth = self.job.total_steps or 1
+        if self.job.fits_the_night:
+            self._worth = max(1, worth(blocks, self.plan.method) - self.job.chain_steps)
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
             Run(
-                steps=self.job.total_steps,
+                steps=self._worth,
                 batch=shuffled(training, size=new, seed=self.job.seed),
-                remaining=lambda step: 1 - (step - 1) / self.job.total_steps,
+                remaining=self._remaining,
                 validation_loss=lambda: self.model.mean_loss(validation, self.plan.micro_batch),
                 validated_on=hashlib.sha256(" ".join(block_keys(validation)).encode()).hexdigest()[:16],
                 check_every=validation_interval(training, validation, batch=self.plan.batch, points=points),
@@ -123,7 +132,24 @@ class TrainingRun:
                 clock=time.monotonic,
             ),
         )
-        return trainable, stopping.best_step
+        return trainable, stopping
+
+    def _remaining(self, step: int) -> float:
+        """The remaining part of the run at a step; 1 for the first ones, whose time decides how many there are."""
+        first = FIRST_STEPS if self.job.fits_the_night else 0
+        if step > first and self.job.total_steps is None:
+            self._fit()
+        total = self.job.total_steps
+        return 1.0 if total is None or step <= min(first, total) else 1 - (step - 1) / total
+
+    def _fit(self) -> None:
+        """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
+        seconds = [row.seconds for row in self.store.step_log.steps(self.job.id)[1:]]
+        a_step, left = sum(seconds) / len(seconds), self._ends_at - time.monotonic() - 2 * self._evaluation_seconds
+        total = min(self._worth, FIRST_STEPS + fitting(left, a_step))
+        message = f"{total} steps of {a_step:.2g} s; the text is worth {self._worth}"
+        self._say("planned", f"{message}, and {max(0, left) / 3600:.1f} h are probably left of the night")
+        self.job = self.store.jobs.update(self.job.id, total_steps=total)
 
     def _samples(self) -> Batch | None:
         """Samples of the base model for rehearsal; None where there is none."""
@@ -132,7 +158,7 @@ class TrainingRun:
         return rehearsal.rehearsal_blocks(
             self.model,
             self.rehearsal_prompts,
-            count=self._rehearsed * self.job.total_steps,
+            count=self._rehearsed * self.plan.steps,
             on_progress=self._sampled,
             at_once=samples_at_once(read_shapes(self.model_folder), rehearsal.AT_ONCE, self.settings.memory_bytes),
         )
@@ -178,7 +204,9 @@ class TrainingRun:
     def _measure(self, step: int, trainable: Adapter | FullWeights) -> None:
         found = self.store.step_log.evaluation(self.job.id, step)
         if found is None or not self.evaluation.covers(found):
+            began = time.monotonic()
             self.evaluation.evaluate(self.job, step, trainable)
+            self._evaluation_seconds = max(self._evaluation_seconds, time.monotonic() - began)
 
     def _start_model(self) -> ModelFolder:
         """The weights to start from: the base model's, or those of an earlier full-parameter job."""
@@ -200,7 +228,8 @@ class TrainingRun:
         ):
             self._say("chosen", f"rank {rank}, not {settings.rank}, since it continues {parent}")
             settings = settings.model_copy(update={"rank": rank})
-        planned = plan_job(self.model_folder, settings, steps=self.job.total_steps)
+        ahead = Ahead(words=self.job.words or 0, seconds=max(1.0, self._ends_at - time.monotonic()))
+        planned = plan_job(self.model_folder, settings, ahead)
         self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
@@ -272,10 +301,10 @@ class TrainingRun:
             on_pass=lambda number: self._say("preparing", f"activation PCA: pass {number} of {PASSES}"),
         )
 
-    def _finish(self, trainable: Adapter | FullWeights, last: int) -> EvaluationVerdict:
+    def _finish(self, trainable: Adapter | FullWeights, stopping: EarlyStopping) -> EvaluationVerdict:
         """Evaluate and save the result, and end the job. A worker that is killed before repeats this in seconds."""
         before = self.store.step_log.evaluation(self.job.id, 0)
-        now = self.store.step_log.evaluation(self.job.id, last)
+        now = self.store.step_log.evaluation(self.job.id, stopping.best_step)
         assert before is not None and now is not None, "train() measures at both ends"
         base = self.store.step_log.evaluation(self.job.id, BASE_STEP)
         verdict = evaluate(
@@ -303,11 +332,15 @@ class TrainingRun:
             created_at=datetime.now(UTC),
         )
         self._say("evaluated", verdict.sentence)
+        made = self.job.total_steps or self._worth
+        goes_on = self.job.fits_the_night and not stopping.ended_early and self._worth - made >= MIN_STEPS
         self.store.jobs.succeed(
             self.job.id,
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
             report=reporting.report(self.job.id, verdict),
+            chain_steps=self.job.chain_steps + made,
+            unfinished=goes_on and verdict.outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE),
             now=datetime.now(UTC),
         )
         return verdict

@@ -34,6 +34,10 @@ class Run:
     clock: Callable[[], float]  #: monotonic seconds
     checkpoint_bytes: int = CHECKPOINT_BYTES
 
+    def ends_at(self, step: int) -> bool:
+        """Whether this is the last step."""
+        return step >= self.steps or self.remaining(step + 1) <= 0
+
 
 def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
     """Train to the end of the run or until early stopping ends it. Leaves the method at its best step.
@@ -61,7 +65,7 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
             break
         if step % run.measure_every == 0:
             run.measure(step)
-        if step >= run.steps or run.remaining(step + 1) <= 0:
+        if run.ends_at(step):
             if stopping.looked_at < step and stopping.check(step, run.validation_loss()) is Verdict.NEW_BEST:
                 _save(step, method, store, stopping)
             verdict = stopping.end()
@@ -79,7 +83,7 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
             recorded = step
         verdict = _check(step, method, store, run, stopping)
         late = step % checks % every == 0 and run.clock() - saved >= CHECKPOINT_SECONDS
-        if verdict is Verdict.GO_ON and step < run.steps and (late or step == halfway):
+        if verdict is Verdict.GO_ON and not run.ends_at(step) and (late or step == halfway):
             _save(step, method, store, stopping)
         if verdict is Verdict.NEW_BEST or late:
             saved = run.clock()
@@ -111,7 +115,7 @@ def _resume(method: Method, store: StoredRun, stopping: EarlyStopping) -> int:
 
 def _check(step: int, method: Method, store: StoredRun, run: Run, stopping: EarlyStopping) -> Verdict:
     """Check the validation loss if it is due."""
-    due = (step % run.check_every == 0 and step < run.steps) or stopping.first_loss is None
+    due = (step % run.check_every == 0 and not run.ends_at(step)) or stopping.first_loss is None
     if not due or step <= stopping.looked_at:
         return Verdict.GO_ON
     verdict = stopping.check(step, run.validation_loss())

@@ -27,6 +27,7 @@ from pocketllm.daemon.process_memory import (
     peak_bytes,
     prefer_as_victim,
 )
+from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT
 from pocketllm.daemon.training.run import TrainingRun
 from pocketllm.engine.errors import MezoError, ModelFileError, ModelNotFound, TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--start", type=int, required=True, help="The number of the job's start.")
+    parser.add_argument("--seconds", type=float, default=UNKNOWN_NIGHT, help="What is probably left of the night.")
     options = parser.parse_args(arguments)
 
     describe_uncaught()
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return os.EX_TEMPFAIL
         store = Store.open_for_worker(folder.database, options.job, options.start)
         try:
-            finished = _run(folder, store, options.job)
+            finished = _run(folder, store, options.job, options.seconds)
         except (StorageTrouble, Superseded) as error:
             sys.stderr.write(f"{error}\n")
             return os.EX_TEMPFAIL
@@ -76,14 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not finished:
         # The heap is fragmented after running out of memory: resume in a fresh process. The lock is released before.
         command = ["--data-dir", str(folder.root), "--job", options.job, "--start", str(options.start)]
+        command += ["--seconds", str(options.seconds)]
         os.execv(sys.executable, [sys.executable, "-m", "pocketllm.daemon.training.worker", *command])
     return os.EX_OK
 
 
-def _run(folder: DataFolder, store: Store, job_id: str) -> bool:
+def _run(folder: DataFolder, store: Store, job_id: str, seconds: float) -> bool:
     """Run a job to its end; returns False if a fresh process is to resume it."""
     try:
-        finished = _ran_in_memory(TrainingRun(folder, store, store.jobs.get(job_id)))
+        finished = _ran_in_memory(TrainingRun(folder, store, store.jobs.get(job_id), seconds))
     except MezoError as error:
         # A retry would fail the same way.
         cause = _cause(error, folder.models / store.jobs.get(job_id).model)

@@ -50,7 +50,7 @@ def speed_text(job: Document) -> str:
 
 def steps_text(job: Document) -> str:
     """Return a job's step and its total; "0" for a job that was rolled back to its start."""
-    return f"{job['step']}/{job['total_steps']}" if job["total_steps"] else "0"
+    return f"{job['step']}/{job['total_steps']}" if job["total_steps"] else str(job["step"])
 
 
 def left_text(job: Document) -> str:

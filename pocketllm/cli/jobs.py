@@ -103,9 +103,7 @@ def plan(
     folder = DataFolder(settings.data_dir)
     requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
     planned = plan_job(
-        open_model_folder(folder.models / settings.model),
-        with_request(settings.training, JobRequest(**requested)),
-        steps=steps or settings.training.steps,
+        open_model_folder(folder.models / settings.model), with_request(settings.training, JobRequest(**requested))
     )
     enough_text = EnoughTextOut.of(0, 0)
     if folder.database.exists():

@@ -131,6 +131,13 @@ def start_of(session: Session, job: Job) -> Adapter | None:
     return None if job.start_from == BASE else found(session, Adapter, job.start_from)
 
 
+def followed(session: Session, start: Adapter | None) -> Job | None:
+    """The job that made an adapter, if the next one goes on with its text: it could not tell, or the night ended it."""
+    made = session.get(Job, start.job_id) if start else None
+    goes_on = made is not None and made.start_from is None and (made.unfinished or made.outcome is Outcome.TOO_LITTLE)
+    return made if goes_on else None
+
+
 def undecided(session: Session) -> Adapter | None:
     """The adapter of the last job, where that could not tell yet: the next job goes on from it.
 

@@ -10,8 +10,8 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import Superseded, WrongState
+from pocketllm.storage.repositories.adapters import followed, serving_adapter, start_of
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
-from pocketllm.storage.repositories.adapters import serving_adapter, start_of
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
@@ -22,6 +22,7 @@ from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, Job
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
 _ASIDE = ": its request named the model to start from"
 _UNDECIDED = ": its texts stay new, and the next job on them starts from it"
+_UNFINISHED = "; the text is worth more steps, which a job makes that follows"
 #: Why a job waits that the owner has resumed.
 _RESUMED = "resumed; the conditions are checked next"
 #: The states of a job that its worker may write to.
@@ -125,7 +126,11 @@ class JobStore(Repository):
                 # A full-parameter job cannot start from an adapter, nor the other way round.
                 job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
                 given, replay = job.texts is not None, job.start_from is None
-                job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay)
+                before = None if given or not replay else followed(session, start)
+                if before:
+                    job.link, job.chain_steps, before.unfinished = before.link + 1, before.chain_steps, False
+                follows = before.id if before else None
+                job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay, follows=follows)
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
             if first:
@@ -133,6 +138,18 @@ class JobStore(Repository):
                 what = "the base model" if job.compared_with == BASE else job.compared_with
                 _event(session, job_id, now, "compared with", what)
         return job
+
+    def cut(self, job_id: str, *, step: int, message: str, now: datetime) -> None:
+        """Let a waiting job end after this step, its last one so far."""
+        with self._database.write() as session:
+            found(session, Job, job_id).total_steps = step
+            _event(session, job_id, now, "cut short", message)
+
+    def to_follow(self, following: Job) -> Job | None:
+        """The job that made what this new one would start from, if the night ended it."""
+        with self._database.read() as session:
+            last = followed(session, start_of(session, following))
+            return last if last and last.unfinished else None
 
     def pause(
         self,
@@ -194,13 +211,21 @@ class JobStore(Repository):
             _ended(session, job_id, JobState.FAILED, error, now).error = error
 
     def succeed(
-        self, job_id: str, *, adapter: Adapter, publish: bool, now: datetime, report: Report | None = None
+        self,
+        job_id: str,
+        *,
+        adapter: Adapter,
+        publish: bool,
+        now: datetime,
+        report: Report | None = None,
+        chain_steps: int = 0,
+        unfinished: bool = False,
     ) -> None:
         """End a running job in one transaction: job, adapter, serving adapter, report, learned texts.
 
         publish: the adapter is better than the one that was serving when the job started. If another one is serving by
         now (after a rollback or another job), the adapter is not served, and the job's texts stay new. That of a job
-        that was requested to start from something by name is kept beside.
+        that was requested to start from something by name is kept beside. chain_steps, unfinished: see Job.
         """
         with self._database.write() as session:
             job = found(session, Job, job_id)
@@ -209,7 +234,9 @@ class JobStore(Repository):
             served = publish and not aside and not outdated
             fate = "served" if served else "kept, not served"
             undecided = not aside and adapter.outcome is Outcome.TOO_LITTLE
+            job.chain_steps, job.unfinished = chain_steps, unfinished and (served or undecided) and not outdated
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
+            why += _UNFINISHED if job.unfinished else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome

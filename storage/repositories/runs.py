@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, delete, or_, select, update
 
@@ -13,6 +13,7 @@ from pocketllm.storage.tables import IdleWindow, RunWindow
 _SAME_POWER_FOR = timedelta(minutes=5)
 #: For how long idle windows are kept.
 _IDLE_WINDOWS_FOR = timedelta(days=30)
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class RunWindowStore(Repository):
         """The gate has closed."""
         self._write(update(IdleWindow).where(col(IdleWindow.ended_at).is_(None)).values(ended_at=now))
 
-    def idle_windows(self, since: datetime) -> list[IdleWindow]:
+    def idle_windows(self, since: datetime = _EVER) -> list[IdleWindow]:
         """Those that reach beyond this time, oldest first."""
         lasting = or_(col(IdleWindow.ended_at).is_(None), col(IdleWindow.ended_at) > since)
         return self._all(select(IdleWindow).where(lasting).order_by(col(IdleWindow.id)))

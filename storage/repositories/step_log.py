@@ -146,6 +146,8 @@ def forget_steps(session: Session, job: Job) -> None:
     """Delete all steps and evaluations, early stopping and plan of an open job, so that it starts again."""
     _delete_after(session, job.id, BASE_STEP - 1)
     job.early_stopping = job.plan = None
+    if job.fits_the_night:
+        job.total_steps = None
 
 
 def _delete_after(session: Session, job_id: str, step: int) -> None:

@@ -199,18 +199,21 @@ def give_to_job(
     return len(ids), session.exec(of_job.where(JobText.job_id == job_id)).one() or 0
 
 
-def assign_to_job(session: Session, job_id: str, *, given: bool, replay: bool) -> tuple[int, int]:
+def assign_to_job(
+    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None
+) -> tuple[int, int]:
     """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
     The choice of old texts depends on the job's id; a tenth of them is held out, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
-    the job has its own texts, which count as new. replay: False excludes old text. Returns the number of texts and of
-    words.
+    the job has its own texts, which count as new. replay: False excludes old text. follows: a job whose new texts are
+    new to this one, too. Returns the number of texts and of words.
     """
     columns = select(Text.id, Text.words, Text.learned_in, Text.held_out).where(LEARNED_BY_JOBS)
     texts = [_Weighed(*row) for row in session.exec(columns).all()]
-    own = set(session.exec(_ids_of(job_id)))
-    new = [text for text in texts if (text.id in own if given else text.learned_in is None)]
+    of_chain = _ids_of(follows or "").where(col(JobText.learned_in).is_(None))
+    own = set(session.exec(_ids_of(job_id) if given else of_chain))
+    new = [text for text in texts if text.id in own or (not given and text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
     of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None))

@@ -74,7 +74,7 @@ class JobProgressOut(Identified):
 
     state: JobState
     step: int
-    total_steps: int
+    total_steps: int | None = Field(description="Null until the worker has measured its first steps, unless requested.")
     loss: float | None = Field(description="Training loss in nats per token, averaged over recent steps.")
     held_out_loss_before: float | None
     held_out_loss_now: float | None
@@ -201,7 +201,7 @@ def job_fields(job: Job, progress: Progress) -> dict[str, Any]:
 
 def seconds_left(job: Job, progress: Progress) -> float | None:
     """How long a running job still takes at its recent speed; None where that is unknown, or it does not run."""
-    if job.state is not JobState.RUNNING or progress.seconds_per_step is None:
+    if job.state is not JobState.RUNNING or progress.seconds_per_step is None or job.total_steps is None:
         return None
     return (job.total_steps - progress.step) * progress.seconds_per_step
 

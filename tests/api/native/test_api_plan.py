@@ -50,7 +50,7 @@ def plan(api: InProcessApp, **requested: Any) -> Document:
 
 def test_the_document(api: InProcessApp) -> None:
     document = plan(api)
-    planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training, steps=30)
+    planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training)
     found = planned.prediction
     assert document == {
         "model": "tiny",

@@ -41,7 +41,7 @@ def test_an_exact_job_tells_what_it_learned(folder: DataFolder, store: Store) ->
     assert report is not None
     verdict = report.numbers["verdict"]
     assert verdict["outcome"] == job.outcome
-    first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
+    first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps or 0))
     assert first and last
     assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first.loss, last.loss), rel=0.01)
     verbatim_recall = report.numbers["verbatim_recall"]

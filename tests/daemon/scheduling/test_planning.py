@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pocketllm.daemon.errors import ModelNotReady
+from pocketllm.daemon.scheduling.night import Ahead
 from pocketllm.daemon.scheduling.planning import (
     BATCH,
     CHEAP_PROBES,
@@ -67,8 +68,8 @@ class TestWithWishes:
 
 class TestPlanJob:
     def test_the_settings_come_through(self, tiny: ModelFolder) -> None:
-        training = settings(batch=3, block_tokens=32, probes=2, rank=4, targets=("q_proj",), mode="lora")
-        found = plan_job(tiny, training, steps=17)
+        training = settings(batch=3, block_tokens=32, probes=2, rank=4, targets=("q_proj",), mode="lora", steps=17)
+        found = plan_job(tiny, training)
         plan = found.plan
         assert (plan.mode, plan.steps, plan.batch, plan.block_tokens) == ("lora", 17, 3, 32)
         assert (plan.probes, plan.rank, plan.targets) == (2, 4, ("q_proj",))
@@ -97,7 +98,7 @@ class TestPlanJob:
             ({"batch": 64, "block_tokens": 128, "micro_batch": 64}, 128),
         ]
         for changes, expected in rows:
-            assert plan_job(tiny, settings(**changes), steps=1).plan.micro_batch == expected, changes
+            assert plan_job(tiny, settings(**changes, steps=1)).plan.micro_batch == expected, changes
 
     def test_fewer_rows_of_a_wide_model_pass_at_once(self) -> None:
         """However much memory the job may take: a limit that was raised for another method once cost mezo 60 MB."""
@@ -107,7 +108,7 @@ class TestPlanJob:
 
     def test_what_does_not_fit_is_reduced(self, tiny: ModelFolder) -> None:
         training = settings(batch=64, micro_batch=64, block_tokens=1024, memory_bytes=50 * MB)
-        found = plan_job(tiny, training, steps=1)
+        found = plan_job(tiny, training)
         assert found.plan.micro_batch < 128 and found.plan.batch == 64
         assert found.prediction.working_bytes <= 50 * MB
         assert len(found.reductions) >= 1
@@ -116,18 +117,18 @@ class TestPlanJob:
         """On a machine so slow that a step would last, there is one, and a larger batch."""
         for flops, probes, batch in ((1e12, CHEAP_PROBES[0], SHARED_BATCH), (1e6, 1, BATCH)):
             model_folder = changed(tiny_bf16, calibration={"gemm_flops": flops})
-            found = plan_job(model_folder, settings(probes=None), steps=1)
+            found = plan_job(model_folder, settings(probes=None, steps=1))
             assert (found.plan.probes, found.plan.batch) == (probes, batch)
             if probes > 1:
                 assert found.prediction.seconds_per_step <= LONGEST_STEP_SECONDS
-            assert plan_job(model_folder, settings(probes=3), steps=1).plan.probes == 3
-            assert plan_job(model_folder, settings(probes=None, batch=5), steps=1).plan.batch == 5
-            assert plan_job(model_folder, settings(probes=None, mode="full"), steps=1).plan.probes == 1
+            assert plan_job(model_folder, settings(probes=3, steps=1)).plan.probes == 3
+            assert plan_job(model_folder, settings(probes=None, batch=5, steps=1)).plan.batch == 5
+            assert plan_job(model_folder, settings(probes=None, mode="full", steps=1)).plan.probes == 1
 
     def test_all_weights_take_more_than_an_adapter(self, tiny_bf16: ModelFolder) -> None:
-        assert plan_job(tiny_bf16, settings(mode="full"), steps=1).plan.mode == "full"
+        assert plan_job(tiny_bf16, settings(mode="full", steps=1)).plan.mode == "full"
         with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB"):
-            plan_job(tiny_bf16, settings(mode="full", memory_bytes=50 * MB), steps=1)
+            plan_job(tiny_bf16, settings(mode="full", memory_bytes=50 * MB, steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ class TestMethods:
     def test_where_it_is_left_open_it_is_exact(self, name: str, root: Path) -> None:
         for method in ("auto", "exact"):
             training = settings(method=method, batch=8, block_tokens=16)
-            found = plan_job(imported(root, name, "float32"), training, steps=3)
+            found = plan_job(imported(root, name, "float32"), training)
             plan = found.plan
             assert (plan.method, plan.mode, plan.targets, plan.probes) == ("exact", "lora", (), 1)
             assert (plan.batch, plan.pass_blocks) == (8, 8)
@@ -158,10 +159,10 @@ class TestMethods:
     def test_graphs_are_made_of_few_positions_at_a_time(self, tiny: ModelFolder) -> None:
         rows = [({"batch": 8, "block_tokens": 64}, 8), ({"batch": 8, "block_tokens": 256}, 2), ({"micro_batch": 3}, 3)]
         for changes, expected in rows:
-            assert plan_job(tiny, settings(method="exact", **changes), steps=1).plan.micro_batch == expected, changes
+            assert plan_job(tiny, settings(method="exact", **changes, steps=1)).plan.micro_batch == expected, changes
 
     def test_what_does_not_fit_by_exact_is_planned_by_mezo(self, deep: ModelFolder) -> None:
-        found = plan_job(deep, settings(method="auto", **self.TIGHT), steps=3)
+        found = plan_job(deep, settings(method="auto", **self.TIGHT, steps=3))
         assert found.plan.method == "mezo"
         [exact, mezo] = found.alternatives
         assert (exact.method, exact.prediction, mezo.reason) == ("exact", None, None)
@@ -172,20 +173,20 @@ class TestMethods:
 
     def test_where_exact_is_asked_for_it_is_that_or_nothing(self, deep: ModelFolder) -> None:
         with pytest.raises(DoesNotFit, match="Set it to") as caught:
-            plan_job(deep, settings(method="exact", **self.TIGHT), steps=3)
+            plan_job(deep, settings(method="exact", **self.TIGHT, steps=3))
         enough = int(str(caught.value).partition("Set it to ")[2].split()[0])
-        found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}), steps=3)
+        found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}, steps=3))
         assert found.prediction.working_bytes <= enough
 
     def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: ModelFolder) -> None:
-        found = plan_job(tiny, settings(method="mezo"), steps=3)
+        found = plan_job(tiny, settings(method="mezo", steps=3))
         assert found.plan.method == "mezo"
         assert method_message(found).startswith("mezo (") and "; exact: " in method_message(found)
 
     def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
-        assert plan_job(tiny, settings(method="auto", mode="full"), steps=3).plan.method == "mezo"
+        assert plan_job(tiny, settings(method="auto", mode="full", steps=3)).plan.method == "mezo"
         with pytest.raises(BadRequest, match="Exact gradients train an adapter only"):
-            plan_job(tiny, settings(method="exact", mode="full"), steps=3)
+            plan_job(tiny, settings(method="exact", mode="full", steps=3))
 
 
 @dataclass
@@ -193,13 +194,13 @@ class Planner:
     """Plans as told: with PREDICTION, or not at all."""
 
     error: MezoError | None = None
-    asked: list[tuple[TrainingSettings, int]] = field(default_factory=list)
+    asked: list[TrainingSettings] = field(default_factory=list)
 
-    def __call__(self, training: TrainingSettings, steps: int) -> Planned:
-        self.asked.append((training, steps))
+    def __call__(self, training: TrainingSettings, ahead: Ahead) -> Planned:
+        self.asked.append(training)
         if self.error is not None:
             raise self.error
-        return fixed_plan(training, steps)
+        return fixed_plan(training, ahead)
 
 
 @pytest.fixture
@@ -224,8 +225,8 @@ class TestScheduler:
         job = world.job(asked.id)
         assert (job.mode, job.total_steps, job.predicted_bytes) == ("full", 7, PREDICTION.peak_bytes)
         stored = TrainingSettings.model_validate(job.settings)
-        assert (stored.mode, stored.batch, stored.probes, stored.steps) == ("full", 5, 3, 30)
-        assert planner.asked == [(stored, 7)]
+        assert (stored.mode, stored.batch, stored.probes, stored.steps) == ("full", 5, 3, 7)
+        assert planner.asked == [stored]
 
     def test_a_request_that_cannot_be_planned_is_refused_at_once(self, world: SchedulerWorld, planner: Planner) -> None:
         errors: dict[MezoError, type[Exception]] = {

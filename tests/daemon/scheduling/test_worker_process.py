@@ -35,7 +35,7 @@ def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
 
 def start(runner: WorkerProcess, job_id: str = NO_JOB) -> int:
     """Start a worker; its process id."""
-    runner.start(job_id, 1)
+    runner.start(job_id, 1, seconds=3600.0)
     assert runner.pid is not None
     return runner.pid
 
@@ -120,7 +120,7 @@ def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: Data
 def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) -> None:
     runner = WorkerProcess(DataFolder(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError):
-        runner.start(NO_JOB, 1)
+        runner.start(NO_JOB, 1, seconds=3600.0)
     assert idle(runner)
 
 

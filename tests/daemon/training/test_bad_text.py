@@ -64,7 +64,7 @@ class Chain:
         self.folder = DataFolder(root)
         self.store = Store.open(self.folder.database)
 
-    def job(self, texts: Sequence[str], *, steps: int = TRAINING.steps, training: TrainingSettings = TRAINING) -> Job:
+    def job(self, texts: Sequence[str], *, steps: int = 8, training: TrainingSettings = TRAINING) -> Job:
         """One more job, for this new text."""
         self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
         job = queue_job(self.store, training=training, steps=steps, parent=self.served)

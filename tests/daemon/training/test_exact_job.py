@@ -69,7 +69,7 @@ def test_it_learns_and_says_what_was_chosen_and_what_the_other_method_would_take
     adapter = learned(folder, job)
     assert all(float(b.abs().max()) > 0 for b in adapter.b.values())
     assert {path.rpartition(".")[2] for path in adapter.a} >= {"q_proj", "gate_proj", "down_proj"}
-    assert [row.step for row in store.step_log.steps(job.id)] == list(range(1, job.total_steps + 1))
+    assert [row.step for row in store.step_log.steps(job.id)] == list(range(1, (job.total_steps or 0) + 1))
     assert (folder.models / "tiny" / "samples.safetensors").is_file()
 
 
@@ -111,7 +111,7 @@ def test_it_goes_on_from_what_is_served_and_is_compared_with_the_base_too(folder
     done = run(folder, store, parent=first.adapter)
     assert done.parent == first.adapter
     assert not said(store, done, "began anew")
-    before, start = store.step_log.evaluation(first.id, first.total_steps), store.step_log.evaluation(done.id, 0)
+    before, start = store.step_log.evaluation(first.id, first.total_steps or 0), store.step_log.evaluation(done.id, 0)
     base = store.step_log.evaluation(done.id, BASE_STEP)
     assert before is not None and start is not None and base is not None
     assert start.loss != base.loss
@@ -155,7 +155,7 @@ def test_a_model_that_fills_in_masks_learns_by_it_too_an_adapter_that_peft_reads
     store.texts.add(notes(40), now=NOW)
     job = run(folder, store, changed(EXACT, method="auto", steps=12, rank=3))
     assert job.method == "exact"
-    before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps))
+    before, after = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps or 0))
     assert before is not None and after is not None and after.loss < before.loss
     adapter = learned(folder, job)
     assert {len(a) for a in adapter.a.values()} == {adapter.rank} == {3}
@@ -183,7 +183,7 @@ def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     finish(start_worker(folder, store.jobs.start(job.id, now=NOW)))
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED, done.error
-    start, end = (store.step_log.evaluation(job.id, at) for at in (0, done.total_steps))
+    start, end = (store.step_log.evaluation(job.id, at) for at in (0, done.total_steps or 0))
     assert start is not None and end is not None
     assert start.block_losses.keys() == end.block_losses.keys()
     assert start.block_losses.keys() != before.block_losses.keys()

@@ -109,7 +109,7 @@ class Runs:
                 self._method(model, trainable, to_start),
                 store,
                 Run(
-                    steps=job.total_steps,
+                    steps=STEPS,
                     batch=shuffled(LEARNED, size=4, seed=4),
                     remaining=lambda step: 1 - (step - 1) / STEPS,
                     validation_loss=lambda: model.mean_loss(CHECKED),

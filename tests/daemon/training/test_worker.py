@@ -88,7 +88,7 @@ def test_a_second_job_goes_on_from_what_is_served(folder: DataFolder, store: Sto
     store.adapters.serve(first.adapter, usable=lambda _: True, now=NOW)
     second = run_here(folder, store, queue_job(store, seed=1, parent=first.adapter))
     before = store.step_log.evaluation(second.id, 0)
-    after_first = store.step_log.evaluation(first.id, TRAINING.steps)
+    after_first = store.step_log.evaluation(first.id, 8)
     assert before and after_first
     assert before.block_losses == after_first.block_losses
 
@@ -117,9 +117,7 @@ def test_a_job_beyond_its_memory_fails_with_a_sentence_instead_of_taking_it(fold
     """Its plan is made to promise far too much: a row so long that what comes before its attention does not fit."""
     store.texts.add([NewText(text="word " * 2_000_000, source="test")], now=NOW)
     job = queue_job(store, training=TRAINING.model_copy(update={"memory_bytes": 50_000_000}))
-    planned = plan_job(
-        open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings), steps=1
-    )
+    planned = plan_job(open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings))
     plan = asdict(planned.plan) | {"block_tokens": 4_000_000, "micro_batch": 2}
     store.jobs.update(job.id, plan=plan, method=plan["method"], predicted_bytes=0)
     finish(start_worker(folder, job))

@@ -1,5 +1,6 @@
 """A plan for tests in which no model is looked at."""
 
+from pocketllm.daemon.scheduling.night import Ahead
 from pocketllm.daemon.scheduling.planning import Planned
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.planning.memory_model import JobPlan, Prediction
@@ -15,11 +16,11 @@ PREDICTION = Prediction(
 )
 
 
-def fixed_plan(training: TrainingSettings, steps: int) -> Planned:
+def fixed_plan(training: TrainingSettings, ahead: Ahead) -> Planned:
     """What was asked for, as if it took PREDICTION."""
     plan = JobPlan(
         mode=training.mode,
-        steps=steps,
+        steps=30 if training.steps == "auto" else training.steps,
         batch=training.batch or 8,
         block_tokens=training.block_tokens,
         probes=training.probes or 1,

@@ -159,7 +159,7 @@ class Served:
         """Let the next job start, and make half of its steps."""
         self.api.tick()
         assert self.api.runner.job_id is not None
-        half = self.api.services.store.jobs.get(self.api.runner.job_id).total_steps // 2
+        half = (self.api.services.store.jobs.get(self.api.runner.job_id).total_steps or 0) // 2
         self._note(0, 3.5)
         self._note(half, 3.4)
 
@@ -170,7 +170,7 @@ class Served:
         job = store.jobs.get(api.runner.job_id)
         learned = outcome is Outcome.LEARNED
         loss = 3.25 if learned else 3.51
-        self._note(job.total_steps, loss)
+        self._note(job.total_steps or 0, loss)
         store.jobs.set_peak_memory(job.id, 412_000_000)
         adapter = Adapter(
             id=adapter_id_of(job.id),

@@ -1,0 +1,58 @@
+"""How long a job is: as many steps as its text is worth, but no more than fit into the usual night."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from pocketllm.engine.planning.memory_model import JobPlan
+
+#: The usual night in seconds, while none is known.
+UNKNOWN_NIGHT = 3 * 3600.0
+#: Passes over a text that win 98 % of what 300 steps win, and the most steps of a job (bench.passes).
+PASSES, MAX_STEPS = 5.0, 300
+#: The fewest steps that are a job: half of them warm up.
+MIN_STEPS = 20
+#: A job that so many nights did not finish ends at the start of the next.
+MAX_NIGHTS = 2
+#: A job's first steps, whose time is measured; the first alone also reads the weights from the disk.
+FIRST_STEPS = 3
+#: The time of validation and checkpoints over that of steps, at most.
+CHECKS = 0.1
+#: Tokens of a word of prose.
+TOKENS_A_WORD = 1.35
+#: What is won by the morning, in nats per token: the most, and the amount that wins half of it, of exact steps of 512
+#: tokens and of MeZO's directions. Fitted to both diaries' curves in bench.learn; only their ratio matters.
+_EXACT, _MEZO, _STEP_TOKENS = (0.875, 6.0), (0.4, 500.0), 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What a job has ahead of it."""
+
+    words: int = 0  #: of the text to learn; 0: unknown
+    seconds: float = UNKNOWN_NIGHT  #: of the usual night
+
+
+NOT_KNOWN = Ahead()
+
+
+def worth(steps_a_pass: float, method: str) -> int:
+    """The steps that a text is worth. MeZO learns too little in a step for a text to be used up."""
+    return MAX_STEPS if method == "mezo" else min(MAX_STEPS, max(MIN_STEPS, ceil(PASSES * steps_a_pass)))
+
+
+def fitting(seconds: float, seconds_per_step: float) -> int:
+    """The steps that fit into a time, with validation and checkpoints; at least MIN_STEPS."""
+    return max(MIN_STEPS, int(seconds / (seconds_per_step * (1 + CHECKS))))
+
+
+def estimated_worth(plan: JobPlan, words: int) -> int:
+    """The steps that a text of so many words is worth, by its length alone."""
+    tokens = words * TOKENS_A_WORD
+    return worth(tokens / (plan.batch * plan.block_tokens), plan.method) if words else MAX_STEPS
+
+
+def won_by_morning(plan: JobPlan) -> float:
+    """About how much a plan's steps win, in nats per token."""
+    most, half = _MEZO if plan.method == "mezo" else _EXACT
+    amount = plan.steps * (plan.probes if plan.method == "mezo" else plan.batch * plan.block_tokens / _STEP_TOKENS)
+    return most * amount / (amount + half)
