@@ -88,6 +88,7 @@ class FakeRunner(WorkerProcess):
     job_id: str | None = None
     ended: Exit | None = None
     started: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     cpu_seconds: float | None = None
 
@@ -101,6 +102,7 @@ class FakeRunner(WorkerProcess):
         assert self.job_id is None
         self.job_id = job_id
         self.started.append(job_id)
+        self.seconds.append(seconds)
 
     def ends(self, code: int, last_words: str = "") -> None:
         """Let the worker end by itself."""
