@@ -303,10 +303,7 @@ class DeletedText(SQLModel, table=True):
 
 
 class RunWindow(SQLModel, table=True):
-    """One run of a worker. Updated while it lasts, so a kill loses only its last seconds.
-
-    Readings are None where they were unknown.
-    """
+    """One run of a worker. Updated while it lasts, so a kill loses only its last seconds."""
 
     __tablename__ = "run_window"
 
@@ -320,12 +317,6 @@ class RunWindow(SQLModel, table=True):
     began_because: str
     ended_because: str | None = None
     cpu_seconds: float = 0.0
-    battery_began_percent: float | None = None
-    battery_ended_percent: float | None = None
-    #: What went into the battery, less what it gave.
-    battery_watt_hours: float | None = None
-    hottest_battery_celsius: float | None = None
-    hottest_zone_celsius: float | None = None
 
 
 class IdleWindow(SQLModel, table=True):

@@ -43,16 +43,11 @@ class ModelStatus(BaseModel):
     adapter: str | None
 
 
-class GateOut(BaseModel, from_attributes=True, revalidate_instances="always"):
-    """Whether a job may run, and everything that blocks it."""
+class TrainingStatus(BaseModel):
+    """Whether a job may run now, everything that blocks it, and when one probably can."""
 
     allowed: bool
     blockers: list[Blocker] = Field(description="`until` is when a blocker ends by itself; null if unknown.")
-
-
-class TrainingStatus(GateOut):
-    """Whether a job may run now, and when one probably can."""
-
     run_mode: str
     snoozed_until: datetime | None
     expected_at: datetime | None = Field(
@@ -144,28 +139,6 @@ def status(services: ServicesDep) -> StatusOut:
     )
 
 
-class ReadingsIn(Body):
-    """Readings to use instead of the sensors', in the units of /status. Null is unknown."""
-
-    power: bool | None = None
-    plug: str | None = Field(None, description="`ac`, `usb`, `wireless`, `dock`, `another` or `none`.")
-    battery: float | None = None
-    temperature: float | None = None
-    health: str | None = Field(None, description="`good`, or another word of the battery's driver.")
-    screen: bool | None = None
-    idle: float | None = None
-    memory: float | None = None
-    memory_pressure: float | None = Field(None, alias="memory pressure")
-    heat: float | None = None
-    disk: float | None = None
-
-
-class WhatIfIn(Body, json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}):
-    """Hypothetical readings."""
-
-    readings: ReadingsIn
-
-
 class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):
     """The screen's state, as reported by an automation app."""
 
@@ -198,13 +171,6 @@ class SnoozeOut(BaseModel):
     """When the snooze ends; null if there is none."""
 
     snoozed_until: datetime | None
-
-
-@router.post("/status/what-if")
-def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
-    """Return the gate's verdict on hypothetical readings. Changes nothing."""
-    readings = body.readings.model_dump(by_alias=True, exclude_unset=True)
-    return GateOut.model_validate(services.scheduler.what_if(readings, services.now()))
 
 
 @router.post("/status/screen")

@@ -1,10 +1,8 @@
 """Records the runs of workers, and the times at which the gate was open."""
 
-from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.storage.repositories.runs import Observed, RunWindowStore, seconds_within
+from pocketllm.storage.repositories.runs import RunWindowStore, seconds_within
 
 #: How often an open run is stored: the most that a kill of the daemon loses.
 _EVERY = timedelta(minutes=1)
@@ -49,22 +47,22 @@ class RunRecorder:
                 return max(now, window.began_at + _DAY)
         return None
 
-    def begin(self, job_id: str, *, because: str, readings: Sequence[Reading], now: datetime) -> None:
+    def begin(self, job_id: str, *, because: str, now: datetime) -> None:
         """A worker was started."""
-        self._open = self._store.begin(job_id, because=because, seen=_observed(readings, None), now=now)
+        self._open = self._store.begin(job_id, because=because, now=now)
         self._written_at = now
 
-    def observe(self, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+    def observe(self, cpu: float | None, now: datetime) -> None:
         """The worker still runs; stored every _EVERY. cpu: its CPU seconds."""
         if self._open is None or self._written_at is None or timedelta(0) <= now - self._written_at < _EVERY:
             return
-        self._store.observe(self._open, seen=_observed(readings, cpu), now=now)
+        self._store.observe(self._open, cpu=cpu, now=now)
         self._written_at = now
 
-    def end(self, *, because: str, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+    def end(self, *, because: str, cpu: float | None, now: datetime) -> None:
         """The worker has ended. cpu: its CPU seconds."""
         if self._open is not None:
-            self._store.end(self._open, because=because, seen=_observed(readings, cpu), now=now)
+            self._store.end(self._open, because=because, cpu=cpu, now=now)
         self._open = self._sum = None
 
     def seconds_since(self, midnight: datetime, now: datetime) -> float:
@@ -81,19 +79,3 @@ class RunRecorder:
 def midnight_of(local: datetime) -> datetime:
     """The start of the owner's day."""
     return local.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _observed(readings: Sequence[Reading], cpu: float | None) -> Observed:
-    by_name = {reading.name: reading for reading in readings}
-    return Observed(
-        cpu_seconds=cpu,
-        battery_percent=_number(by_name, "battery"),
-        battery_celsius=_number(by_name, "temperature"),
-        battery_watts=_number(by_name, "battery power"),
-        zone_celsius=_number(by_name, "heat"),
-    )
-
-
-def _number(readings: Mapping[str, Reading], name: str) -> float | None:
-    value = readings[name].value if name in readings else None
-    return float(value) if isinstance(value, int | float) else None

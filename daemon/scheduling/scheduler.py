@@ -4,7 +4,7 @@ import logging
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -142,7 +142,7 @@ class Scheduler:
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
-        self._attempts.observe(self.readings, now)
+        self._attempts.observe(now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -160,7 +160,7 @@ class Scheduler:
 
     def _settle(self, now: datetime) -> None:
         """Store the end of the last worker, and delete what it has left."""
-        if self._attempts.settle(self.readings, now):
+        if self._attempts.settle(now):
             self._sweep(now)
 
     def _sweep(self, now: datetime) -> None:
@@ -239,19 +239,6 @@ class Scheduler:
             elif blocker.name == _HELD_BACK:
                 return None
         return expected
-
-    def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
-        """The gate's verdict on these readings in place of the sensors'; None is unknown."""
-        with self._lock:
-            if not self.readings:  # asked before the first tick
-                self._read_sensors(now)
-            given: dict[str, Reading] = {
-                name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
-                for name, value in values.items()
-            }
-            kept = [reading for reading in self.readings if reading.name not in given]
-            context = replace(self._context(None, now), running=False, paused_seconds=None)
-            return decide([*kept, *given.values()], self._settings.gate, context)
 
     def screen(self, on: bool, now: datetime) -> None:
         """Record that the screen went on or off, as an app reports it."""
@@ -393,7 +380,7 @@ class Scheduler:
             return self._explain(job, ["scanning the watched folders first"])
         known = [shown(reading) for reading in self.readings if reading.value is not None]
         because = ", ".join(["requested to run now", *known] if job.immediate else known)
-        self._attempts.start(job, because=because, readings=self.readings, now=now)
+        self._attempts.start(job, because=because, now=now)
 
     def _new_job(
         self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -163,23 +162,10 @@ def job_details(job: Document, now: datetime) -> RenderableType:
     return Group(*parts)
 
 
-def _battery(run: Document) -> str:
-    began, ended = run["battery_began_percent"], run["battery_ended_percent"]
-    return UNKNOWN if began is None or ended is None else f"{began:.0f} to {ended:.0f} %"
-
-
-def _form(form: str, name: str) -> Any:
-    """What shows a field in this form, and as unknown where it is."""
-    return lambda run: None if run[name] is None else form.format(run[name])
-
-
 RUN_COLUMNS: dict[str, Shown] = {
     "Started": lambda run: f"{datetime.fromisoformat(run['began_at']).astimezone():%a %d %b %H:%M}",
     "Took": lambda run: duration_text(run["seconds"]),
     "CPU": lambda run: duration_text(run["cpu_seconds"]),
-    "Battery": _battery,
-    "Into battery": _form("{:+.1f} Wh", "battery_watt_hours"),  # below zero: the battery gave more than it got
-    "Hottest": _form("{:.0f} °C", "hottest_battery_celsius"),
     "Start reason": "began_because",
     "Stop reason": lambda run: run["ended_because"] or Text("still running", style="cyan"),
 }

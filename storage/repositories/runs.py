@@ -1,7 +1,6 @@
 """Runs of workers: when and why each began and ended, and what it used; and idle windows, when one might have run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, delete, or_, select, update
@@ -9,48 +8,32 @@ from sqlmodel import Session, col, delete, or_, select, update
 from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import IdleWindow, RunWindow
 
-#: A reading of power counts for as long, at most.
-_SAME_POWER_FOR = timedelta(minutes=5)
 #: For how long idle windows are kept.
 _IDLE_WINDOWS_FOR = timedelta(days=30)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What is seen of a running worker."""
-
-    cpu_seconds: float | None = None
-    battery_percent: float | None = None
-    battery_celsius: float | None = None
-    battery_watts: float | None = None  #: into the battery; below zero: out of it
-    zone_celsius: float | None = None
 
 
 class RunWindowStore(Repository):
     """Every query about run windows."""
 
-    def begin(self, job_id: str, *, because: str, seen: Observed, now: datetime) -> int:
+    def begin(self, job_id: str, *, because: str, now: datetime) -> int:
         """Open a window; its id."""
-        window = RunWindow(
-            job_id=job_id, began_at=now, seen_at=now, began_because=because, battery_began_percent=seen.battery_percent
-        )
-        _note(window, seen, now)
+        window = RunWindow(job_id=job_id, began_at=now, seen_at=now, began_because=because)
         with self._database.write() as session:
             session.add(window)
             session.flush()
             assert window.id is not None
             return window.id
 
-    def observe(self, window_id: int, *, seen: Observed, now: datetime) -> None:
-        """Note that the worker still runs."""
+    def observe(self, window_id: int, *, cpu: float | None, now: datetime) -> None:
+        """Note that the worker still runs. cpu: its CPU seconds."""
         with self._database.write() as session:
-            _note(_open(session, window_id), seen, now)
+            _note(_open(session, window_id), cpu, now)
 
-    def end(self, window_id: int, *, because: str, seen: Observed, now: datetime) -> None:
+    def end(self, window_id: int, *, because: str, cpu: float | None, now: datetime) -> None:
         """Close a window."""
         with self._database.write() as session:
             window = _open(session, window_id)
-            _note(window, seen, now)
+            _note(window, cpu, now)
             window.ended_at, window.ended_because = now, because
 
     def close_left(self, *, because: str, now: datetime) -> None:
@@ -96,19 +79,6 @@ def _open(session: Session, window_id: int) -> RunWindow:
     return session.exec(select(RunWindow).where(RunWindow.id == window_id)).one()
 
 
-def _note(window: RunWindow, seen: Observed, now: datetime) -> None:
-    if seen.battery_watts is not None:
-        lasted = max(timedelta(0), min(now - window.seen_at, _SAME_POWER_FOR))
-        spent = seen.battery_watts * (lasted / timedelta(hours=1))
-        window.battery_watt_hours = (window.battery_watt_hours or 0.0) + spent
+def _note(window: RunWindow, cpu: float | None, now: datetime) -> None:
     window.seen_at = max(window.seen_at, now)  # a clock may have been set back
-    if seen.cpu_seconds is not None:
-        window.cpu_seconds = max(window.cpu_seconds, seen.cpu_seconds)
-    if seen.battery_percent is not None:
-        window.battery_ended_percent = seen.battery_percent
-    window.hottest_battery_celsius = _hotter(window.hottest_battery_celsius, seen.battery_celsius)
-    window.hottest_zone_celsius = _hotter(window.hottest_zone_celsius, seen.zone_celsius)
-
-
-def _hotter(one: float | None, other: float | None) -> float | None:
-    return max((value for value in (one, other) if value is not None), default=None)
+    window.cpu_seconds = max(window.cpu_seconds, cpu or 0.0)

@@ -35,14 +35,8 @@ RUN: Document = {
     "began_because": "power, battery 80 %",
     "ended_because": "not on external power",
     "cpu_seconds": 6000.0,
-    "battery_began_percent": 80.0,
-    "battery_ended_percent": 78.0,
-    "battery_watt_hours": -3.26,
-    "hottest_battery_celsius": 36.4,
-    "hottest_zone_celsius": None,
 }
-UNKNOWN = dict.fromkeys(("ended_at", "ended_because", "battery_ended_percent", "hottest_battery_celsius"))
-LASTING = RUN | UNKNOWN | {"battery_watt_hours": 11.04}
+LASTING = RUN | dict.fromkeys(("ended_at", "ended_because"))
 DETAIL = JOB | {
     "settings": {"learning_rate": 0.001},
     "plan": None,

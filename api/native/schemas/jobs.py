@@ -1,7 +1,4 @@
-"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds.
-
-Readings are in percent and degrees Celsius; null where they are unknown.
-"""
+"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
 
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
@@ -128,13 +125,6 @@ class RunOut(BaseModel):
     began_because: str
     ended_because: str | None
     cpu_seconds: float
-    battery_began_percent: float | None
-    battery_ended_percent: float | None
-    battery_watt_hours: float | None = Field(
-        description="Energy into the battery minus energy out of it; null if it reports no current and voltage."
-    )
-    hottest_battery_celsius: float | None
-    hottest_zone_celsius: float | None
 
     @classmethod
     def of(cls, row: RunWindow) -> Self:
@@ -151,7 +141,7 @@ class JobDetailOut(JobOut):
     curve: CurveOut
     report: ReportNumbersOut | None = Field(description="Null until the job has succeeded. /report has all of it.")
     events: list[EventOut]
-    runs: list[RunOut] = Field(description="When its workers ran and what they used.")
+    runs: list[RunOut] = Field(description="When its workers ran, and why each ended.")
 
 
 class AdapterOut(Identified):

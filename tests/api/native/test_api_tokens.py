@@ -15,7 +15,6 @@ from tests.support.daemon.routes import OPEN, routes
 LETS_IN = {
     ("POST", "/texts"): {"ingest"},
     ("POST", "/status/screen"): {"ingest"},
-    ("POST", "/status/what-if"): {"monitor"},
     ("GET", "/openapi.json"): {"ingest", "generate", "monitor", "train"},
     ("POST", "/generate"): {"generate"},
     ("POST", "/suggest"): {"generate"},
