@@ -1,7 +1,7 @@
 """The tables. Times are aware UTC datetimes, durations seconds, sizes bytes, losses nats per token."""
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -317,6 +317,9 @@ class RunWindow(SQLModel, table=True):
     began_because: str
     ended_because: str | None = None
     cpu_seconds: float = 0.0
+    #: The job's last step when it began, and the steps made since.
+    began_step: int = 0
+    steps: int = 0
 
 
 class IdleWindow(SQLModel, table=True):
@@ -328,6 +331,16 @@ class IdleWindow(SQLModel, table=True):
     began_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
     #: None while it lasts.
     ended_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True, index=True))
+
+
+class HeldBack(SQLModel, table=True):
+    """For how long a blocker kept a waiting job from running in a night, while nobody used the device."""
+
+    __tablename__ = "held_back"
+
+    night: date = Field(primary_key=True)  #: the date on which it ended
+    name: str = Field(primary_key=True)
+    seconds: float = 0.0
 
 
 class Preference(SQLModel, table=True):

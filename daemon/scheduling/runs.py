@@ -1,6 +1,7 @@
 """Records the runs of workers, and the times at which the gate was open."""
 
-from datetime import datetime, timedelta
+from collections.abc import Set
+from datetime import date, datetime, timedelta
 
 from pocketllm.storage.repositories.runs import RunWindowStore, seconds_within
 
@@ -10,8 +11,14 @@ _EVERY = timedelta(minutes=1)
 _SUM_FOR = timedelta(seconds=30)
 
 _DAY = timedelta(days=1)
+#: The days that the forecast is made from.
+_DAYS = 7
 #: Shorter idle times are ignored.
 _WORTHWHILE = timedelta(minutes=10)
+#: The blockers while somebody uses the device.
+_IN_USE = {"screen", "idle"}
+#: What held a job back is stored when one blocker has that many seconds more: a write wears flash.
+_HELD_SECONDS = 600.0
 
 
 class RunRecorder:
@@ -22,6 +29,8 @@ class RunRecorder:
         self._open: int | None = None
         self._allowed = False
         self._written_at: datetime | None = None
+        self._held: dict[tuple[date, str], float] = {}  #: seconds by night and blocker, not stored yet
+        self._held_at: datetime | None = None
         self._sum: tuple[datetime, datetime, float] | None = None  #: day, time of the sum, seconds
 
     def recover(self, now: datetime) -> None:
@@ -34,17 +43,39 @@ class RunRecorder:
             (self._store.idle_began if allowed else self._store.idle_ended)(now)
         self._allowed = allowed
 
-    def expected_at(self, now: datetime) -> datetime | None:
-        """When a job can probably run next, judging by yesterday; None if nothing is known of it.
+    def hold(self, names: Set[str], night: date, now: datetime) -> None:
+        """Count the time since the last call for the blockers that keep a waiting job from running.
 
-        That is the first time from now on at which the gate was open for a while a day before.
+        While somebody uses the device, nothing else holds it back. A clock that jumps counts for little.
+        """
+        lasted = min(max(timedelta(0), now - (self._held_at or now)), _EVERY)
+        self._held_at = now
+        if names <= _IN_USE or not names & _IN_USE:
+            for name in names:
+                self._held[night, name] = self._held.get((night, name), 0.0) + lasted.total_seconds()
+        if max(self._held.values(), default=0.0) >= _HELD_SECONDS:
+            self._store.hold_back(self._held)
+            self._held = {}
+
+    def expected_at(self, now: datetime) -> datetime | None:
+        """When a job can probably run next; None if the last days do not say.
+
+        That is the first time from now on at which the gate was open on most of the last seven days, or of those known.
         """
         if self._allowed:
             return now
-        for window in self._store.idle_windows(now - _DAY):
-            end = min(window.ended_at or now, now)  # the clock may have been set back since
-            if end - window.began_at >= _WORTHWHILE:
-                return max(now, window.began_at + _DAY)
+        windows = [
+            (window.began_at, end)
+            for window in self._store.idle_windows(now - _DAYS * _DAY)
+            # The clock may have been set back since.
+            if (end := min(window.ended_at or now, now)) - window.began_at >= _WORTHWHILE
+        ]
+        oldest = min((began for began, _ in windows), default=now)
+        for at in sorted([now, *(now + (began - now) % _DAY for began, _ in windows)]):
+            known = max(1, min(_DAYS, (at - oldest) // _DAY))
+            before = [at - day * _DAY for day in range(1, known + 1)]
+            if 2 * sum(any(began <= then < end for began, end in windows) for then in before) > known:
+                return at
         return None
 
     def begin(self, job_id: str, *, because: str, now: datetime) -> None:

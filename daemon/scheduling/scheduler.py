@@ -22,6 +22,7 @@ from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
+from pocketllm.daemon.scheduling.nights import Nights, night_of
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
@@ -72,7 +73,7 @@ class Scheduler:
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner)
         self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
-        self._runs = RunRecorder(store.runs)
+        self._runs, self.nights = RunRecorder(store.runs), Nights(store, local)
         self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
@@ -143,6 +144,9 @@ class Scheduler:
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
         self._attempts.observe(now)
+        blocked = {blocker.name for blocker in self.verdict.blockers} if waiting else set()
+        self._runs.hold(blocked, night_of(self._local(now)), now)
+        self.nights.watch(now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -231,7 +235,7 @@ class Scheduler:
         return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
+        """When a job can probably run next, judging by the last days and by what holds it back; None where unknown."""
         expected = self._runs.expected_at(now)
         for blocker in self.verdict.blockers:
             if blocker.until is not None:

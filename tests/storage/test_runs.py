@@ -1,6 +1,6 @@
 """Runs: run windows as the scheduler keeps them, sums of a day, and when the gate might open next."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import pytest
 
@@ -83,3 +83,52 @@ def test_an_opening_that_a_killed_daemon_left_is_closed(store: Store) -> None:
         (NOW, later(3600)),
         (later(3700), None),
     ]
+
+
+def test_when_the_gate_opens_if_tonight_is_like_most_of_the_last_nights(store: Store) -> None:
+    runs = RunRecorder(store.runs)
+    for day, hours_late in enumerate((0, 1, 9, 0.5, 1, 0, 2)):
+        runs.gate(True, later(3600 * (24 * day + hours_late)))
+        runs.gate(False, later(3600 * (24 * day + hours_late + 4)))
+    noon = NOW + timedelta(days=6, hours=18)
+    assert runs.expected_at(noon) == NOW + timedelta(days=7, hours=1), "by then it was open on five of seven days"
+
+
+HELD = [("power", 10 * 3600.0), ("battery", 3600.0)]
+
+
+def held(store: Store, night: date) -> list[tuple[str, float]]:
+    return [(row.name, row.seconds) for row in store.runs.held_back(night) if row.night == night]
+
+
+def test_what_held_a_job_back_is_summed_by_night(store: Store) -> None:
+    runs, night = RunRecorder(store.runs), NOW.date()
+    for minute in range(601):
+        runs.hold({"power"} | ({"battery"} if minute > 540 else set()), night, later(60 * minute))
+    assert held(store, night) == HELD
+    for minute in range(601, 700):
+        runs.hold({"power", "idle"}, night, later(60 * minute))  # somebody uses the device
+    assert held(store, night) == HELD
+    for minute in range(700, 710):
+        runs.hold({"idle", "screen"}, night + timedelta(days=1), later(60 * minute))
+    assert sorted(held(store, night + timedelta(days=1))) == [("idle", 600.0), ("screen", 600.0)]
+    assert held(store, night) == HELD
+
+
+def test_a_clock_that_jumps_adds_a_minute_at_most(store: Store) -> None:
+    runs, night = RunRecorder(store.runs), NOW.date()
+    for seconds in (0, 540, 10 * 3600, -(10 * 3600), 0):
+        runs.hold({"power"}, night, later(seconds))
+    assert held(store, night) == []
+    for minute in range(1, 8):
+        runs.hold({"power"}, night, later(60 * minute))
+    assert held(store, night) == [("power", (3 + 7) * 60)]
+
+
+def test_what_held_jobs_back_is_kept_for_thirty_days(store: Store) -> None:
+    night = NOW.date()
+    store.runs.hold_back({(night, "power"): 60.0})
+    store.runs.hold_back({(night + timedelta(days=30), "power"): 60.0})
+    assert held(store, night) == [("power", 60.0)]
+    store.runs.hold_back({(night + timedelta(days=31), "power"): 60.0})
+    assert held(store, night) == []
