@@ -12,7 +12,8 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.schemas.jobs import Data, ModelOut
+from pocketllm.api.native.jobs import job_out
+from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
@@ -51,8 +52,9 @@ class TrainingStatus(BaseModel):
     run_mode: str
     snoozed_until: datetime | None
     expected_at: datetime | None = Field(
-        description="When a job can probably run, judging by yesterday; null if unknown."
+        description="When a job can probably run, judging by the last days; null if unknown."
     )
+    last_night: str = Field(description="What ran in the night that ends or ended today, and what held a job back.")
 
 
 class WorkerStatus(BaseModel):
@@ -97,6 +99,7 @@ class StatusOut(BaseModel, revalidate_instances="always"):
     generator: GeneratorStatus
     texts: TextStatus
     jobs: dict[JobState, int]
+    open_job: JobOut | None = Field(description="The job that runs, or runs next.")
 
 
 @router.get("/health")
@@ -110,6 +113,7 @@ def status(services: ServicesDep) -> StatusOut:
     """Return the daemon's processes, readings and blockers."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
+    now, opened = services.now(), services.store.jobs.open()
     return StatusOut(
         version=version("pocketllm"),
         uptime_seconds=round(services.uptime_seconds, 1),
@@ -118,8 +122,9 @@ def status(services: ServicesDep) -> StatusOut:
             allowed=verdict.allowed,
             blockers=list(verdict.blockers),
             run_mode=services.settings.gate.run_mode,
-            snoozed_until=services.store.preferences.snoozed_until(services.now()),
-            expected_at=scheduler.expected_at(services.now()),
+            snoozed_until=services.store.preferences.snoozed_until(now),
+            expected_at=scheduler.expected_at(now),
+            last_night=scheduler.nights.last(now),
         ),
         readings=list(scheduler.readings),
         worker=WorkerStatus(
@@ -136,6 +141,7 @@ def status(services: ServicesDep) -> StatusOut:
             count=counts.texts, new_words=counts.new_words, threshold_words=services.settings.training.new_words
         ),
         jobs=services.store.jobs.counts(),
+        open_job=job_out(services, opened[0]) if opened else None,
     )
 
 

@@ -74,6 +74,7 @@ def test_the_runs_of_a_job(api: InProcessApp) -> None:
         "began_because": "power, battery 80 %, memory 4000 MB",
         "ended_because": "not on external power",
         "cpu_seconds": 1.5,
+        "steps": 0,
     }
 
 

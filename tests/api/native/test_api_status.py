@@ -38,6 +38,7 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             "run_mode": "auto",
             "snoozed_until": None,
             "expected_at": "2026-03-01T12:01:30Z",
+            "last_night": "no job ran, and none was held back",
         },
         "readings": [
             {
@@ -61,6 +62,7 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
         },
         "texts": {"count": 0, "new_words": 0, "threshold_words": 400},
         "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
+        "open_job": None,
     }
 
 
