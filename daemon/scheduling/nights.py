@@ -1,7 +1,7 @@
 """Nights: from noon to noon of the owner's time, what ran, what ended, when a job could run, and what held it back."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import dropwhile
@@ -70,38 +70,34 @@ class Nights:
 
     def recent(self, now: datetime, *, days: int) -> list[Night]:
         """The last nights, the present one first."""
-        tonight, noon = night_of(self._local(now)), self._local(now).replace(hour=12, minute=0, second=0, microsecond=0)
-        end = noon + (tonight - noon.date())
-        store, first = self._store, end - days * _DAY
-        windows, runs, ended = store.runs.idle_windows(first), store.runs.since(first), store.jobs.ended_since(first)
-        held, jobs = (
-            store.runs.held_back(night_of(first)),
-            [(job.finished_at or now, self._ended(job)) for job in ended],
-        )
+        tonight = night_of(self._local(now))
+        noon = self._noon(now) + (tonight - self._local(now).date())
+        runs, first = self._store.runs, noon - days * _DAY
+        windows, ran, held = runs.idle_windows(first), runs.since(first), runs.held_back(night_of(first))
+        ended = [(job.finished_at or now, self._ended(job)) for job in self._store.jobs.ended_since(first)]
 
-        def night(number: int) -> Night:
-            start, stop = end - (number + 1) * _DAY, end - number * _DAY
-            within = [one for one in windows if one.began_at < stop and (one.ended_at or now) > start]
-            times = [min(one.ended_at or now, stop) - max(one.began_at, start) for one in within]
+        def night(stop: datetime) -> Night:
+            start, name = stop - _DAY, stop.date()
             return Night(
-                night=tonight - number * _DAY,
-                open=within,
-                open_seconds=sum(time.total_seconds() for time in times),
+                night=name,
+                open=[one for one in windows if one.began_at < stop and (one.ended_at or now) > start],
+                open_seconds=_open_seconds(windows, stop, now),
                 runs=[
                     NightRun(**run.model_dump(include=set(NightRun.__annotations__)), job=run.job_id)
-                    for run in runs
+                    for run in ran
                     if run.began_at < stop and (run.ended_at or now) > start
                 ],
-                held_back=[row for row in held if row.night == tonight - number * _DAY],
-                jobs=[job for at, job in jobs if start <= at < stop],
+                held_back=[row for row in held if row.night == name],
+                jobs=[job for at, job in ended if start <= at < stop],
             )
 
-        return [night(number) for number in range(days)]
+        return [night(noon - number * _DAY) for number in range(days)]
 
     def usual_seconds(self, now: datetime) -> float | None:
         """For how long the gate was open in a night, the mean of the last seven; None if it never was."""
-        past = [night for night in self.recent(now, days=8) if night.night <= self._local(now).date()]
-        known = list(dropwhile(lambda seconds: not seconds, (night.open_seconds for night in reversed(past))))
+        noons = [self._noon(now) - number * _DAY for number in reversed(range(7))]
+        windows = self._store.runs.idle_windows(noons[0] - _DAY)
+        known = list(dropwhile(lambda seconds: not seconds, (_open_seconds(windows, noon, now) for noon in noons)))
         return sum(known) / len(known) if known else None
 
     def last(self, now: datetime) -> str:
@@ -126,6 +122,9 @@ class Nights:
         if before is not None and before < self._tonight:
             log.info("last night: %s", self.last(now))
 
+    def _noon(self, now: datetime) -> datetime:
+        return self._local(now).replace(hour=12, minute=0, second=0, microsecond=0)
+
     def _ended(self, job: Job) -> NightJob:
         progress = self._store.step_log.progress(job.id)
         said = [event.message for event in self._store.jobs.events(job.id) if event.kind in ("ended early", job.state)]
@@ -136,6 +135,12 @@ class Nights:
             held_out_loss_now=progress.held_out_loss_now,
             ended_because="; ".join(said),
         )
+
+
+def _open_seconds(windows: Sequence[IdleWindow], noon: datetime, now: datetime) -> float:
+    """For how long the gate was open in the night before a noon."""
+    times = (min(one.ended_at or now, noon) - max(one.began_at, noon - _DAY) for one in windows)
+    return sum(max(0.0, time.total_seconds()) for time in times)
 
 
 def _hours(seconds: float) -> str:

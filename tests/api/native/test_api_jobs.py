@@ -165,8 +165,8 @@ def test_a_paused_job_says_what_is_left_of_it_in_nights_like_the_last_ones(api: 
     api.tick(5 * 3600)  # nobody asked for anything: the gate was open
     job = ask(api, steps=10, now=False)["id"]
     api.tick(60)
-    step = {"seed": 1, "scalars": [0.5], "learning_rate": 1e-3, "tokens": 100}
-    api.services.store.step_log.append(Step(job_id=job, step=1, loss=3.0, seconds=3600.0, **step))
+    row = Step(job_id=job, step=1, loss=3.0, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=3600.0)
+    api.services.store.step_log.append(row)
     assert (api.get(f"/jobs/{job}").json()["eta_seconds"], api.get(f"/jobs/{job}").json()["eta_nights"]) == (
         32400,
         None,
