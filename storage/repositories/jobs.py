@@ -90,6 +90,10 @@ class JobStore(Repository):
         with self._database.read() as session:
             return session.exec(queued.order_by(col(Event.id).desc()).limit(1)).first()
 
+    def ended_since(self, start: datetime) -> list[Job]:
+        """The jobs that ended at this time or later, in that order."""
+        return self._all(select(Job).where(col(Job.finished_at) >= start).order_by(col(Job.finished_at)))
+
     def states(self) -> dict[str, JobState]:
         """The state of each job."""
         with self._database.read() as session:
