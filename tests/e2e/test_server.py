@@ -322,7 +322,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert adapter["outcome"] == finished["outcome"]
         assert_peft_folder(Path(adapter["folder"]), rank=int(SMALL_JOB["TRAINING__RANK"]))
         status = daemon.status()
-        assert status["texts"] == {"count": len(NOTES), "new_words": 0, "threshold_words": 100_000}
+        assert status["texts"]["count"] == len(NOTES) and status["texts"]["new_words"] == 0
         assert status["model"]["adapter"] == (adapter["id"] if adapter["serving"] else None)
 
         idle = {"running": False, "pid": None, "job": None}
