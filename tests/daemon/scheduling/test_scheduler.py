@@ -362,7 +362,7 @@ def test_a_clock_that_was_set_back_does_not_prolong_the_wait(world: SchedulerWor
 class NoProcessLeft(FakeRunner):
     """A machine that starts no more processes."""
 
-    def start(self, job_id: str, start: int) -> None:
+    def start(self, job_id: str, start: int, *, immediate: bool = False) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
