@@ -165,8 +165,8 @@ class Job(SQLModel, table=True):
     words: int | None = None
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
-    #: Its number in a chain of jobs on the same text, and the steps that they have made. Each is tested on the same
-    #: held-out text.
+    #: Of its chain of jobs on the same text: 1 and the number of earlier ones that were not called 'learned', since all
+    #: are tested on the same held-out text; and the steps that they have made.
     link: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: The night ended it before it had made all steps that its text is worth: another job follows.

@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -17,6 +18,7 @@ from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
@@ -82,7 +84,8 @@ class TextStatus(BaseModel):
 
     count: int
     new_words: int
-    threshold_words: int
+    threshold_words: int = Field(description="New words at which a job is queued by itself.")
+    waited_threshold_words: int = Field(description="The same once the oldest of them have waited for seven days.")
 
 
 class StatusOut(BaseModel, revalidate_instances="always"):
@@ -114,6 +117,7 @@ def status(services: ServicesDep) -> StatusOut:
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
     now, opened = services.now(), services.store.jobs.open()
+    threshold = services.settings.training.new_words
     return StatusOut(
         version=version("pocketllm"),
         uptime_seconds=round(services.uptime_seconds, 1),
@@ -138,7 +142,10 @@ def status(services: ServicesDep) -> StatusOut:
             backend_reason=backend.reason if backend else None,
         ),
         texts=TextStatus(
-            count=counts.texts, new_words=counts.new_words, threshold_words=services.settings.training.new_words
+            count=counts.texts,
+            new_words=counts.new_words,
+            threshold_words=threshold,
+            waited_threshold_words=ceil(ENOUGH_SHARE * threshold),
         ),
         jobs=services.store.jobs.counts(),
         open_job=job_out(services, opened[0]) if opened else None,

@@ -66,7 +66,7 @@ class Attempts:
         started = self._store.jobs.start(job.id, now=now)
         self._step_at_start = self._store.step_log.last_step(job.id)
         try:
-            self._runner.start(job.id, started.starts, seconds=seconds)
+            self._runner.start(job.id, started.starts, seconds=seconds, immediate=started.immediate)
         except OSError as error:  # out of processes, memory or disk
             self._try_again(started, f"the worker could not be started: {error}", now)
             return

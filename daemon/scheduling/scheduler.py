@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 PAUSED_BY_OWNER = "paused by the owner"
 #: After a failed job, older text alone is tried again by itself only after this time.
 _AFTER_FAILURE = timedelta(days=1)
+#: This share of `training.new_words` is enough if the oldest of them have waited for so long.
+ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
 #: The first of several deletions waits for the others as long, since to erase them writes the whole database.
 _ERASE_AFTER = timedelta(minutes=10)
 #: The blocker that is no condition.
@@ -298,10 +300,17 @@ class Scheduler:
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
         last = self._came_to_nothing(now)
-        words = self._store.texts.counts(beside=last.id if last else "").new_words
-        if words < self._settings.training.new_words or self._model_problem() is not None:
+        if not self._enough(now, beside=last.id if last else "") or self._model_problem() is not None:
             return None
         return self._queue(now)
+
+    def _enough(self, now: datetime, *, beside: str = "") -> bool:
+        """Whether there is enough new text for a job in the texts that this job does not have."""
+        counts, enough = self._store.texts.counts, self._settings.training.new_words
+        words = counts(beside=beside).new_words
+        if not enough * ENOUGH_SHARE <= words < enough:
+            return words >= enough
+        return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
 
     def _follow_up(self, now: datetime) -> Job | None:
         """Queue a job that goes on where the night ended the last one."""
@@ -337,7 +346,7 @@ class Scheduler:
             message = f"{waiting[0].id} is paused by the owner; `pocketllm train` resumes it"
         else:
             last = self._came_to_nothing(now)
-            if last is None or self._store.texts.counts().new_words < self._settings.training.new_words:
+            if last is None or not self._enough(now):
                 return None
             message, since = f"{last.id} {last.state}; `pocketllm train` retries its texts", last.finished_at or now
             until = since + _AFTER_FAILURE if last.state is JobState.FAILED else None

@@ -321,6 +321,7 @@ class TrainingRun:
             base=None if base is None else self.evaluation.paired(base),
             repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),
             ordinary=self.evaluation.compare_ordinary(trainable),
+            link=self.job.link,
         )
         identity = adapter_id_of(self.job.id)
         self._save(trainable, identity)

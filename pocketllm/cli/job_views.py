@@ -178,12 +178,12 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
     """Return what the daemon is doing, whether it can train now, and if not, why."""
     texts, worker, training, job = (status[name] for name in ("texts", "worker", "training", "open_job"))
     allowed, up = training["allowed"], duration_text(status["uptime_seconds"])
-    new = f"{plural(texts['new_words'], 'new word')}; a job starts at {texts['threshold_words']:,}"
+    starts = f"a job starts at {texts['threshold_words']:,}, or at {texts['waited_threshold_words']:,} after a week"
     jobs = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)
     fields = [
         ("Model", model_text(status["model"])),
         ("Personal adapter", status["model"]["adapter"] or "none yet; the base model answers"),
-        ("Texts", f"{texts['count']:,} stored, {new}"),
+        ("Texts", f"{texts['count']:,} stored, {plural(texts['new_words'], 'new word')}; {starts}"),
         ("Jobs", jobs or "none yet"),
         ("Open job", job and f"{job['id']}: {progress_line(job | {'reasons': []})}"),
         ("Last night", training["last_night"]),

@@ -55,7 +55,7 @@ BUSY = STATUS | {
     "training": STATUS["training"] | {"allowed": True, "blockers": []},
     "worker": {"running": True, "pid": 11, "job": "job-1"},
     "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61, "backend": None},
-    "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000},
+    "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000, "waited_threshold_words": 400},
     "jobs": dict.fromkeys(STATUS["jobs"], 0),
 }
 #: No model, and no battery.

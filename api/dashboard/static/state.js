@@ -31,7 +31,7 @@ export function showState({ training, worker, texts, model, open_job: open }, jo
     if (!model.ready) return model.message ?? "The model is missing.";
     if (!texts.count) return "There are no texts yet.";
     if (!texts.new_words) return "All your texts are learned. Nothing to do.";
-    if (texts.new_words < texts.threshold_words) return `${fresh}. Learning starts by itself once there are ${number(texts.threshold_words)}.`;
+    if (texts.new_words < texts.threshold_words) return `${fresh}. Learning starts by itself once there are ${number(texts.threshold_words)}, or after a week with ${number(texts.waited_threshold_words)}.`;
     if (snoozed) return `Snoozed until ${when(training.snoozed_until)}; then it learns ${fresh}.`;
     if (!blockers.length) return `About to learn ${fresh}.`;
     const expected = training.expected_at ? `probably at ${when(training.expected_at)}` : "when the device charges and is idle";

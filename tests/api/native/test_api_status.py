@@ -60,7 +60,7 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             "backend": "transformers",
             "backend_reason": "tiny was not imported from a GGUF file",
         },
-        "texts": {"count": 0, "new_words": 0, "threshold_words": 400},
+        "texts": {"count": 0, "new_words": 0, "threshold_words": 1000, "waited_threshold_words": 400},
         "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
         "open_job": None,
     }
@@ -140,7 +140,7 @@ def test_counts_and_the_worker(api: InProcessApp) -> None:
     api.post(f"/jobs/{second}/cancel")
     api.tick()
     document = status(api)
-    assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 400}
+    assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 1000, "waited_threshold_words": 400}
     assert document["worker"] == {"running": True, "pid": api.runner.pid, "job": first}
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
 

@@ -124,7 +124,7 @@ class TestFollowUp:
         world.succeed(first.id, chain_steps=25, unfinished=True)
         world.tick()
         [job] = world.store.jobs.open()
-        assert (job.link, job.chain_steps, job.parent) == (2, 25, f"of-{first.id}")
+        assert (job.link, job.chain_steps, job.parent) == (1, 25, f"of-{first.id}")
         assert [text.id for text in world.store.texts.of_job(job.id)] == [
             text.id for text in world.store.texts.of_job(first.id)
         ]

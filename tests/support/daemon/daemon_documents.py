@@ -97,7 +97,7 @@ STATUS: Document = {
         "backend": "transformers",
         "backend_reason": "llama.cpp is not installed",
     },
-    "texts": {"count": 3, "new_words": 300, "threshold_words": 1000},
+    "texts": {"count": 3, "new_words": 300, "threshold_words": 1000, "waited_threshold_words": 400},
     "jobs": {"queued": 0, "running": 0, "paused": 0, "succeeded": 2, "failed": 1, "cancelled": 0},
     "open_job": None,
 }

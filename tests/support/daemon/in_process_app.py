@@ -97,7 +97,7 @@ class FakeRunner(WorkerProcess):
         """See WorkerProcess."""
         return 4711 if self.job_id else None
 
-    def start(self, job_id: str, start: int, *, seconds: float) -> None:
+    def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
         """See WorkerProcess."""
         assert self.job_id is None
         self.job_id = job_id
