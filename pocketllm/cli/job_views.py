@@ -54,7 +54,7 @@ def steps_text(job: Document) -> str:
 
 def left_text(job: Document) -> str:
     """Return the time that an unfinished job still has to run, if it is known, and the nights that it waits for."""
-    nights, left = job["eta_nights"], duration_text(job["eta_seconds"])
+    nights, left = job.get("eta_nights"), duration_text(job["eta_seconds"])
     left += f", about {plural(nights, 'night')}" if nights else ""
     return UNKNOWN if job["state"] in FINISHED_STATES else left
 

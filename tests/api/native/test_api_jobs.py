@@ -134,7 +134,7 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> 
     api.tick(3)
     detail = job(api, identity)
     assert detail["state"] == "running"
-    assert detail["settings"] == api.services.settings.training.model_dump(mode="json")
+    assert detail["settings"] == api.services.settings.training.model_dump(mode="json") | {"steps": 5}
     assert detail["events"] == [
         {"at": "2026-03-01T12:00:00Z", "kind": "queued", "message": "queued by owner"},
         {"at": "2026-03-01T12:00:03Z", "kind": "started", "message": "a worker has started"},

@@ -6,24 +6,16 @@ import pytest
 
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.night import FIRST_STEPS, LEAST_WORTH, MIN_STEPS
+from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome, Requester
-from tests.daemon.training.test_exact_job import EXACT
-from tests.support.daemon.workers import (
-    NOW,
-    changed,
-    data_folder,
-    finish,
-    kill_when,
-    notes,
-    queue_job,
-    run_here,
-    start_worker,
-)
+from tests.support.daemon.workers import NOW, data_folder, finish, kill_when, notes, queue_job, run_here, start_worker
 from tests.support.models.learning import equal
 
-AUTO = changed(EXACT, steps="auto")
+AUTO = TrainingSettings(
+    method="exact", batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000, rehearsal=0.0
+)
 
 
 @pytest.fixture
