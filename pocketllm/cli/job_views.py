@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from math import ceil
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -268,7 +269,7 @@ def plan_view(plan: Document) -> RenderableType:
         ("  training", f"{working} (training.memory_bytes)"),
         ("  including", f"activations of {plan['kept_layers']} layers: {saved}" if plan["kept_layers"] else None),
         ("  a layer's weights", bytes_text(mapped)),
-        ("Time", time_text(found)),
+        ("Time", f"{time_text(found)}; about {plural(max(1, ceil(plan['nights'])), 'night')}"),
         ("Text", stored if text["enough"] else Text("none yet; add some with `pocketllm add`", style="yellow")),
     )
     return Group(grid, *(Text(f"Reduced: {printable(sentence)}", style="yellow") for sentence in plan["reductions"]))

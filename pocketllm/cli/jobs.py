@@ -94,7 +94,9 @@ def plan(
     from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
     from pocketllm.cli.job_views import plan_view
     from pocketllm.daemon.paths import DataFolder
+    from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
+    from pocketllm.daemon.scheduling.runs import RunRecorder
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.formats.model_folder import open_model_folder
 
@@ -102,14 +104,14 @@ def plan(
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
     requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
-    planned = plan_job(
-        open_model_folder(folder.models / settings.model), with_request(settings.training, JobRequest(**requested))
-    )
-    enough_text = EnoughTextOut.of(0, 0)
+    enough_text, ahead = EnoughTextOut.of(0, 0), NOT_KNOWN
     if folder.database.exists():
         with stored(folder.database) as store:
             counts = store.texts.counts()
+            ahead = Ahead(words=counts.new_words, seconds=RunRecorder(store.runs).usual_night())
         enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    training = with_request(settings.training, JobRequest(**requested))
+    planned = plan_job(open_model_folder(folder.models / settings.model), training, ahead)
     document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
     show(options, document, plan_view(document))
 

@@ -57,6 +57,7 @@ def test_the_document(api: InProcessApp) -> None:
         "mode": "lora",
         "method": "exact",
         "steps": 30,
+        "nights": round(planned.nights, 2),
         "batch": 3,
         "block_tokens": 64,
         "probes": 1,

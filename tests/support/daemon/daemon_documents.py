@@ -118,6 +118,7 @@ PLAN: Document = {
     "mode": "lora",
     "method": "exact",
     "steps": 40,
+    "nights": 1.4,
     "batch": 4,
     "block_tokens": 64,
     "probes": 1,
