@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, connected, given, make_console, program, progress, show, stored
+from pocketllm.cli.common import (
+    Common,
+    Method,
+    ShowByDefault,
+    connected,
+    given,
+    make_console,
+    program,
+    progress,
+    show,
+    stored,
+)
 from pocketllm.errors import (
     EXIT_ERROR,
     CommandError,
@@ -45,23 +56,9 @@ class TrainingMode(StrEnum):
     FULL = "full"
 
 
-class TrainingMethod(StrEnum):
-    """The training method."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    MEZO = "mezo"
-
-
 # What `train` and `plan` have in common; without them the daemon's settings stand.
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the daemon's setting.")]
 Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter (lora) or all weights (full).")]
-Method = Annotated[
-    TrainingMethod | None,
-    typer.Option(
-        help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
-    ),
-]
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text per step.")]
 Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Random directions per step of mezo.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
