@@ -1,0 +1,1 @@
+"""What the mornings bring, by simulation."""

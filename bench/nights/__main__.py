@@ -1,0 +1,201 @@
+"""What the mornings bring, on slow and fast devices: sixty nights by the real scheduler, database, trainer and judge.
+
+python -m bench.nights [--quick] [--seed N] [--seeds N] [--nights N]
+
+Half of the owners begin with a few thousand words of their own, and half with nothing; all write every day, change a
+note a day and delete one now and then. Time is simulated, and what is won follows measured curves (device.py).
+
+first_morning: of the runs, the part with an adapter that is served after the first night in which a job waited and 20
+steps were possible. gain_14: nats won after 14 nights over those of one job without a pause, on the same texts and for
+as many seconds. used: of the time in which a job waited or ran and the device was free, the part in which a worker ran,
+without what kills have lost. edited: nats won, over all mornings, over those without edits. oldest_job_days: the
+greatest age at which a job ended. NAME_worst is of the worst device and model, and NAME_imports and NAME_nothing are of
+the owners who begin with text, and without.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.common.harness import Limit, finish, keep, parser, progress, start, table
+from bench.nights.device import MODELS, SPEEDS, Device
+from bench.nights.life import Life, Owner
+from pocketllm.daemon.scheduling.night import Ahead
+from pocketllm.storage.store import Store
+
+LIMITS = {
+    "first_morning": Limit(at_least=0.95),
+    "gain_14": Limit(at_least=0.9),
+    "used": Limit(at_least=0.95),
+    "edited": Limit(at_least=0.97),
+    "oldest_job_days": Limit(at_most=14),
+}
+_FORTNIGHT, _MOST_OF_IT = 14, 0.9
+#: Words of a usual job.
+_USUAL_WORDS = 4000
+
+#: A life and what came of it.
+Run = dict[str, Any]
+
+
+def run_of(device: Device, owner: Owner, scratch: Path, empty: Path, *, edits: bool) -> Run:
+    """Live a life. empty: a database without texts."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        life = Life(device, owner, Path(folder), empty, edits=edits)
+        mornings = life.live()
+        oldest = life.oldest_job_days()
+        life.store.close()
+    opened = [0.0, *(morning.open_seconds for morning in mornings)]
+    possible = (
+        number
+        for number, morning in enumerate(mornings, 1)
+        if morning.job_seconds > 0 and opened[number] - opened[number - 1] >= device.shortest_job_seconds
+    )
+    won = [morning.won for morning in mornings]
+    return {
+        "model": device.model,
+        "speed": device.speed,
+        "seed": owner.seed,
+        "imports": owner.imports,
+        "edits": edits,
+        "possible_night": next(possible, None),
+        "served_night": next((number for number, morning in enumerate(mornings, 1) if morning.served), None),
+        "job_seconds": sum(morning.job_seconds for morning in mornings),
+        "used_seconds": sum(morning.used_seconds for morning in mornings),
+        "oldest_job_days": oldest,
+        "most_of_it_night": next(number for number, one in enumerate(won, 1) if one >= _MOST_OF_IT * max(won)),
+        "won": [round(one, 4) for one in won],
+        "most": [round(morning.most, 4) for morning in mornings],
+    }
+
+
+def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
+    """The values of all runs so far."""
+    measures: dict[str, tuple[Callable[[Sequence[Run]], float | None], Callable[[Iterable[float]], float]]] = {
+        "first_morning": (_first_morning, min),
+        "gain_14": (_gain_14, min),
+        "used": (_used, min),
+        "edited": (_edited, min),
+        "oldest_job_days": (lambda some: max(run["oldest_job_days"] for run in some), max),
+    }
+    by_device = [[run for run in runs if _device(run) == device] for device in dict.fromkeys(map(_device, runs))]
+    values: dict[str, float | None] = {name: measure(runs) for name, (measure, _) in measures.items()}
+    for name, (measure, worst) in measures.items():
+        found = [value for some in by_device if (value := measure(some)) is not None]
+        values[f"{name}_worst"] = worst(found) if found else None
+    for name in ("first_morning", "gain_14"):
+        for imports in (True, False):
+            of_these = measures[name][0]([run for run in runs if run["imports"] is imports])
+            values[f"{name}_{'imports' if imports else 'nothing'}"] = of_these
+    return values
+
+
+def _device(run: Run) -> tuple[str, int]:
+    return run["model"], run["speed"]
+
+
+def _first_morning(runs: Sequence[Run]) -> float | None:
+    possible = [run for run in runs if run["possible_night"] is not None and run["edits"]]
+    in_time = [run for run in possible if (run["served_night"] or 10**9) <= run["possible_night"]]
+    return len(in_time) / len(possible) if possible else None
+
+
+def _gain_14(runs: Sequence[Run]) -> float | None:
+    runs = [run for run in runs if run["edits"]]
+    shares = [run["won"][_FORTNIGHT - 1] / run["most"][_FORTNIGHT - 1] for run in runs if len(run["won"]) >= _FORTNIGHT]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _used(runs: Sequence[Run]) -> float | None:
+    waited = sum(run["job_seconds"] for run in runs)
+    return sum(run["used_seconds"] for run in runs) / waited if waited else None
+
+
+def _edited(runs: Sequence[Run]) -> float | None:
+    won: dict[bool, float] = {True: 0.0, False: 0.0}
+    there = {(*_device(run), run["seed"]) for run in runs if not run["edits"]}
+    for run in runs:
+        if (*_device(run), run["seed"]) in there:
+            won[run["edits"]] += sum(run["won"])
+    return won[True] / won[False] if won[False] else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the bench."""
+    options = parser("bench.nights", "What the mornings bring, on slow and fast devices, by simulation.")
+    options.add_argument("--seed", type=int, default=0, help="of the first owner")
+    options.add_argument("--seeds", type=int, default=20, help="owners for each device and model")
+    options.add_argument("--nights", type=int, default=60)
+    chosen = options.parse_args(arguments)
+    devices = [Device(model, speed) for model, speed in product(MODELS, SPEEDS)]
+    if chosen.quick:
+        chosen.seeds, chosen.nights, devices = 1, 15, [devices[0], devices[-1]]
+    runs: list[Run] = []
+    in_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        dir=in_memory if in_memory.is_dir() else None, prefix="pocketllm-bench-"
+    ) as scratch:
+        empty = Path(scratch) / "empty.db"
+        Store.open(empty).close()
+        for seed in range(chosen.seed, chosen.seed + chosen.seeds):
+            owner = Owner(seed, chosen.nights)
+            runs += [run_of(device, owner, Path(scratch), empty, edits=True) for device in devices]
+            #: For each owner another third of the devices.
+            without = devices[seed % 3 :: 3] or devices[:1]
+            runs += [run_of(device, owner, Path(scratch), empty, edits=False) for device in without]
+            progress(f"owner {seed}: {len(runs)} lives")
+            keep("nights", values=values_of(runs), limits=LIMITS, raw={"runs": runs}, options=chosen)
+    return finish(
+        "nights", [_mornings(runs)], values=values_of(runs), limits=LIMITS, raw={"runs": runs}, options=chosen
+    )
+
+
+def _mornings(runs: Sequence[Run]) -> Any:
+    """The table of mornings: a row for each device and model."""
+    rows = []
+    for model, speed in dict.fromkeys(map(_device, runs)):
+        own, device = [run for run in runs if _device(run) == (model, speed)], Device(model, speed)
+        planned = device.plan(Ahead(words=_USUAL_WORDS))
+        nights = (
+            f"{median(run[name] or len(run['won']) for run in own if run['imports'] is imports):g}"
+            if any(run["imports"] is imports for run in own)
+            else "-"
+            for name, imports in product(("served_night", "most_of_it_night"), (True, False))
+        )
+        figures = (f"{value:.2f}" if (value := measure(own)) is not None else "-" for measure in (_gain_14, _used))
+        rows.append(
+            [
+                str(device),
+                f"{device.step_seconds:.0f}",
+                str(planned.plan.steps),
+                f"{planned.nights:.1f}",
+                *nights,
+                *figures,
+            ]
+        )
+    columns = [
+        "model at GFLOP/s",
+        "s a step",
+        "steps",
+        "nights a job",
+        "first adapter",
+        "from nothing",
+        "90 %",
+        "from nothing",
+        "gain_14",
+        "used",
+    ]
+    caption = (
+        f"Steps and nights are those of a job on {_USUAL_WORDS} words, with nights of 3 hours; the others are medians."
+    )
+    return table("Mornings: after how many nights", columns, rows, caption=caption)
+
+
+if __name__ == "__main__":
+    sys.exit(start(main))
