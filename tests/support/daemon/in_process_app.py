@@ -219,4 +219,5 @@ def in_process_app(folder: Path, **settings: Any) -> Iterator[InProcessApp]:
     try:
         yield InProcessApp(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)
     finally:
+        services.fresh_look.wake_lock.close()
         services.store.close()
