@@ -320,9 +320,9 @@ def load_settings(overrides: dict[str, Any]) -> Settings:
 def _explain(error: ValidationError) -> str:
     sentences = []
     for problem in error.errors(include_url=False):
-        if problem["type"] == "default_factory_not_called":
-            continue  # follows from another one
-        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "default_factory_not_called" or "literal['auto']" in problem["loc"]:
+            continue  # follows from another one, or is the other choice for a number
+        key = ".".join(str(part) for part in problem["loc"] if part != "constrained-int") or "settings"
         sentences.append(
             f"Setting {key} has the value {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}."
         )

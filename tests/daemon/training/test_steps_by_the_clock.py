@@ -8,10 +8,12 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.night import FIRST_STEPS, LEAST_WORTH, MIN_STEPS
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.params.lora import load_adapter
+from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome, Requester
 from tests.support.daemon.workers import NOW, data_folder, finish, kill_when, notes, queue_job, run_here, start_worker
 from tests.support.models.learning import equal
+from tests.support.models.taught_model import sample_notes
 
 AUTO = TrainingSettings(
     method="exact", batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000, rehearsal=0.0
@@ -45,7 +47,7 @@ def test_a_short_night_ends_it_early_and_says_that_more_is_to_be_won(folder: Dat
 
 
 def test_a_following_job_makes_what_is_left_and_starts_from_its_adapter(folder: DataFolder, store: Store) -> None:
-    store.texts.add(notes(100), now=NOW)
+    store.texts.add([NewText(text=note, source="test") for note in sample_notes()], now=NOW)
     first = run_here(folder, store, queue_job(store, training=AUTO), seconds=0.0)
     assert first.unfinished, first.outcome
     job = store.jobs.start(queued(store), now=NOW)
