@@ -8,7 +8,8 @@ on steps, not on seconds, so another load on the machine changes nothing.
 
 passes_98: the passes over the text that win 98 % of what 300 steps win; of the text that wants most.
 split, with --split, which has results of its own: what five jobs of 60 steps win one after the other on a whole text,
-over what one of 300 steps wins; of the writer for whom it is worst.
+over what one of 300 steps wins; of the writer for whom it is worst. split_full_rate: the same with the full rate in
+each job, where the worker anneals the rate over the chain.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from bench.learn import text as learn_text
 from bench.learn.__main__ import divide, sample_text
 from bench.learn.ours import Scratch
 from pocketllm.backprop.method import Exact, ExactPlan, fresh_adapter, rate_for
+from pocketllm.daemon.scheduling.night import chain_share
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import trainer
 from pocketllm.daemon.training.run import pass_size
@@ -51,6 +53,8 @@ _QUICK_LONG, _QUICK_CHAIN = 6, (3, 3)
 _MAX_PASSES = 14
 #: What is to be won, as a share of what the long job wins.
 _ENOUGH = 0.98
+#: The value of chains without annealing.
+_FULL_RATE = "split_full_rate"
 
 #: A chain of jobs, what it was run on, and the losses in between.
 Run = dict[str, Any]
@@ -66,17 +70,20 @@ class Learner:
         self.points = exact_passes(read_shapes(self.model.folder), self.plan)
 
     @torch.no_grad()
-    def chain(self, text: Batch, held_out: Batch, jobs: Sequence[int], *, seed: int) -> dict[str, Any]:
-        """The held-out loss at first and after each job, and each job's best step."""
+    def chain(
+        self, text: Batch, held_out: Batch, jobs: Sequence[int], *, seed: int, annealed: bool = True
+    ) -> dict[str, Any]:
+        """The held-out loss at first and after each job, and each job's best step. annealed: over the chain, too."""
         adapter: Adapter | None = None
         losses, best = [self._loss(None, held_out)], []
         for number, steps in enumerate(jobs):
-            adapter, at = self._job(text, adapter, steps, seed=seed + 1000 * number)
+            share = chain_share(sum(jobs[:number]), sum(jobs)) if annealed else 1.0
+            adapter, at = self._job(text, adapter, steps, seed=seed + 1000 * number, share=share)
             losses.append(self._loss(adapter, held_out))
             best.append(at)
         return {"losses": losses, "best_steps": best}
 
-    def _job(self, text: Batch, parent: Adapter | None, steps: int, *, seed: int) -> tuple[Adapter, int]:
+    def _job(self, text: Batch, parent: Adapter | None, steps: int, *, seed: int, share: float) -> tuple[Adapter, int]:
         training, validation = split((text,))
         tokens = sum(bucket.inputs.numel() for bucket in training)
         adapter = fresh_adapter(self.model, rank=self.plan.rank, seed=seed) if parent is None else parent
@@ -89,12 +96,11 @@ class Learner:
 
         self.model.set_parameters(adapter)
         count = rehearsed(self.plan)
+        rate = share * rate_for(TrainingSettings().rate, tokens)
         method = Exact(
             self.model,
             adapter,
-            ExactPlan(
-                seed=seed, rate=rate_for(TrainingSettings().rate, tokens), samples_weight=count / self.plan.batch
-            ),
+            ExactPlan(seed=seed, rate=rate, samples_weight=count / self.plan.batch),
             pass_size(self.plan),
             to_start=to_start,
             samples=shuffled((self.samples,), size=count, seed=seed),
@@ -141,8 +147,8 @@ def steps_a_pass(text: Batch) -> int:
     return ceil(len(text) / (_BATCH - 1))
 
 
-#: Runs a chain of jobs: writer, text, words, steps of each job, seed.
-Runner = Callable[[Writer, Batch, int, Sequence[int], int], None]
+#: Runs a chain of jobs: writer, text, words, steps of each job, seed, annealed.
+Runner = Callable[[Writer, Batch, int, Sequence[int], int, bool], None]
 
 
 def run_lengths(writers: Sequence[Writer], options: argparse.Namespace, run: Runner) -> None:
@@ -154,15 +160,15 @@ def run_lengths(writers: Sequence[Writer], options: argparse.Namespace, run: Run
                     text = writer.last(words)
                     most = _MAX_PASSES * steps_a_pass(text)
                     for steps in (options.long, *(steps for steps in options.steps if steps <= most)):
-                        run(writer, text, words, (steps,), seed)
+                        run(writer, text, words, (steps,), seed, True)
 
 
 def run_chains(writers: Sequence[Writer], options: argparse.Namespace, run: Runner) -> None:
     """Run chains of short jobs, and long jobs, on the whole texts."""
     for seed in range(options.seeds):
         for writer in writers:
-            for jobs in (options.chain, (sum(options.chain),)):
-                run(writer, writer.division.training, writer.words, jobs, seed)
+            for jobs, annealed in ((options.chain, True), (options.chain, False), ((sum(options.chain),), True)):
+                run(writer, writer.division.training, writer.words, jobs, seed, annealed)
 
 
 def values_of(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, float | None]:
@@ -170,7 +176,8 @@ def values_of(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, flo
     values = _split(runs, options) if options.split else _passes(runs, options)
     found = [value for value in values.values() if value is not None]
     if options.split:
-        return {"split": min(found, default=None)} | values
+        least = {name: [values[key] for key in values if key.startswith(f"{name}/")] for name in ("split", _FULL_RATE)}
+        return {name: min((x for x in some if x is not None), default=None) for name, some in least.items()} | values
     return {"passes_98": max(found, default=None)} | values
 
 
@@ -189,11 +196,13 @@ def _passes(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, float
 def _split(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for writer in dict.fromkeys(run["writer"] for run in runs):
-        chains, long = (
-            [_won(run) for run in runs if run["writer"] == writer and run["jobs"] == list(jobs)]
-            for jobs in (options.chain, (sum(options.chain),))
-        )
-        values[f"split/{writer}"] = mean(chains) / mean(long) if chains and long else None
+        won: dict[tuple[int, bool], list[float]] = {}
+        for run in runs:
+            if run["writer"] == writer:
+                won.setdefault((len(run["jobs"]), run["annealed"]), []).append(_won(run))
+        for name, annealed in (("split", True), (_FULL_RATE, False)):
+            chains, long = won.get((len(options.chain), annealed)), won.get((1, True))
+            values[f"{name}/{writer}"] = mean(chains) / mean(long) if chains and long else None
     return values
 
 
@@ -212,14 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writers = [_writer(text, folder, Path(scratch)) for text in options.text or [sample_text(Path(scratch))]]
         learns = Learner(folder)
 
-        def run(writer: Writer, text: Batch, words: int, jobs: Sequence[int], seed: int) -> None:
-            key: Run = {"writer": writer.name, "words": words, "jobs": list(jobs), "seed": seed}
+        def run(writer: Writer, text: Batch, words: int, jobs: Sequence[int], seed: int, annealed: bool) -> None:
+            key: Run = {"writer": writer.name, "words": words, "jobs": list(jobs), "seed": seed, "annealed": annealed}
             if any(key.items() <= run.items() for run in runs):
                 return
-            found = learns.chain(text, writer.division.held_out, jobs, seed=seed)
+            found = learns.chain(text, writer.division.held_out, jobs, seed=seed, annealed=annealed)
             runs.append(key | {"steps_a_pass": steps_a_pass(text)} | provenance(options) | found)
             losses = ", ".join(f"{loss:.3f}" for loss in found["losses"])
-            progress(f"{writer.name}, {words} words, steps {jobs}, seed {seed}: {losses}; best {found['best_steps']}")
+            progress(f"{key}: {losses}; best steps {found['best_steps']}")
             keep(name, values=values_of(runs, options), limits=limits, raw=raw, options=options)
 
         (run_chains if options.split else run_lengths)(writers, options, run)
@@ -229,10 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _table(runs: Sequence[Run]) -> Any:
     """A row for each text and chain."""
     rows = []
-    for writer, words, jobs in dict.fromkeys((run["writer"], run["words"], tuple(run["jobs"])) for run in runs):
-        same = [run for run in runs if (run["writer"], run["words"], tuple(run["jobs"])) == (writer, words, jobs)]
+    keys = [(run["writer"], run["words"], tuple(run["jobs"]), run["annealed"]) for run in runs]
+    for writer, words, jobs, annealed in dict.fromkeys(keys):
+        same = [run for run, key in zip(runs, keys, strict=True) if key == (writer, words, jobs, annealed)]
         passes = sum(jobs) / same[0]["steps_a_pass"]
-        steps = " + ".join(map(str, jobs))
+        steps = " + ".join(map(str, jobs)) + ("" if annealed else ", full rate")
         rows.append([writer, str(words), steps, f"{passes:.1f}", f"{mean(map(_won, same)):.3f}", str(len(same))])
     return table("What jobs win", ["writer", "words", "steps", "passes", "won, nats", "seeds"], rows)
 

@@ -5,7 +5,14 @@ python -m bench.promotion [--quick]
 false_learned: of jobs that changed nothing, the part that is called 'learned'; false_forgets: the part that is called
 'worse'. Each is that of the worst number of held-out texts, out of 2 to 40, over 1 to 20 parts of old text. power_400,
 power_1000 and power_4000: how often a job on new text of so many words, which gains 0.3 nats per token, is called
-'learned'. All that is random comes from a fixed seed.
+'learned'.
+
+false_learned_chain and false_forgets_chain: of chains of ten jobs that change nothing but by noise, each from where the
+one before it has ended, the part in which at least one is called so; the worst number of held-out texts. A job that is
+called 'learned' is served, and the next ones are compared with it. power_1000_by_2 and power_1000_by_3: how often a
+chain on 1,000 words, whose first job gains 0.3 nats and each further one 0.1 more, has been called 'learned' by its
+second and its third job; power_1000_more: how often a job that gains 0.1 nats after one that was called 'learned' is.
+All that is random comes from a fixed seed.
 """
 
 from __future__ import annotations
@@ -22,10 +29,17 @@ from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.storage.repositories.texts import _Weighed, is_held_out, to_hold_out
 from pocketllm.storage.tables import Outcome
 
-LIMITS = {"false_learned": Limit(at_most=0.05), "false_forgets": Limit(at_most=0.05), "power_1000": Limit(at_least=0.8)}
+LIMITS = {
+    "false_learned": Limit(at_most=0.05),
+    "false_forgets": Limit(at_most=0.05),
+    "power_1000": Limit(at_least=0.8),
+    "false_learned_chain": Limit(at_most=0.05),
+    "false_forgets_chain": Limit(at_most=0.05),
+}
 TEXTS, PARTS = (2, 3, 5, 10, 20, 40), (1, 5, 20)
 WORDS = (400, 1000, 4000)
-GAIN = 0.3
+GAIN, MORE = 0.3, 0.1
+CHAIN, CHAIN_PARTS = 10, 5
 
 #: How a text's change differs from the mean change, in nats per token: by something of the text's own, and by noise
 #: that falls with the root of its tokens. Measured with SmolLM2 and an exact job of 40 steps on 15 short notes of a
@@ -59,11 +73,27 @@ def lengths(random: np.random.Generator, count: int) -> NDArray[np.int64]:
     return np.maximum(words, 3).astype(np.int64)
 
 
-def verdict(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, gain: float) -> EvaluationVerdict:
-    """The verdict on a job that changes new text by `gain` and old text not at all. parts: words of each text."""
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out blocks, and by how much a job lowers the loss of each."""
+
+    before: Array
+    fell: Array
+    weights: Sequence[int]
+    texts: Sequence[tuple[int, int]]
+    old_blocks: Sequence[int]
+
+    def verdict(self, fell: Array, *, link: int = 1) -> EvaluationVerdict:
+        """The verdict on a job that lowers the losses by this."""
+        before, now = self.before.tolist(), (self.before - fell).tolist()
+        return evaluate(before, now, self.weights, texts=self.texts, old_blocks=self.old_blocks, link=link)
+
+
+def held_out(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, gain: float) -> HeldOut:
+    """A job that changes new text by `gain` and old text not at all. parts: words of each text."""
     most = max(map(len, parts))
     common = effects(random, most)
-    before, now, weights, texts, blocks = [], [], [], [], []
+    before, falls, weights, texts, blocks = [], [], [], [], []
     for number, words in enumerate(parts):
         own = effects(random, most)
         change = np.sqrt(BETWEEN_PARTS) * common + np.sqrt(1 - BETWEEN_PARTS) * own
@@ -71,14 +101,33 @@ def verdict(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, 
         tokens = np.maximum(2, (TOKENS_A_WORD * words).astype(np.int64))
         counts = [min(BLOCK, total - first) for total in tokens for first in range(0, total, BLOCK)]
         owners = [text for text, total in enumerate(tokens) for _ in range(0, total, BLOCK)]
-        fell = change[owners] + PER_TOKEN / np.sqrt(counts) * effects(random, len(counts))
-        rival = random.normal(4, 0.5, len(counts))
-        before += rival.tolist()
-        now += (rival - fell).tolist()
+        falls.append(change[owners] + PER_TOKEN / np.sqrt(counts) * effects(random, len(counts)))
+        before.append(random.normal(4, 0.5, len(counts)))
         weights += counts
         texts += [(number, text) for text in owners]
         blocks.append(len(counts))
-    return evaluate(before, now, weights, texts=texts, old_blocks=blocks[1:])
+    of_all = {"before": np.concatenate(before), "fell": np.concatenate(falls)}
+    return HeldOut(**of_all, weights=weights, texts=texts, old_blocks=blocks[1:])
+
+
+def outcome(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, gain: float) -> Outcome:
+    """What is said of such a job."""
+    found = held_out(random, parts, gain=gain)
+    return found.verdict(found.fell).outcome
+
+
+def chain(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], gains: Sequence[float]) -> list[Outcome]:
+    """What is said of a chain's jobs. gains: of each, beyond what the one before it has learned."""
+    outcomes: list[Outcome] = []
+    fell: Array | float = 0.0
+    for gain in gains:
+        found = held_out(random, parts, gain=gain)
+        fell = fell + found.fell
+        link = 1 + len(outcomes) - outcomes.count(Outcome.LEARNED)
+        outcomes.append(found.verdict(fell, link=link).outcome)
+        if outcomes[-1] is Outcome.LEARNED:  # it is served
+            fell = 0.0
+    return outcomes
 
 
 def effects(random: np.random.Generator, count: int) -> Array:
@@ -90,26 +139,49 @@ def effects(random: np.random.Generator, count: int) -> Array:
 def false_rates(texts: int, parts: int, *, trials: int, seed: int = 0) -> Counts:
     """What is said of jobs that change nothing, on this many held-out texts of each part."""
     random = np.random.default_rng((seed, texts, parts))
-    found = [
-        verdict(random, [lengths(random, texts) for _ in range(1 + parts)], gain=0.0).outcome for _ in range(trials)
-    ]
+    found = [outcome(random, [lengths(random, texts) for _ in range(1 + parts)], gain=0.0) for _ in range(trials)]
     return Counts(trials=trials, learned=found.count(Outcome.LEARNED), worse=found.count(Outcome.WORSE))
 
 
-def power(words: int, *, trials: int, seed: int = 0, gain: float = GAIN) -> tuple[float, float]:
-    """How often a first job on so many words is called 'learned', and the mean number of texts that it holds out."""
+def false_chains(texts: int, *, trials: int, seed: int = 0) -> Counts:
+    """How many chains of jobs that change nothing but by noise have such an outcome, on this many held-out texts."""
+    random = np.random.default_rng((seed, texts, CHAIN_PARTS, CHAIN))
+    found = [
+        chain(random, [lengths(random, texts) for _ in range(1 + CHAIN_PARTS)], [0.0] * CHAIN) for _ in range(trials)
+    ]
+    learned, worse = (sum(which in one for one in found) for which in (Outcome.LEARNED, Outcome.WORSE))
+    return Counts(trials=trials, learned=learned, worse=worse)
+
+
+def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
+    """The words of the texts that a first job on so many words holds out."""
+    night = lengths(random, 3 + 2 * words // MEDIAN_WORDS)
+    night = night[: int(np.searchsorted(night.cumsum(), words)) + 1]
+    ids = [f"text-{random.integers(2**63):016x}" for _ in night]
+    new = [_Weighed(*one, None, is_held_out(one[0])) for one in zip(ids, night.tolist(), strict=True)]
+    chosen = to_hold_out(new, trained=())
+    return np.array([text.words for text in new if text.id in chosen], dtype=np.int64)
+
+
+def power(words: int, *, trials: int, seed: int = 0, gain: float = GAIN) -> float:
+    """How often a first job on so many words is called 'learned'."""
     random = np.random.default_rng((seed, words))
-    learned, held_out = 0, 0
+    learned = 0
     for _ in range(trials):
-        night = lengths(random, 3 + 2 * words // MEDIAN_WORDS)
-        night = night[: int(np.searchsorted(night.cumsum(), words)) + 1]
-        ids = [f"text-{random.integers(2**63):016x}" for _ in night]
-        new = [_Weighed(*one, None, is_held_out(one[0])) for one in zip(ids, night.tolist(), strict=True)]
-        chosen = to_hold_out(new, trained=())
-        kept = np.array([text.words for text in new if text.id in chosen])
-        held_out += len(kept)
-        learned += len(kept) > 0 and verdict(random, [kept], gain=gain).outcome is Outcome.LEARNED
-    return learned / trials, held_out / trials
+        kept = first_job(random, words)
+        learned += len(kept) > 0 and outcome(random, [kept], gain=gain) is Outcome.LEARNED
+    return learned / trials
+
+
+def chain_power(words: int, *, trials: int, seed: int = 0) -> dict[str, float | None]:
+    """How often a chain on so many words is called 'learned' by its second and third job, and again by its second."""
+    random = np.random.default_rng((seed, words, CHAIN))
+    kept = (first_job(random, words) for _ in range(trials))
+    found = [chain(random, [one], (GAIN, MORE, MORE)) for one in kept if len(one)]
+    by_2, by_3 = (sum(Outcome.LEARNED in one[:number] for one in found) / trials for number in (2, 3))
+    again = [one[1] is Outcome.LEARNED for one in found if one[0] is Outcome.LEARNED]
+    more = sum(again) / len(again) if again else None
+    return {f"power_{words}_by_2": by_2, f"power_{words}_by_3": by_3, f"power_{words}_more": more}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,12 +189,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("bench.promotion", "How often promotion is wrong, by simulation.").parse_args(arguments)
     trials = 20 if options.quick else 600
     grid = {texts: [false_rates(texts, parts, trials=trials) for parts in PARTS] for texts in TEXTS}
-    values: dict[str, float | None] = {
-        value: max(sum(getattr(one, outcome) for one in found) / (trials * len(PARTS)) for found in grid.values())
-        for value, outcome in (("false_learned", "learned"), ("false_forgets", "worse"))
+    chains = {texts: false_chains(texts, trials=3 * trials) for texts in TEXTS}
+    values: dict[str, float | None] = {}
+    for value, which in (("false_learned", "learned"), ("false_forgets", "worse")):
+        rates = (sum(getattr(one, which) for one in found) / (trials * len(PARTS)) for found in grid.values())
+        values |= {
+            value: max(rates),
+            f"{value}_chain": max(getattr(one, which) / one.trials for one in chains.values()),
+        }
+    values |= {f"power_{words}": power(words, trials=5 * trials) for words in WORDS}
+    values |= chain_power(1000, trials=5 * trials)
+    raw = {
+        "grid": {texts: [vars(one) for one in found] for texts, found in grid.items()},
+        "chains": {texts: vars(one) for texts, one in chains.items()},
     }
-    values |= {f"power_{words}": power(words, trials=5 * trials)[0] for words in WORDS}
-    raw = {"grid": {texts: [vars(one) for one in found] for texts, found in grid.items()}}
     return finish("promotion", [], values=values, limits=LIMITS, raw=raw, options=options)
 
 

@@ -9,7 +9,7 @@ from os import getpid
 
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.fresh_look import FreshLook
-from pocketllm.daemon.conditions.wake_lock import RELEASE, TAKE, WakeLock
+from pocketllm.daemon.conditions.wake_lock import INHIBIT, RELEASE, TAKE, WakeLock
 from pocketllm.daemon.folders import FolderScans
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
@@ -85,7 +85,7 @@ def build_services(
     store = Store.open(folder.database, quota)
     places = Places(supplies=settings.power_supplies)
     sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
-    wake_lock = WakeLock(places.command(TAKE), places.command(RELEASE))
+    wake_lock = WakeLock(*map(places.command, (TAKE, RELEASE, INHIBIT)))
     generator = Generator(
         folder.models / settings.model,
         database=folder.database,

@@ -40,7 +40,12 @@ _STEP_SIZE = {"lora": 3e-3, "full": 1e-4}
 class TrainingSettings(_Section):
     """Parameters of a job. A change applies to jobs queued afterwards."""
 
-    new_words: int = Field(400, ge=1, description="Number of new words at which a job is queued by itself.")
+    new_words: int = Field(
+        1000,
+        ge=1,
+        description="Number of new words at which a job is queued by itself; two fifths of it are enough once the "
+        "oldest of them have waited for seven days.",
+    )
     steps: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         "auto", description="Steps per job; auto is what the text is worth, but no more than fit into the usual night."
     )

@@ -1,7 +1,7 @@
 """The tables. Times are aware UTC datetimes, durations seconds, sizes bytes, losses nats per token."""
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -165,8 +165,8 @@ class Job(SQLModel, table=True):
     words: int | None = None
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
-    #: Its number in a chain of jobs on the same text, and the steps that they have made. Each is tested on the same
-    #: held-out text.
+    #: Of its chain of jobs on the same text: 1 and the number of earlier ones that were not called 'learned', since all
+    #: are tested on the same held-out text; and the steps that they have made.
     link: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: The night ended it before it had made all steps that its text is worth: another job follows.
@@ -315,10 +315,7 @@ class DeletedText(SQLModel, table=True):
 
 
 class RunWindow(SQLModel, table=True):
-    """One run of a worker. Updated while it lasts, so a kill loses only its last seconds.
-
-    Readings are None where they were unknown.
-    """
+    """One run of a worker. Updated while it lasts, so a kill loses only its last seconds."""
 
     __tablename__ = "run_window"
 
@@ -332,12 +329,9 @@ class RunWindow(SQLModel, table=True):
     began_because: str
     ended_because: str | None = None
     cpu_seconds: float = 0.0
-    battery_began_percent: float | None = None
-    battery_ended_percent: float | None = None
-    #: What went into the battery, less what it gave.
-    battery_watt_hours: float | None = None
-    hottest_battery_celsius: float | None = None
-    hottest_zone_celsius: float | None = None
+    #: The job's last step when it began, and the steps made since.
+    began_step: int = 0
+    steps: int = 0
 
 
 class IdleWindow(SQLModel, table=True):
@@ -349,6 +343,16 @@ class IdleWindow(SQLModel, table=True):
     began_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
     #: None while it lasts.
     ended_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True, index=True))
+
+
+class HeldBack(SQLModel, table=True):
+    """For how long a blocker kept a waiting job from running in a night, while nobody used the device."""
+
+    __tablename__ = "held_back"
+
+    night: date = Field(primary_key=True)  #: the date on which it ended
+    name: str = Field(primary_key=True)
+    seconds: float = 0.0
 
 
 class Preference(SQLModel, table=True):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.native.jobs import job_out
 from pocketllm.api.native.schemas.jobs import EventOut, JobOut
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.services import Services
@@ -111,4 +112,4 @@ def _running(services: Services, job: str | None) -> JobOut | None:
     running = services.scheduler.running_job
     if running is None or job not in (None, running):
         return None
-    return JobOut.of(services.store.jobs.get(running), services.store.step_log.progress(running))
+    return job_out(services, services.store.jobs.get(running))

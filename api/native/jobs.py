@@ -1,6 +1,7 @@
 """/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
 
 from http import HTTPStatus
+from math import ceil
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, job_fields
+from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, seconds_left
 from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
 from pocketllm.api.native.schemas.reports import CurveOut, ReportOut, report_numbers, whole_report
 from pocketllm.api.responses import PrettyJSONResponse
@@ -17,7 +18,7 @@ from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
 from pocketllm.storage.errors import NotYet, WrongState
 from pocketllm.storage.repositories.step_log import Progress
-from pocketllm.storage.tables import OPEN_STATES, Job
+from pocketllm.storage.tables import OPEN_STATES, Job, JobState
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
@@ -65,7 +66,7 @@ def request_job(
     )
     services.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
-    return _out(services, job)
+    return job_out(services, job)
 
 
 @router.post("/jobs/plan")
@@ -88,7 +89,7 @@ def list_jobs(
     if not may_monitor(request):
         page = Page[JobProgressOut].of([JobProgressOut.of(row, _progress(services, row)) for row in rows], limit)
     else:
-        page = Page[JobOut].of([_out(services, row) for row in rows], limit)
+        page = Page[JobOut].of([job_out(services, row) for row in rows], limit)
     # Serialized here: FastAPI would validate and serialize the page in another thread.
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
@@ -99,7 +100,7 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
     return JobDetailOut(
-        **job_fields(job, step_log.progress(job_id)),
+        **dict(job_out(services, job)),
         settings=job.settings,
         plan=job.plan,
         curve=CurveOut.of(step_log.curve(job_id)),
@@ -112,13 +113,13 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Cancel a job. Its worker stops at once, and its progress is deleted."""
-    return _out(services, services.scheduler.cancel(job_id, services.now()))
+    return job_out(services, services.scheduler.cancel(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/pause")
 def pause_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Pause a job until you resume it. Its worker stops at once, and its progress is kept."""
-    return _out(services, services.scheduler.pause(job_id, services.now()))
+    return job_out(services, services.scheduler.pause(job_id, services.now()))
 
 
 @router.post("/jobs/{job_id}/resume")
@@ -126,11 +127,15 @@ def resume_job(job_id: JobId, services: ServicesDep) -> JobOut:
     """Resume a paused job; it continues when the conditions allow it."""
     job = services.scheduler.resume(job_id, services.now())
     services.wake()
-    return _out(services, job)
+    return job_out(services, job)
 
 
-def _out(services: Services, job: Job) -> JobOut:
-    return JobOut.of(job, _progress(services, job))
+def job_out(services: Services, job: Job) -> JobOut:
+    """A job and its progress."""
+    progress = _progress(services, job)
+    left = None if job.state is JobState.RUNNING else seconds_left(job, progress)
+    pace = services.scheduler.nights.usual_seconds(services.now()) if left else None
+    return JobOut.of(job, progress, eta_nights=ceil(left / pace) if left and pace else None)
 
 
 def _progress(services: Services, job: Job) -> Progress:

@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
+from math import ceil
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -12,10 +13,12 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.schemas.jobs import Data, ModelOut
+from pocketllm.api.native.jobs import job_out
+from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState
@@ -43,21 +46,17 @@ class ModelStatus(BaseModel):
     adapter: str | None
 
 
-class GateOut(BaseModel, from_attributes=True, revalidate_instances="always"):
-    """Whether a job may run, and everything that blocks it."""
+class TrainingStatus(BaseModel):
+    """Whether a job may run now, everything that blocks it, and when one probably can."""
 
     allowed: bool
     blockers: list[Blocker] = Field(description="`until` is when a blocker ends by itself; null if unknown.")
-
-
-class TrainingStatus(GateOut):
-    """Whether a job may run now, and when one probably can."""
-
     run_mode: str
     snoozed_until: datetime | None
     expected_at: datetime | None = Field(
-        description="When a job can probably run, judging by yesterday; null if unknown."
+        description="When a job can probably run, judging by the last days; null if unknown."
     )
+    last_night: str = Field(description="What ran in the night that ends or ended today, and what held a job back.")
 
 
 class WorkerStatus(BaseModel):
@@ -85,7 +84,8 @@ class TextStatus(BaseModel):
 
     count: int
     new_words: int
-    threshold_words: int
+    threshold_words: int = Field(description="New words at which a job is queued by itself.")
+    waited_threshold_words: int = Field(description="The same once the oldest of them have waited for seven days.")
 
 
 class StatusOut(BaseModel, revalidate_instances="always"):
@@ -102,6 +102,7 @@ class StatusOut(BaseModel, revalidate_instances="always"):
     generator: GeneratorStatus
     texts: TextStatus
     jobs: dict[JobState, int]
+    open_job: JobOut | None = Field(description="The job that runs, or runs next.")
 
 
 @router.get("/health")
@@ -115,6 +116,8 @@ def status(services: ServicesDep) -> StatusOut:
     """Return the daemon's processes, readings and blockers."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
     verdict, left, backend = scheduler.verdict, generator.idle_seconds_left, generator.backend
+    now, opened = services.now(), services.store.jobs.open()
+    threshold = services.settings.training.new_words
     return StatusOut(
         version=version("pocketllm"),
         uptime_seconds=round(services.uptime_seconds, 1),
@@ -123,8 +126,9 @@ def status(services: ServicesDep) -> StatusOut:
             allowed=verdict.allowed,
             blockers=list(verdict.blockers),
             run_mode=services.settings.gate.run_mode,
-            snoozed_until=services.store.preferences.snoozed_until(services.now()),
-            expected_at=scheduler.expected_at(services.now()),
+            snoozed_until=services.store.preferences.snoozed_until(now),
+            expected_at=scheduler.expected_at(now),
+            last_night=scheduler.nights.last(now),
         ),
         readings=list(scheduler.readings),
         worker=WorkerStatus(
@@ -138,32 +142,14 @@ def status(services: ServicesDep) -> StatusOut:
             backend_reason=backend.reason if backend else None,
         ),
         texts=TextStatus(
-            count=counts.texts, new_words=counts.new_words, threshold_words=services.settings.training.new_words
+            count=counts.texts,
+            new_words=counts.new_words,
+            threshold_words=threshold,
+            waited_threshold_words=ceil(ENOUGH_SHARE * threshold),
         ),
         jobs=services.store.jobs.counts(),
+        open_job=job_out(services, opened[0]) if opened else None,
     )
-
-
-class ReadingsIn(Body):
-    """Readings to use instead of the sensors', in the units of /status. Null is unknown."""
-
-    power: bool | None = None
-    plug: str | None = Field(None, description="`ac`, `usb`, `wireless`, `dock`, `another` or `none`.")
-    battery: float | None = None
-    temperature: float | None = None
-    health: str | None = Field(None, description="`good`, or another word of the battery's driver.")
-    screen: bool | None = None
-    idle: float | None = None
-    memory: float | None = None
-    memory_pressure: float | None = Field(None, alias="memory pressure")
-    heat: float | None = None
-    disk: float | None = None
-
-
-class WhatIfIn(Body, json_schema_extra={"example": {"readings": {"battery": 12, "screen": True, "power": None}}}):
-    """Hypothetical readings."""
-
-    readings: ReadingsIn
 
 
 class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):
@@ -198,13 +184,6 @@ class SnoozeOut(BaseModel):
     """When the snooze ends; null if there is none."""
 
     snoozed_until: datetime | None
-
-
-@router.post("/status/what-if")
-def what_if(services: ServicesDep, body: WhatIfIn) -> GateOut:
-    """Return the gate's verdict on hypothetical readings. Changes nothing."""
-    readings = body.readings.model_dump(by_alias=True, exclude_unset=True)
-    return GateOut.model_validate(services.scheduler.what_if(readings, services.now()))
 
 
 @router.post("/status/screen")

@@ -184,7 +184,7 @@ def _out(services: Services, job: Job) -> TuningJob:
     """A job; also one that was asked for otherwise, or began by itself."""
     said = job.tuning or {"model": LATEST, "training_file": INBOX}
     step_log, adapter, finished = services.store.step_log, _adapter(services, job), job.finished_at
-    left = seconds_left(job, step_log.progress(job.id))
+    left = seconds_left(job, step_log.progress(job.id)) if job.state is JobState.RUNNING else None
     hyperparameters = _AUTO | FineTuningRequest.model_validate(said).requested_hyperparameters
     steps = step_log.steps(job.id) if job.state is JobState.SUCCEEDED else None
     failed = {"code": "job_failed", "message": job.error or "", "param": None}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench.nights.device import Device, Known, Lesson
-from bench.promotion import verdict
+from bench.promotion import held_out
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, TOKENS_A_WORD, Ahead, fitting, worth
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
@@ -240,7 +240,7 @@ class SimulatedWorker(WorkerProcess):
         """When the work will be done."""
         return self._began + timedelta(seconds=self._attempt.at) if self.job_id else None
 
-    def start(self, job_id: str, start: int, *, seconds: float) -> None:
+    def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
         """See WorkerProcess."""
         job, texts = self.store.jobs.get(job_id), self.store.texts.of_job(job_id)
         saved = self._saved.get(job_id) if job.plan else None
@@ -302,7 +302,8 @@ class SimulatedWorker(WorkerProcess):
         learned = attempt.lesson.after(stopping.best_step)
         rival = self.known[None if job.compared_with in (None, BASE) else job.compared_with]
         words = [np.array([text.words for text in part] or [3]) for part in attempt.parts]
-        found = verdict(self.random, words, gain=learned.won - rival.won)
+        measured = held_out(self.random, words, gain=learned.won - rival.won)
+        found = measured.verdict(measured.fell, link=job.link)
         made = job.total_steps or attempt.worth
         goes_on = not stopping.ended_early and attempt.worth - made >= MIN_STEPS
         self.known[identity] = learned

@@ -1,25 +1,30 @@
-"""Android's wake lock, held while a job runs: without it the phone's processor sleeps with the screen.
+"""Keeps the machine awake while a job runs: by Android's wake lock, or by an inhibitor of systemd's logind.
 
-Termux has one lock for all programs and does not count its users, so this module does.
+Without it, a phone's processor sleeps with the screen, and a laptop when nobody uses it. Termux has one lock for all
+programs and does not count its users, so this module does.
 """
 
 import logging
+import subprocess
 import threading
 
 from pocketllm.daemon.conditions.poller import ProbeFailed, run
 
 log = logging.getLogger(__name__)
 
-TAKE, RELEASE = "termux-wake-lock", "termux-wake-unlock"
+TAKE, RELEASE, INHIBIT = "termux-wake-lock", "termux-wake-unlock", "systemd-inhibit"
+#: Holds the inhibitor while `cat` runs, which ends with its standard input, and so with the daemon.
+_INHIBITED = ("--what=sleep", "--mode=block", "--who=PocketLLM", "--why=It learns while nobody uses the device.", "cat")
 _TIMEOUT_SECONDS = 10.0
 
 
 class WakeLock:
     """A counted lock: the first user takes it, the last one releases it."""
 
-    def __init__(self, take: str | None = None, release: str | None = None) -> None:
-        """take, release: the commands; None does nothing."""
-        self._take, self._release = take, release
+    def __init__(self, take: str | None = None, release: str | None = None, inhibit: str | None = None) -> None:
+        """take, release, inhibit: the commands; None does nothing."""
+        self._take, self._release, self._inhibit = take, release, inhibit
+        self._inhibitor: subprocess.Popen[bytes] | None = None
         self._users = 0
         self._lock = threading.Lock()
         self._last: threading.Thread | None = None
@@ -35,6 +40,7 @@ class WakeLock:
             self._users += 1
             if self._users == 1:
                 self._run(self._take)
+                self._start_inhibitor()
 
     def release(self) -> None:
         """Remove a user."""
@@ -42,6 +48,7 @@ class WakeLock:
             self._users = max(0, self._users - 1)
             if self._users == 0:
                 self._run(self._release)
+                self._end_inhibitor()
 
     def close(self) -> None:
         """Release it, whoever has taken it, and wait for that."""
@@ -53,6 +60,28 @@ class WakeLock:
         """Wait until the last command has ended."""
         if self._last is not None:
             self._last.join(timeout_seconds)
+
+    def _start_inhibitor(self) -> None:
+        if self._inhibit is None:
+            return
+        try:
+            self._inhibitor = subprocess.Popen(
+                [self._inhibit, *_INHIBITED],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # without a terminal that it could ask for a password
+            )
+        except OSError as error:
+            log.warning("%s cannot be run: %s", self._inhibit, error.strerror)
+
+    def _end_inhibitor(self) -> None:
+        inhibitor, self._inhibitor = self._inhibitor, None
+        if inhibitor is not None:
+            if code := inhibitor.poll():
+                log.info("%s exited with code %d: the machine could go to sleep", self._inhibit, code)
+            inhibitor.kill()  # logind may hang
+            inhibitor.communicate()
 
     def _run(self, command: str | None) -> None:
         """Run a command in the background, since it may hang; commands run one after the other, in order."""

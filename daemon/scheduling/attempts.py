@@ -5,11 +5,10 @@ then it is tried again at the next tick.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.scheduling.runs import RunRecorder
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
@@ -60,19 +59,19 @@ class Attempts:
         """The worker's job while one runs."""
         return self._runner.job_id
 
-    def start(self, job: Job, *, because: str, seconds: float, readings: Sequence[Reading], now: datetime) -> None:
+    def start(self, job: Job, *, because: str, seconds: float, now: datetime) -> None:
         """Start a worker on a waiting job. None must be running. seconds: what is probably left of the night. Raises
         StorageError.
         """
         started = self._store.jobs.start(job.id, now=now)
         self._step_at_start = self._store.step_log.last_step(job.id)
         try:
-            self._runner.start(job.id, started.starts, seconds=seconds)
+            self._runner.start(job.id, started.starts, seconds=seconds, immediate=started.immediate)
         except OSError as error:  # out of processes, memory or disk
             self._try_again(started, f"the worker could not be started: {error}", now)
             return
         self._wake_lock.take()
-        self._runs.begin(job.id, because=because, readings=readings, now=now)
+        self._runs.begin(job.id, because=because, now=now)
         log.info("job %s: worker %s started at step %d", job.id, self._runner.pid, self._step_at_start)
 
     def watch(self) -> None:
@@ -89,7 +88,7 @@ class Attempts:
         if ended := self._runner.kill():
             self._note(_End(exit=ended, because="; ".join(reasons), reasons=reasons))
 
-    def settle(self, readings: Sequence[Reading], now: datetime) -> bool:
+    def settle(self, now: datetime) -> bool:
         """Store the end of the last worker; returns whether there was one. Raises StorageTrouble: call it again.
 
         A job that is marked as running without a worker is tried again.
@@ -99,7 +98,7 @@ class Attempts:
             job = self._store.jobs.get(end.exit.job_id)
             running = job.state is JobState.RUNNING
             because = end.because if running else f"the job has ended: {job.state}"
-            self._runs.end(because=because, cpu=end.exit.cpu_seconds, readings=readings, now=now)
+            self._runs.end(because=because, cpu=end.exit.cpu_seconds, now=now)
             if running:
                 if end.reasons is None:
                     self._try_again(job, because, now, is_crash=end.is_crash)
@@ -113,9 +112,9 @@ class Attempts:
                 self._try_again(job, "its worker is gone", now)
         return end is not None
 
-    def observe(self, readings: Sequence[Reading], now: datetime) -> None:
+    def observe(self, now: datetime) -> None:
         """Store now and then that the worker still runs."""
-        self._runs.observe(self._runner.cpu_seconds, readings, now)
+        self._runs.observe(self._runner.cpu_seconds, now)
 
     def _note(self, end: _End) -> None:
         self._end = end

@@ -1,14 +1,14 @@
 """How long a job is: as many steps as its text is worth, but no more than fit into the usual night."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 
 from pocketllm.engine.planning.memory_model import JobPlan
 
 #: The usual night in seconds, while none is known.
 UNKNOWN_NIGHT = 3 * 3600.0
-#: Passes over a text that win 98 % of what 300 steps win, and the most steps of a job (bench.passes).
-PASSES, MAX_STEPS = 5.0, 300
+#: What wins 98 % of what 300 steps win (bench.passes): two passes over a text; of little text, 40 steps.
+PASSES, LEAST_WORTH, MAX_STEPS = 2.0, 40, 300
 #: The fewest steps that are a job: half of them warm up.
 MIN_STEPS = 20
 #: A job that so many nights did not finish ends at the start of the next.
@@ -37,7 +37,16 @@ NOT_KNOWN = Ahead()
 
 def worth(steps_a_pass: float, method: str) -> int:
     """The steps that a text is worth. MeZO learns too little in a step for a text to be used up."""
-    return MAX_STEPS if method == "mezo" else min(MAX_STEPS, max(MIN_STEPS, ceil(PASSES * steps_a_pass)))
+    return MAX_STEPS if method == "mezo" else min(MAX_STEPS, max(LEAST_WORTH, ceil(PASSES * steps_a_pass)))
+
+
+def chain_share(made: int, worth: int) -> float:
+    """The rate's peak in a job of a chain over that in its first: a cosine, by the steps that the chain has made.
+
+    With the full rate in each, five jobs of 60 steps win 0.94 to 0.99 of what one of 300 wins, with this 0.96 to 0.99
+    (bench.passes --split).
+    """
+    return (1 + cos(pi * made / max(1, worth))) / 2
 
 
 def fitting(seconds: float, seconds_per_step: float) -> int:

@@ -1,23 +1,27 @@
 """Records the runs of workers, and the times at which the gate was open."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Set
 from datetime import date, datetime, timedelta
 
-from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT
+from pocketllm.daemon.scheduling.nights import night_of
 from pocketllm.daemon.uptime import local_time
-from pocketllm.storage.repositories.runs import Observed, RunWindowStore, seconds_within
+from pocketllm.storage.repositories.runs import RunWindowStore, seconds_within
 
 #: How often an open run is stored: the most that a kill of the daemon loses.
 _EVERY = timedelta(minutes=1)
 #: How long the cached sum of a day is used.
 _SUM_FOR = timedelta(seconds=30)
 
-_DAY, _HALF_A_DAY = timedelta(days=1), timedelta(hours=12)
-#: How many nights say what is usual.
-_USUAL_NIGHTS = 14
+_DAY = timedelta(days=1)
+#: How many nights say what is usual, and the days that the forecast is made from.
+_USUAL_NIGHTS, _DAYS = 14, 7
 #: Shorter idle times are ignored.
 _WORTHWHILE = timedelta(minutes=10)
+#: The blockers while somebody uses the device.
+_IN_USE = {"screen", "idle"}
+#: What held a job back is stored when one blocker has that many seconds more: a write wears flash.
+_HELD_SECONDS = 600.0
 
 
 class RunRecorder:
@@ -30,6 +34,8 @@ class RunRecorder:
         self._allowed = False
         self._opened_at: datetime | None = None  #: when the gate has opened, while it is open
         self._written_at: datetime | None = None
+        self._held: dict[tuple[date, str], float] = {}  #: seconds by night and blocker, not stored yet
+        self._held_at: datetime | None = None
         self._sum: tuple[datetime, datetime, float] | None = None  #: day, time of the sum, seconds
 
     def recover(self, now: datetime) -> None:
@@ -47,10 +53,10 @@ class RunRecorder:
         """The seconds of the usual night: of the last nights' longest times with an open gate, the lower quartile."""
         longest: dict[date, float] = {}
         for window in self._store.idle_windows():
-            seconds = ((window.ended_at or window.began_at) - window.began_at).total_seconds()
-            if timedelta(seconds=seconds) >= _WORTHWHILE:
-                night = self._night(window.began_at)
-                longest[night] = max(seconds, longest.get(night, 0.0))
+            lasted = (window.ended_at or window.began_at) - window.began_at
+            if lasted >= _WORTHWHILE:
+                night = night_of(self._local(window.began_at))
+                longest[night] = max(lasted.total_seconds(), longest.get(night, 0.0))
         last = sorted(seconds for _, seconds in sorted(longest.items())[-_USUAL_NIGHTS:])
         return last[len(last) // 4] if last else UNKNOWN_NIGHT
 
@@ -60,41 +66,60 @@ class RunRecorder:
 
     def nights_of(self, job_id: str, now: datetime) -> int:
         """The number of nights before this one in which a job ran."""
-        return len({self._night(window.began_at) for window in self._store.of_job(job_id)} - {self._night(now)})
+        nights = {night_of(self._local(window.began_at)) for window in self._store.of_job(job_id)}
+        return len(nights - {night_of(self._local(now))})
 
-    def _night(self, at: datetime) -> date:
-        """The night that a time belongs to: from noon to noon, by the date on which it ends."""
-        return (self._local(at) + _HALF_A_DAY).date()
+    def hold(self, names: Set[str], night: date, now: datetime) -> None:
+        """Count the time since the last call for the blockers that keep a waiting job from running.
+
+        While somebody uses the device, nothing else holds it back. A clock that jumps counts for little.
+        """
+        lasted = min(max(timedelta(0), now - (self._held_at or now)), _EVERY)
+        self._held_at = now
+        if names <= _IN_USE or not names & _IN_USE:
+            for name in names:
+                self._held[night, name] = self._held.get((night, name), 0.0) + lasted.total_seconds()
+        if max(self._held.values(), default=0.0) >= _HELD_SECONDS:
+            self._store.hold_back(self._held)
+            self._held = {}
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job can probably run next, judging by yesterday; None if nothing is known of it.
+        """When a job can probably run next; None if the last days do not say.
 
-        That is the first time from now on at which the gate was open for a while a day before.
+        That is the first time from now on at which the gate was open on most of the last seven days, or of those known.
         """
         if self._allowed:
             return now
-        for window in self._store.idle_windows(now - _DAY):
-            end = min(window.ended_at or now, now)  # the clock may have been set back since
-            if end - window.began_at >= _WORTHWHILE:
-                return max(now, window.began_at + _DAY)
+        windows = [
+            (window.began_at, end)
+            for window in self._store.idle_windows(now - _DAYS * _DAY)
+            # The clock may have been set back since.
+            if (end := min(window.ended_at or now, now)) - window.began_at >= _WORTHWHILE
+        ]
+        oldest = min((began for began, _ in windows), default=now)
+        for at in sorted([now, *(now + (began - now) % _DAY for began, _ in windows)]):
+            known = max(1, min(_DAYS, (at - oldest) // _DAY))
+            before = [at - day * _DAY for day in range(1, known + 1)]
+            if 2 * sum(any(began <= then < end for began, end in windows) for then in before) > known:
+                return at
         return None
 
-    def begin(self, job_id: str, *, because: str, readings: Sequence[Reading], now: datetime) -> None:
+    def begin(self, job_id: str, *, because: str, now: datetime) -> None:
         """A worker was started."""
-        self._open = self._store.begin(job_id, because=because, seen=_observed(readings, None), now=now)
+        self._open = self._store.begin(job_id, because=because, now=now)
         self._written_at = now
 
-    def observe(self, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+    def observe(self, cpu: float | None, now: datetime) -> None:
         """The worker still runs; stored every _EVERY. cpu: its CPU seconds."""
         if self._open is None or self._written_at is None or timedelta(0) <= now - self._written_at < _EVERY:
             return
-        self._store.observe(self._open, seen=_observed(readings, cpu), now=now)
+        self._store.observe(self._open, cpu=cpu, now=now)
         self._written_at = now
 
-    def end(self, *, because: str, cpu: float | None, readings: Sequence[Reading], now: datetime) -> None:
+    def end(self, *, because: str, cpu: float | None, now: datetime) -> None:
         """The worker has ended. cpu: its CPU seconds."""
         if self._open is not None:
-            self._store.end(self._open, because=because, seen=_observed(readings, cpu), now=now)
+            self._store.end(self._open, because=because, cpu=cpu, now=now)
         self._open = self._sum = None
 
     def seconds_since(self, midnight: datetime, now: datetime) -> float:
@@ -111,19 +136,3 @@ class RunRecorder:
 def midnight_of(local: datetime) -> datetime:
     """The start of the owner's day."""
     return local.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _observed(readings: Sequence[Reading], cpu: float | None) -> Observed:
-    by_name = {reading.name: reading for reading in readings}
-    return Observed(
-        cpu_seconds=cpu,
-        battery_percent=_number(by_name, "battery"),
-        battery_celsius=_number(by_name, "temperature"),
-        battery_watts=_number(by_name, "battery power"),
-        zone_celsius=_number(by_name, "heat"),
-    )
-
-
-def _number(readings: Mapping[str, Reading], name: str) -> float | None:
-    value = readings[name].value if name in readings else None
-    return float(value) if isinstance(value, int | float) else None

@@ -4,7 +4,7 @@ import logging
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.admission import beside_generator
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
 from pocketllm.daemon.scheduling.night import MAX_NIGHTS, Ahead
+from pocketllm.daemon.scheduling.nights import Nights, night_of
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 PAUSED_BY_OWNER = "paused by the owner"
 #: After a failed job, older text alone is tried again by itself only after this time.
 _AFTER_FAILURE = timedelta(days=1)
+#: This share of `training.new_words` is enough if the oldest of them have waited for so long.
+ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
 #: The first of several deletions waits for the others as long, since to erase them writes the whole database.
 _ERASE_AFTER = timedelta(minutes=10)
 #: The blocker that is no condition.
@@ -74,7 +77,7 @@ class Scheduler:
         self.plans = Plans(settings.training, model_problem=model_problem, planner=planner, ahead=self._ahead)
         self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
-        self._runs = RunRecorder(store.runs, local)
+        self._runs, self.nights = RunRecorder(store.runs, local), Nights(store, local)
         self._attempts = Attempts(store, runner, self._runs, wake_lock, uptime)
         self._lock = threading.RLock()
         self._paused_at: float | None = None  # by uptime
@@ -144,7 +147,10 @@ class Scheduler:
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
-        self._attempts.observe(self.readings, now)
+        self._attempts.observe(now)
+        blocked = {blocker.name for blocker in self.verdict.blockers} if waiting else set()
+        self._runs.hold(blocked, night_of(self._local(now)), now)
+        self.nights.watch(now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -162,7 +168,7 @@ class Scheduler:
 
     def _settle(self, now: datetime) -> None:
         """Store the end of the last worker, and delete what it has left."""
-        if self._attempts.settle(self.readings, now):
+        if self._attempts.settle(now):
             self._sweep(now)
 
     def _sweep(self, now: datetime) -> None:
@@ -241,7 +247,7 @@ class Scheduler:
         return min(self._runs.usual_night(), 60 * (self._settings.gate.minutes_per_day or inf))
 
     def expected_at(self, now: datetime) -> datetime | None:
-        """When a job can probably run next, judging by yesterday and by what holds it back; None where unknown."""
+        """When a job can probably run next, judging by the last days and by what holds it back; None where unknown."""
         expected = self._runs.expected_at(now)
         for blocker in self.verdict.blockers:
             if blocker.until is not None:
@@ -249,19 +255,6 @@ class Scheduler:
             elif blocker.name == _HELD_BACK:
                 return None
         return expected
-
-    def what_if(self, values: Mapping[str, bool | float | str | None], now: datetime) -> Verdict:
-        """The gate's verdict on these readings in place of the sensors'; None is unknown."""
-        with self._lock:
-            if not self.readings:  # asked before the first tick
-                self._read_sensors(now)
-            given: dict[str, Reading] = {
-                name: Reading(name=name, value=value, unit=None, source="given", at=now, reason="given as unknown")
-                for name, value in values.items()
-            }
-            kept = [reading for reading in self.readings if reading.name not in given]
-            context = replace(self._context(None, now), running=False, paused_seconds=None)
-            return decide([*kept, *given.values()], self._settings.gate, context)
 
     def screen(self, on: bool, now: datetime) -> None:
         """Record that the screen went on or off, as an app reports it."""
@@ -307,10 +300,17 @@ class Scheduler:
     def _queue_if_enough(self, now: datetime) -> Job | None:
         """Queue a job if there is enough new text and no job is open."""
         last = self._came_to_nothing(now)
-        words = self._store.texts.counts(beside=last.id if last else "").new_words
-        if words < self._settings.training.new_words or self._model_problem() is not None:
+        if not self._enough(now, beside=last.id if last else "") or self._model_problem() is not None:
             return None
         return self._queue(now)
+
+    def _enough(self, now: datetime, *, beside: str = "") -> bool:
+        """Whether there is enough new text for a job in the texts that this job does not have."""
+        counts, enough = self._store.texts.counts, self._settings.training.new_words
+        words = counts(beside=beside).new_words
+        if not enough * ENOUGH_SHARE <= words < enough:
+            return words >= enough
+        return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
 
     def _follow_up(self, now: datetime) -> Job | None:
         """Queue a job that goes on where the night ended the last one."""
@@ -346,7 +346,7 @@ class Scheduler:
             message = f"{waiting[0].id} is paused by the owner; `pocketllm train` resumes it"
         else:
             last = self._came_to_nothing(now)
-            if last is None or self._store.texts.counts().new_words < self._settings.training.new_words:
+            if last is None or not self._enough(now):
                 return None
             message, since = f"{last.id} {last.state}; `pocketllm train` retries its texts", last.finished_at or now
             until = since + _AFTER_FAILURE if last.state is JobState.FAILED else None
@@ -415,7 +415,7 @@ class Scheduler:
             message = f"ends after step {step}, since {MAX_NIGHTS} nights did not finish it; another job goes on"
             self._store.jobs.cut(job.id, step=step, message=message, now=now)
         seconds = self._usual_night() - self._runs.open_for(now)
-        self._attempts.start(job, because=because, seconds=seconds, readings=self.readings, now=now)
+        self._attempts.start(job, because=because, seconds=seconds, now=now)
 
     def _new_job(
         self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any

@@ -63,13 +63,13 @@ class WorkerProcess:
         """CPU seconds of the worker; None without one, or if the system does not say."""
         return cpu_seconds(self._process.pid) if self._process else None
 
-    def start(self, job_id: str, start: int, *, seconds: float) -> None:
+    def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
         """Start a worker on a job. None must be running. start: the number of the job's start. seconds: what is
-        probably left of the night.
+        probably left of the night. immediate: somebody waits for it, so its priority is low, but not the lowest.
         """
         command = [sys.executable, "-m", "pocketllm.daemon.training.worker"]
         command += ["--data-dir", str(self._folder.root), "--job", job_id, "--start", str(start)]
-        command += ["--seconds", str(seconds)]
+        command += ["--seconds", str(seconds), *["--immediate"] * immediate]
         with self._folder.worker_log.open("wb") as log:  # of the last worker only, so that it does not grow
             self._process = subprocess.Popen(
                 command,

@@ -20,7 +20,7 @@ from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
-from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, UNKNOWN_NIGHT, Ahead, fitting, worth
+from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, UNKNOWN_NIGHT, Ahead, chain_share, fitting, worth
 from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
@@ -111,12 +111,12 @@ class TrainingRun:
         give_back_free_memory()  # of the tokenizer and the activation PCA
         self.evaluation.refresh(self.job, trainable)
         training, validation = split(self.buckets)
-        method, points = self._method(trainable, samples, sum(bucket.inputs.numel() for bucket in training))
         new = self.plan.batch - self._rehearsed  # blocks of text in a step
         blocks = sum(ceil(len(bucket) / new) for bucket in training)
         self._worth = self.job.total_steps or 1
         if self.job.fits_the_night:
             self._worth = max(1, worth(blocks, self.plan.method) - self.job.chain_steps)
+        method, points = self._method(trainable, samples, sum(bucket.inputs.numel() for bucket in training))
         stopping = train(
             method,
             StoredRun(self.store, self.job.id, self.folder.run(self.job.id)),
@@ -141,6 +141,11 @@ class TrainingRun:
             self._fit()
         total = self.job.total_steps
         return 1.0 if total is None or step <= min(first, total) else 1 - (step - 1) / total
+
+    @property
+    def _share(self) -> float:
+        """The job's peak rate over that of the first of its chain, which anneals as a single long job does."""
+        return chain_share(self.job.chain_steps, self.job.chain_steps + self._worth)
 
     def _fit(self) -> None:
         """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
@@ -177,7 +182,7 @@ class TrainingRun:
         """The job's method, and the cost of its step in forward passes. tokens: of the training text."""
         if self.plan.method == "exact":
             assert isinstance(trainable, Adapter)
-            count, rate = self._rehearsed, rate_for(self.settings.rate, tokens)
+            count, rate = self._rehearsed, rate_for(self.settings.rate, tokens) * self._share
             exact = Exact(
                 self.model,
                 trainable,
@@ -316,6 +321,7 @@ class TrainingRun:
             base=None if base is None else self.evaluation.paired(base),
             repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),
             ordinary=self.evaluation.compare_ordinary(trainable),
+            link=self.job.link,
         )
         identity = adapter_id_of(self.job.id)
         self._save(trainable, identity)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -27,13 +28,28 @@ if TYPE_CHECKING:
     from pocketllm.client import Client
     from pocketllm.storage.store import Store
 
+
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
+class TrainingMethod(StrEnum):
+    """The training method."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    MEZO = "mezo"
+
+
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The daemon's address (or POCKETLLM_URL); found automatically on this device."),
 ]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+Method = Annotated[
+    TrainingMethod | None,
+    typer.Option(
+        help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
+    ),
+]
 Command = Callable[..., None]
 
 #: Their errors are sentences for people.

@@ -29,7 +29,7 @@ MARKER = ".pocketllm-demo"
 FRESH_EACH_TIME = ("pocketllm.db*", "adapters", "tokens.json", "daemon.json")
 SERVE = (sys.executable, "-m", "pocketllm", "serve")
 # A first try should not take long, and its held-out loss should be seen to fall.
-DEFAULT_STEPS = 26
+DEFAULT_STEPS, MEZO_STEPS = 26, 60
 SETTINGS = {"TRAINING__BATCH": "4", "TRAINING__RATE": "3e-3", "TRAINING__MEASURE_EVERY": "9"}
 STALL_SECONDS = 90.0  # a job that waits for longer than this ends the demo
 
@@ -50,6 +50,7 @@ def run_demo(
     data_dir: Path,
     install: Callable[[Path, "Console"], str],
     steps: int | None = None,
+    method: str | None = None,
     keep: bool = False,
     serve_command: Sequence[str] = SERVE,
 ) -> Document:
@@ -78,7 +79,7 @@ def run_demo(
         words = sum(len(note.split()) for note in notes)
         console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
         console.print("4. Training", style="bold")
-        job = learn(client, console, DEFAULT_STEPS if steps is None else steps)
+        job = learn(client, console, steps or (MEZO_STEPS if method == "mezo" else DEFAULT_STEPS), method)
         folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
         console.print(outcome(job, folder))
@@ -138,13 +139,13 @@ def add_notes(client: "Client") -> list[str]:
     return notes
 
 
-def learn(client: "Client", console: "Console", steps: int) -> Document:
+def learn(client: "Client", console: "Console", steps: int, method: str | None) -> Document:
     """Train now and show the progress. Raises CommandError when the job does not succeed or never starts."""
     from pocketllm.cli.job_views import FINISHED_STATES
 
     # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
     open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
-    job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED})
+    job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED, "method": method})
     with job_display(console) as shown:
         job = follow(client, job, shown, stall_seconds=STALL_SECONDS)
     if job["state"] != "succeeded":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from math import ceil
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -54,8 +54,10 @@ def steps_text(job: Document) -> str:
 
 
 def left_text(job: Document) -> str:
-    """Return the time until an unfinished job ends, if it is known."""
-    return UNKNOWN if job["state"] in FINISHED_STATES else duration_text(job["eta_seconds"])
+    """Return the time that an unfinished job still has to run, if it is known, and the nights that it waits for."""
+    nights, left = job.get("eta_nights"), duration_text(job["eta_seconds"])
+    left += f", about {plural(nights, 'night')}" if nights else ""
+    return UNKNOWN if job["state"] in FINISHED_STATES else left
 
 
 def percent_text(job: Document) -> str:
@@ -163,39 +165,29 @@ def job_details(job: Document, now: datetime) -> RenderableType:
     return Group(*parts)
 
 
-def _battery(run: Document) -> str:
-    began, ended = run["battery_began_percent"], run["battery_ended_percent"]
-    return UNKNOWN if began is None or ended is None else f"{began:.0f} to {ended:.0f} %"
-
-
-def _form(form: str, name: str) -> Any:
-    """What shows a field in this form, and as unknown where it is."""
-    return lambda run: None if run[name] is None else form.format(run[name])
-
-
 RUN_COLUMNS: dict[str, Shown] = {
     "Started": lambda run: f"{datetime.fromisoformat(run['began_at']).astimezone():%a %d %b %H:%M}",
     "Took": lambda run: duration_text(run["seconds"]),
     "CPU": lambda run: duration_text(run["cpu_seconds"]),
-    "Battery": _battery,
-    "Into battery": _form("{:+.1f} Wh", "battery_watt_hours"),  # below zero: the battery gave more than it got
-    "Hottest": _form("{:.0f} °C", "hottest_battery_celsius"),
     "Start reason": "began_because",
+    "Steps": "steps",
     "Stop reason": lambda run: run["ended_because"] or Text("still running", style="cyan"),
 }
 
 
 def status_panel(status: Document, now: datetime) -> RenderableType:
     """Return what the daemon is doing, whether it can train now, and if not, why."""
-    texts, worker, training = status["texts"], status["worker"], status["training"]
+    texts, worker, training, job = (status[name] for name in ("texts", "worker", "training", "open_job"))
     allowed, up = training["allowed"], duration_text(status["uptime_seconds"])
-    new = f"{plural(texts['new_words'], 'new word')}; a job starts at {texts['threshold_words']:,}"
+    starts = f"a job starts at {texts['threshold_words']:,}, or at {texts['waited_threshold_words']:,} after a week"
     jobs = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)
     fields = [
         ("Model", model_text(status["model"])),
         ("Personal adapter", status["model"]["adapter"] or "none yet; the base model answers"),
-        ("Texts", f"{texts['count']:,} stored, {new}"),
+        ("Texts", f"{texts['count']:,} stored, {plural(texts['new_words'], 'new word')}; {starts}"),
         ("Jobs", jobs or "none yet"),
+        ("Open job", job and f"{job['id']}: {progress_line(job | {'reasons': []})}"),
+        ("Last night", training["last_night"]),
         ("Worker", f"job {worker['job']}, pid {worker['pid']}" if worker["running"] else "not running"),
         ("Generator", generator_text(status["generator"])),
         ("Can train now", Text("yes", style="green") if allowed else Text("no, blocked by:", style="yellow")),
@@ -208,11 +200,11 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
 
 
 def expected_text(at: str | None, now: datetime) -> str:
-    """Return when a job can probably run, judging by yesterday."""
+    """Return when a job can probably run, judging by the last days."""
     if at is None:
         return "not known yet"
     left = datetime.fromisoformat(at) - now
-    return f"probably in {duration_text(max(0.0, left.total_seconds()))}, judging by yesterday"
+    return f"probably in {duration_text(max(0.0, left.total_seconds()))}, judging by the last days"
 
 
 def model_text(model: Document) -> Text:
@@ -277,7 +269,7 @@ def plan_view(plan: Document) -> RenderableType:
         ("  training", f"{working} (training.memory_bytes)"),
         ("  including", f"activations of {plan['kept_layers']} layers: {saved}" if plan["kept_layers"] else None),
         ("  a layer's weights", bytes_text(mapped)),
-        ("Time", time_text(found)),
+        ("Time", f"{time_text(found)}; about {plural(max(1, ceil(plan['nights'])), 'night')}"),
         ("Text", stored if text["enough"] else Text("none yet; add some with `pocketllm add`", style="yellow")),
     )
     return Group(grid, *(Text(f"Reduced: {printable(sentence)}", style="yellow") for sentence in plan["reductions"]))

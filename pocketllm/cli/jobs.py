@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, connected, given, make_console, program, progress, show, stored
+from pocketllm.cli.common import (
+    Common,
+    Method,
+    ShowByDefault,
+    connected,
+    given,
+    make_console,
+    program,
+    progress,
+    show,
+    stored,
+)
 from pocketllm.errors import (
     EXIT_ERROR,
     CommandError,
@@ -45,23 +56,9 @@ class TrainingMode(StrEnum):
     FULL = "full"
 
 
-class TrainingMethod(StrEnum):
-    """The training method."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    MEZO = "mezo"
-
-
 # What `train` and `plan` have in common; without them the daemon's settings stand.
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the daemon's setting.")]
 Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter (lora) or all weights (full).")]
-Method = Annotated[
-    TrainingMethod | None,
-    typer.Option(
-        help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
-    ),
-]
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text per step.")]
 Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Random directions per step of mezo.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
@@ -94,7 +91,9 @@ def plan(
     from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
     from pocketllm.cli.job_views import plan_view
     from pocketllm.daemon.paths import DataFolder
+    from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
+    from pocketllm.daemon.scheduling.runs import RunRecorder
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.formats.model_folder import open_model_folder
 
@@ -102,14 +101,14 @@ def plan(
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
     requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
-    planned = plan_job(
-        open_model_folder(folder.models / settings.model), with_request(settings.training, JobRequest(**requested))
-    )
-    enough_text = EnoughTextOut.of(0, 0)
+    enough_text, ahead = EnoughTextOut.of(0, 0), NOT_KNOWN
     if folder.database.exists():
         with stored(folder.database) as store:
             counts = store.texts.counts()
+            ahead = Ahead(words=counts.new_words, seconds=RunRecorder(store.runs).usual_night())
         enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+    training = with_request(settings.training, JobRequest(**requested))
+    planned = plan_job(open_model_folder(folder.models / settings.model), training, ahead)
     document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
     show(options, document, plan_view(document))
 

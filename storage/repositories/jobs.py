@@ -90,6 +90,10 @@ class JobStore(Repository):
         with self._database.read() as session:
             return session.exec(queued.order_by(col(Event.id).desc()).limit(1)).first()
 
+    def ended_since(self, start: datetime) -> list[Job]:
+        """The jobs that ended at this time or later, in that order."""
+        return self._all(select(Job).where(col(Job.finished_at) >= start).order_by(col(Job.finished_at)))
+
     def states(self) -> dict[str, JobState]:
         """The state of each job."""
         with self._database.read() as session:
@@ -128,7 +132,8 @@ class JobStore(Repository):
                 given, replay = job.texts is not None, job.start_from is None
                 before = None if given or not replay else followed(session, start)
                 if before:
-                    job.link, job.chain_steps, before.unfinished = before.link + 1, before.chain_steps, False
+                    job.link = before.link + (before.outcome is not Outcome.LEARNED)
+                    job.chain_steps, before.unfinished = before.chain_steps, False
                 follows = before.id if before else None
                 job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay, follows=follows)
             job.reasons = []

@@ -1,57 +1,41 @@
 """Runs of workers: when and why each began and ended, and what it used; and idle windows, when one might have run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 
-from sqlmodel import Session, col, delete, or_, select, update
+from sqlmodel import Session, col, delete, func, or_, select, update
 
 from pocketllm.storage.repositories.base import Repository
-from pocketllm.storage.tables import IdleWindow, RunWindow
+from pocketllm.storage.tables import HeldBack, IdleWindow, RunWindow, Step
 
-#: A reading of power counts for as long, at most.
-_SAME_POWER_FOR = timedelta(minutes=5)
-#: For how long idle windows are kept.
-_IDLE_WINDOWS_FOR = timedelta(days=30)
+#: For how long idle windows are kept, and what held jobs back.
+_NIGHTS_FOR = timedelta(days=30)
 _EVER = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What is seen of a running worker."""
-
-    cpu_seconds: float | None = None
-    battery_percent: float | None = None
-    battery_celsius: float | None = None
-    battery_watts: float | None = None  #: into the battery; below zero: out of it
-    zone_celsius: float | None = None
 
 
 class RunWindowStore(Repository):
     """Every query about run windows."""
 
-    def begin(self, job_id: str, *, because: str, seen: Observed, now: datetime) -> int:
+    def begin(self, job_id: str, *, because: str, now: datetime) -> int:
         """Open a window; its id."""
-        window = RunWindow(
-            job_id=job_id, began_at=now, seen_at=now, began_because=because, battery_began_percent=seen.battery_percent
-        )
-        _note(window, seen, now)
+        window = RunWindow(job_id=job_id, began_at=now, seen_at=now, began_because=because)
         with self._database.write() as session:
+            window.began_step = _last_step(session, job_id)
             session.add(window)
             session.flush()
             assert window.id is not None
             return window.id
 
-    def observe(self, window_id: int, *, seen: Observed, now: datetime) -> None:
-        """Note that the worker still runs."""
+    def observe(self, window_id: int, *, cpu: float | None, now: datetime) -> None:
+        """Note that the worker still runs. cpu: its CPU seconds."""
         with self._database.write() as session:
-            _note(_open(session, window_id), seen, now)
+            _note(session, _open(session, window_id), cpu, now)
 
-    def end(self, window_id: int, *, because: str, seen: Observed, now: datetime) -> None:
+    def end(self, window_id: int, *, because: str, cpu: float | None, now: datetime) -> None:
         """Close a window."""
         with self._database.write() as session:
             window = _open(session, window_id)
-            _note(window, seen, now)
+            _note(session, window, cpu, now)
             window.ended_at, window.ended_because = now, because
 
     def close_left(self, *, because: str, now: datetime) -> None:
@@ -63,7 +47,7 @@ class RunWindowStore(Repository):
     def idle_began(self, now: datetime) -> None:
         """The gate has opened."""
         with self._database.write() as session:
-            session.exec(delete(IdleWindow).where(col(IdleWindow.ended_at) < now - _IDLE_WINDOWS_FOR))
+            session.exec(delete(IdleWindow).where(col(IdleWindow.ended_at) < now - _NIGHTS_FOR))
             session.add(IdleWindow(began_at=now))
 
     def idle_ended(self, now: datetime) -> None:
@@ -74,6 +58,19 @@ class RunWindowStore(Repository):
         """Those that reach beyond this time, oldest first."""
         lasting = or_(col(IdleWindow.ended_at).is_(None), col(IdleWindow.ended_at) > since)
         return self._all(select(IdleWindow).where(lasting).order_by(col(IdleWindow.id)))
+
+    def hold_back(self, seconds: Mapping[tuple[date, str], float]) -> None:
+        """Add seconds for which blockers held a job back, by night and name."""
+        with self._database.write() as session:
+            for (night, name), more in seconds.items():
+                session.exec(delete(HeldBack).where(col(HeldBack.night) < night - _NIGHTS_FOR))
+                row = session.get(HeldBack, (night, name)) or HeldBack(night=night, name=name)
+                row.seconds += more
+                session.add(row)
+
+    def held_back(self, since: date) -> list[HeldBack]:
+        """What held jobs back in this night and later ones, the longest first."""
+        return self._all(select(HeldBack).where(HeldBack.night >= since).order_by(col(HeldBack.seconds).desc()))
 
     def of_job(self, job_id: str) -> list[RunWindow]:
         """A job's windows, oldest first."""
@@ -93,23 +90,15 @@ def seconds_within(windows: Sequence[RunWindow], start: datetime, end: datetime)
     )
 
 
+def _last_step(session: Session, job_id: str) -> int:
+    return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
+
+
 def _open(session: Session, window_id: int) -> RunWindow:
     return session.exec(select(RunWindow).where(RunWindow.id == window_id)).one()
 
 
-def _note(window: RunWindow, seen: Observed, now: datetime) -> None:
-    if seen.battery_watts is not None:
-        lasted = max(timedelta(0), min(now - window.seen_at, _SAME_POWER_FOR))
-        spent = seen.battery_watts * (lasted / timedelta(hours=1))
-        window.battery_watt_hours = (window.battery_watt_hours or 0.0) + spent
+def _note(session: Session, window: RunWindow, cpu: float | None, now: datetime) -> None:
     window.seen_at = max(window.seen_at, now)  # a clock may have been set back
-    if seen.cpu_seconds is not None:
-        window.cpu_seconds = max(window.cpu_seconds, seen.cpu_seconds)
-    if seen.battery_percent is not None:
-        window.battery_ended_percent = seen.battery_percent
-    window.hottest_battery_celsius = _hotter(window.hottest_battery_celsius, seen.battery_celsius)
-    window.hottest_zone_celsius = _hotter(window.hottest_zone_celsius, seen.zone_celsius)
-
-
-def _hotter(one: float | None, other: float | None) -> float | None:
-    return max((value for value in (one, other) if value is not None), default=None)
+    window.steps = max(window.steps, _last_step(session, window.job_id) - window.began_step)
+    window.cpu_seconds = max(window.cpu_seconds, cpu or 0.0)

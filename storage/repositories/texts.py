@@ -130,14 +130,16 @@ class TextStore(Repository):
             rows = session.exec(of_each.group_by(Text.source).order_by(func.max(Text.created_at).desc())).all()
         return [SourceCount(*row) for row in rows]
 
-    def counts(self, *, beside: str = "") -> TextCounts:
-        """The number of texts, and of new words in those that this job does not have."""
+    def counts(self, *, beside: str = "", until: datetime | None = None) -> TextCounts:
+        """The number of texts, and of new words in those that this job does not have, and came until then."""
         with self._database.read() as session:
             last = undecided(session)
             tried = select(JobText.text_id).where(col(JobText.job_id).in_((beside, last.job_id if last else "")))
             new = select(func.coalesce(func.sum(Text.words), 0)).where(
                 col(Text.learned_in).is_(None), LEARNED_BY_JOBS, col(Text.id).not_in(tried)
             )
+            if until is not None:  # reads the new texts' rows
+                new = new.where(col(Text.created_at) <= until)
             texts, words = session.exec(select(func.count(col(Text.id)))).one(), session.exec(new).one()
         return TextCounts(texts=texts, new_words=words)
 

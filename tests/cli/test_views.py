@@ -35,14 +35,9 @@ RUN: Document = {
     "began_because": "power, battery 80 %",
     "ended_because": "not on external power",
     "cpu_seconds": 6000.0,
-    "battery_began_percent": 80.0,
-    "battery_ended_percent": 78.0,
-    "battery_watt_hours": -3.26,
-    "hottest_battery_celsius": 36.4,
-    "hottest_zone_celsius": None,
+    "steps": 120,
 }
-UNKNOWN = dict.fromkeys(("ended_at", "ended_because", "battery_ended_percent", "hottest_battery_celsius"))
-LASTING = RUN | UNKNOWN | {"battery_watt_hours": 11.04}
+LASTING = RUN | dict.fromkeys(("ended_at", "ended_because"))
 DETAIL = JOB | {
     "settings": {"learning_rate": 0.001},
     "plan": None,
@@ -51,15 +46,16 @@ DETAIL = JOB | {
     "events": [{"at": "2026-05-01T10:00:05Z", "kind": "paused", "message": "The device [44] is hot."}],
     "runs": [RUN],
 }
-PAUSED = RUNNING | {"state": "paused", "reasons": ["The device is hot (44 °C).", "Someone uses it."]}
+PAUSED = RUNNING | {"state": "paused", "eta_nights": 2, "reasons": ["The device is hot (44 °C).", "Someone uses it."]}
 FAILED = RUNNING | {"state": "failed", "error": "The worker ran out of memory; lower the sequence length."}
 UNPROVEN = RUNNING | SUCCEEDED | {"outcome": "no proof of learning", "held_out_loss_now": 3.51}
 BUSY = STATUS | {
+    "open_job": JOB | PAUSED,
     "model": STATUS["model"] | {"adapter": "adapter-1", "message": "The database does not list set-aside."},
-    "training": {"allowed": True, "blockers": []},
+    "training": STATUS["training"] | {"allowed": True, "blockers": []},
     "worker": {"running": True, "pid": 11, "job": "job-1"},
     "generator": {"running": True, "pid": 12, "unloads_in_seconds": 61, "backend": None},
-    "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000},
+    "texts": {"count": 3, "new_words": 1200, "threshold_words": 1000, "waited_threshold_words": 400},
     "jobs": dict.fromkeys(STATUS["jobs"], 0),
 }
 #: No model, and no battery.

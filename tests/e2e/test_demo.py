@@ -110,6 +110,17 @@ def test_the_real_demo_learns(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["learned"]
 
 
+@pytest.mark.slow
+def test_the_papers_method_goes_from_nothing_to_a_report(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pocketllm", "demo", "--method", "mezo", "--json"]
+    command += ["--data-dir", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["learned"] and result["job"]["method"] == "mezo"
+    assert "Words that became likelier" in done.stderr, "the report"
+
+
 def test_it_says_plainly_when_nothing_was_learned(demo: Demo) -> None:
     assert demo.run("run unproven")["learned"] is False
     assert "did not fall by more than noise" in demo.text

@@ -1,6 +1,7 @@
 """The daemon as a process: how it starts, refuses to start, idles, ends, and comes back after kill -9."""
 
 import json
+import os
 import resource
 import signal
 import socket
@@ -28,6 +29,7 @@ from tests.support.daemon.real_daemon import (
     refused_start,
     running,
 )
+from tests.support.executables import executable
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
@@ -73,6 +75,11 @@ def resident_bytes(pid: int) -> int:
     """Memory that the process holds, file pages included."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+def process_of(note: Path) -> int:
+    """The process that noted its id there."""
+    return int(note.read_text()) if note.exists() else 0
 
 
 # Started.
@@ -322,7 +329,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert adapter["outcome"] == finished["outcome"]
         assert_peft_folder(Path(adapter["folder"]), rank=int(SMALL_JOB["TRAINING__RANK"]))
         status = daemon.status()
-        assert status["texts"] == {"count": len(NOTES), "new_words": 0, "threshold_words": 100_000}
+        assert status["texts"]["count"] == len(NOTES) and status["texts"]["new_words"] == 0
         assert status["model"]["adapter"] == (adapter["id"] if adapter["serving"] else None)
 
         idle = {"running": False, "pid": None, "job": None}
@@ -348,3 +355,28 @@ def assert_peft_folder(folder: Path, *, rank: int) -> None:
         names = list(tensors.keys())
     assert len(names) == 2 * len(config["target_modules"])  # A and B
     assert all(name.startswith("base_model.model.model.layers.") and ".lora_" in name for name in names)
+
+
+def test_the_machine_stays_awake_while_a_worker_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An executable takes the place of systemd-inhibit: it runs while a worker does, and ends with the daemon."""
+    note = tmp_path / "inhibitor"
+    executable(tmp_path / "bin", "systemd-inhibit", f'echo $$ > "{note}.new"; mv "{note}.new" "{note}"; cat')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with running(folder, **SMALL_JOB | {"TRAINING__STEPS": "100000"}) as daemon:
+        post_notes(daemon)
+        assert not note.exists()
+        job_id = daemon.start_job()
+        daemon.wait_for_step(job_id)
+        first = process_of(note)
+        assert is_running(first)
+        worker = daemon.status()["worker"]["pid"]
+        assert os.sched_getscheduler(worker) == os.SCHED_OTHER, "the owner asked for it"
+        assert daemon.client.post(f"/jobs/{job_id}/pause").status_code == 200
+        assert not is_running(first)
+        assert daemon.client.post(f"/jobs/{job_id}/resume").status_code == 200
+        second = eventually(lambda: (found := process_of(note)) != first and found, "the inhibitor")
+        assert is_running(second)
+        daemon.end(signal.SIGKILL)
+        eventually(lambda: not is_running(second), "its end")

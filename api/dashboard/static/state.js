@@ -6,7 +6,7 @@ const SNOOZE_MINUTES = 480, MOST_SOURCES = 3;
 let running = null, snoozed = false;
 
 // sources: as GET /sources has them.
-export function showState({ training, worker, texts, model }, job, sources) {
+export function showState({ training, worker, texts, model, open_job: open }, job, sources) {
   const named = sources.filter((one) => one.new_words).map((one) => one.source);
   const from = named.length ? ` from ${named.slice(0, MOST_SOURCES).join(", ")}${named.length > MOST_SOURCES ? " and others" : ""}` : "";
   const fresh = `${count(texts.new_words, "new word")}${from}`;
@@ -14,6 +14,7 @@ export function showState({ training, worker, texts, model }, job, sources) {
   running = job ?? null;
   snoozed = training.snoozed_until !== null;
   element("now").textContent = sentence();
+  element("night").textContent = `Last night: ${training.last_night}.`;
   element("progress").hidden = !job;
   element("progress").value = job ? job.step / Math.max(1, job.total_steps) : 0;
   fill(element("blockers"), blockers.map((blocker) => made("li", `${blocker.message} (since ${when(blocker.since)})`)));
@@ -30,11 +31,12 @@ export function showState({ training, worker, texts, model }, job, sources) {
     if (!model.ready) return model.message ?? "The model is missing.";
     if (!texts.count) return "There are no texts yet.";
     if (!texts.new_words) return "All your texts are learned. Nothing to do.";
-    if (texts.new_words < texts.threshold_words) return `${fresh}. Learning starts by itself once there are ${number(texts.threshold_words)}.`;
+    if (texts.new_words < texts.threshold_words) return `${fresh}. Learning starts by itself once there are ${number(texts.threshold_words)}, or after a week with ${number(texts.waited_threshold_words)}.`;
     if (snoozed) return `Snoozed until ${when(training.snoozed_until)}; then it learns ${fresh}.`;
     if (!blockers.length) return `About to learn ${fresh}.`;
     const expected = training.expected_at ? `probably at ${when(training.expected_at)}` : "when the device charges and is idle";
-    return `It will learn ${fresh}, ${expected}.`;
+    const left = open?.step ? ` Step ${open.step} of ${open.total_steps}${open.eta_nights ? `, about ${count(open.eta_nights, "night")} left` : ""}.` : "";
+    return `It will learn ${fresh}, ${expected}.${left}`;
   }
 }
 

@@ -1,7 +1,4 @@
-"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds.
-
-Readings are in percent and degrees Celsius; null where they are unknown.
-"""
+"""The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
 
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
@@ -10,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut
 from pocketllm.storage.repositories.step_log import Progress
-from pocketllm.storage.tables import Adapter, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
+from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
 
 Item = TypeVar("Item", bound="Identified")
 Row = TypeVar("Row")
@@ -80,20 +77,21 @@ class JobProgressOut(Identified):
     held_out_loss_now: float | None
     outcome: Outcome | None
     tokens_per_second: float | None
-    eta_seconds: float | None = Field(description="Time left at the recent speed; null unless the job is running.")
+    eta_seconds: float | None = Field(description="Time left to run at the recent speed; null if unknown.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, job: Job, progress: Progress) -> Self:
-        """From its row and its progress."""
-        return cls(**job_fields(job, progress))
+    def of(cls, job: Job, progress: Progress, **more: Any) -> Self:
+        """From its row and its progress. more: other fields."""
+        return cls(**job_fields(job, progress), **more)
 
 
 class JobOut(JobProgressOut):
     """A job and its progress."""
 
+    eta_nights: int | None = Field(description="Nights left at the pace of the last ones; null while the job runs.")
     reasons: list[str] = Field(description="Why the job waits.")
     paused_by_owner: bool = Field(description="Whether the job waits until the owner resumes it.")
     predicted_bytes: int | None = Field(description="Predicted peak memory.")
@@ -128,13 +126,7 @@ class RunOut(BaseModel):
     began_because: str
     ended_because: str | None
     cpu_seconds: float
-    battery_began_percent: float | None
-    battery_ended_percent: float | None
-    battery_watt_hours: float | None = Field(
-        description="Energy into the battery minus energy out of it; null if it reports no current and voltage."
-    )
-    hottest_battery_celsius: float | None
-    hottest_zone_celsius: float | None
+    steps: int
 
     @classmethod
     def of(cls, row: RunWindow) -> Self:
@@ -151,7 +143,7 @@ class JobDetailOut(JobOut):
     curve: CurveOut
     report: ReportNumbersOut | None = Field(description="Null until the job has succeeded. /report has all of it.")
     events: list[EventOut]
-    runs: list[RunOut] = Field(description="When its workers ran and what they used.")
+    runs: list[RunOut] = Field(description="When its workers ran, and why each ended.")
 
 
 class AdapterOut(Identified):
@@ -200,10 +192,10 @@ def job_fields(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def seconds_left(job: Job, progress: Progress) -> float | None:
-    """How long a running job still takes at its recent speed; None where that is unknown, or it does not run."""
-    if job.state is not JobState.RUNNING or progress.seconds_per_step is None or job.total_steps is None:
+    """How long an open job still has to run at its recent speed; None where that is unknown."""
+    if job.state not in OPEN_STATES or progress.seconds_per_step is None or job.total_steps is None:
         return None
-    return (job.total_steps - progress.step) * progress.seconds_per_step
+    return max(0, job.total_steps - progress.step) * progress.seconds_per_step
 
 
 def rounded(value: float | None, digits: int) -> float | None:

@@ -30,7 +30,8 @@ class PlanOut(BaseModel, revalidate_instances="always"):
     method: Method = Field(
         description="`exact`: gradients by backpropagation, one layer at a time; `mezo`: forward passes only."
     )
-    steps: int
+    steps: int = Field(description="If the job's steps fit the night, an estimate.")
+    nights: float = Field(description="Usual nights for all steps that the text is worth, or that are requested.")
     batch: int = Field(description="Blocks per step.")
     block_tokens: int
     probes: int = Field(description="Random directions per step of mezo.")
@@ -57,6 +58,7 @@ class PlanOut(BaseModel, revalidate_instances="always"):
             {
                 **asdict(planned.plan),
                 "model": model,
+                "nights": round(planned.nights, 2),
                 "reductions": planned.reductions,
                 "predicted": planned.prediction,
                 "alternatives": planned.alternatives,

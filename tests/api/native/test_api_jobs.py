@@ -59,6 +59,7 @@ def test_a_request_is_answered_with_the_queued_job(api: InProcessApp) -> None:
         "outcome": None,
         "tokens_per_second": None,
         "eta_seconds": None,
+        "eta_nights": None,
         "predicted_bytes": document["predicted_bytes"],
         "peak_memory_bytes": None,
         "model": "tiny",
@@ -133,7 +134,7 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> 
     api.tick(3)
     detail = job(api, identity)
     assert detail["state"] == "running"
-    assert detail["settings"] == api.services.settings.training.model_dump(mode="json")
+    assert detail["settings"] == api.services.settings.training.model_dump(mode="json") | {"steps": 5}
     assert detail["events"] == [
         {"at": "2026-03-01T12:00:00Z", "kind": "queued", "message": "queued by owner"},
         {"at": "2026-03-01T12:00:03Z", "kind": "started", "message": "a worker has started"},
@@ -157,6 +158,26 @@ def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
     progress = {"step": 2, "loss": 2.5, "tokens_per_second": 50.0, "eta_seconds": 16.0, "held_out_loss_now": 3.5}
     assert {key: listed[key] for key in progress} == progress
     assert listed["held_out_loss_before"] == 3.5
+
+
+def test_a_paused_job_says_what_is_left_of_it_in_nights_like_the_last_ones(api: InProcessApp) -> None:
+    api.tick()
+    api.tick(5 * 3600)  # nobody asked for anything: the gate was open
+    job = ask(api, steps=10, now=False)["id"]
+    api.tick(60)
+    row = Step(job_id=job, step=1, loss=3.0, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=3600.0)
+    api.services.store.step_log.append(row)
+    assert (api.get(f"/jobs/{job}").json()["eta_seconds"], api.get(f"/jobs/{job}").json()["eta_nights"]) == (
+        32400,
+        None,
+    )
+    api.power.value = False
+    api.tick()
+    api.clock.advance(12 * 3600)
+    for document in (api.get("/jobs").json()["data"][0], api.get("/status").json()["open_job"]):
+        assert (document["state"], document["eta_seconds"], document["eta_nights"]) == ("paused", 32400, 2)
+    api.post(f"/jobs/{job}/cancel")
+    assert (api.get(f"/jobs/{job}").json()["eta_seconds"], api.get("/status").json()["open_job"]) == (None, None)
 
 
 def test_a_queued_job_can_be_withdrawn_once(api: InProcessApp) -> None:

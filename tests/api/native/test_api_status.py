@@ -7,7 +7,7 @@ from threading import Event
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
-from tests.support.daemon.in_process_app import Document, InProcessApp
+from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 
@@ -38,6 +38,7 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             "run_mode": "auto",
             "snoozed_until": None,
             "expected_at": "2026-03-01T12:01:30Z",
+            "last_night": "no job ran, and none was held back",
         },
         "readings": [
             {
@@ -59,8 +60,9 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             "backend": "transformers",
             "backend_reason": "tiny was not imported from a GGUF file",
         },
-        "texts": {"count": 0, "new_words": 0, "threshold_words": 400},
+        "texts": {"count": 0, "new_words": 0, "threshold_words": 1000, "waited_threshold_words": 400},
         "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
+        "open_job": None,
     }
 
 
@@ -138,7 +140,7 @@ def test_counts_and_the_worker(api: InProcessApp) -> None:
     api.post(f"/jobs/{second}/cancel")
     api.tick()
     document = status(api)
-    assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 400}
+    assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 1000, "waited_threshold_words": 400}
     assert document["worker"] == {"running": True, "pid": api.runner.pid, "job": first}
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
 
@@ -185,3 +187,35 @@ def test_nobody_waits_for_the_scheduler(api: InProcessApp) -> None:
         finally:
             ended.set()
         assert isinstance(holding.exception(), NotFound)
+
+
+def test_the_last_nights(api: InProcessApp) -> None:
+    api.power.value = False
+    api.add("words " * 50)
+    job = api.post("/jobs", json={"now": False}).json()["id"]
+    for _ in range(31):
+        api.tick(60)
+    api.power.value = True
+    api.tick(60)
+    api.succeed(job, "adapter-1", held_out_loss_before=3.5, held_out_loss_now=3.25)
+    document = api.get("/nights").json()
+    assert len(document["data"]) == 14
+    tonight = document["data"][0]
+    assert [(run["job"], run["ended_because"]) for run in tonight["runs"]] == [(job, "the job has ended: succeeded")]
+    assert [row | {"night": tonight["night"]} for row in tonight["held_back"]] == tonight["held_back"]
+    assert [(row["name"], row["seconds"]) for row in tonight["held_back"]] == [("power", 1800.0)]
+    [ended] = tonight["jobs"]
+    assert (ended["id"], ended["state"], ended["outcome"], ended["adapter"]) == (
+        job,
+        "succeeded",
+        "learned",
+        "adapter-1",
+    )
+    assert [window["began_at"] for window in tonight["open"]] == [tonight["runs"][0]["began_at"]]
+
+
+def test_how_many_nights(api: InProcessApp) -> None:
+    days = [night["night"] for night in api.get("/nights", params={"days": 30}).json()["data"]]
+    assert len(set(days)) == 30 and days == sorted(days, reverse=True)
+    for number in (0, 31):
+        assert_problem(api.get("/nights", params={"days": number}), 422, "invalid_value")

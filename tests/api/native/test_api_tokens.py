@@ -15,7 +15,6 @@ from tests.support.daemon.routes import OPEN, routes
 LETS_IN = {
     ("POST", "/texts"): {"ingest"},
     ("POST", "/status/screen"): {"ingest"},
-    ("POST", "/status/what-if"): {"monitor"},
     ("GET", "/openapi.json"): {"ingest", "generate", "monitor", "train"},
     ("POST", "/generate"): {"generate"},
     ("POST", "/suggest"): {"generate"},
@@ -27,7 +26,7 @@ LETS_IN = {
     ("POST", "/v1/chat/completions"): {"generate"},
     ("POST", "/v1/completions"): {"generate"},
     ("GET", "/adapters"): {"generate"},
-    **{("GET", f"/{name}"): {"monitor"} for name in ("status", "metrics", "events")},
+    **{("GET", f"/{name}"): {"monitor"} for name in ("status", "nights", "metrics", "events")},
     ("GET", "/jobs/{job_id}"): {"monitor"},
     **{(method, "/v1/files"): {"train"} for method in ("GET", "POST")},
     **{(method, "/v1/files/{file_id}"): {"train"} for method in ("GET", "DELETE")},

@@ -46,7 +46,7 @@ def test_the_examples_work(api: InProcessApp) -> None:
             tried += 1
             response = api.request(method, path.format(name="x"), json=example)
             assert response.status_code < 400, (path, response.text)
-    assert tried >= 4
+    assert tried >= 3
 
 
 def references(part: Any) -> Iterator[str]:

@@ -47,7 +47,7 @@ ROWS = [
     ("/classify", json.dumps({"text": "a", "labels": ["one"]}), "labels", "at least 2 items"),
     ("/classify", json.dumps({"text": "a", "labels": ["one", "w" * 101]}), "labels.1", "at most 100 characters"),
     ("/tokens", '{"name": "notes", "scopes": ["everything"]}', "scopes.0", "'ingest'"),
-    ("/status/what-if", '{"readings": {"battery": 1e400}}', "readings.battery", "finite number"),
+    ("/status/snooze", '{"minutes": 1e400}', "minutes", "finite number"),
     (
         "/v1/fine_tuning/jobs",
         '{"model": "m", "training_file": "f", "hyperparameters": {"learning_rate_multiplier": 1e400}}',

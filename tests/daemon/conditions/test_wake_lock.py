@@ -1,8 +1,12 @@
 """The wake lock, with commands that note when they are called."""
 
+import logging
 from pathlib import Path
 
+import pytest
+
 from pocketllm.daemon.conditions.wake_lock import WakeLock
+from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.executables import executable
 
 
@@ -57,8 +61,34 @@ def test_what_a_killed_daemon_has_taken_its_successor_gives_back_before_it_takes
 
 
 def test_commands_that_fail_or_are_not_there_disturb_nobody(tmp_path: Path) -> None:
-    for lock in (WakeLock(), WakeLock(executable(tmp_path, "broken", "exit 1"), str(tmp_path / "none"))):
+    broken, none = executable(tmp_path, "broken", "exit 1"), str(tmp_path / "none")
+    for lock in (WakeLock(), WakeLock(broken, none, broken), WakeLock(None, None, none)):
         lock.take()
         lock.release()
         lock.settle(20)
         assert not lock.in_use
+
+
+def test_the_inhibitor_runs_from_the_first_user_to_the_last(tmp_path: Path) -> None:
+    note = tmp_path / "inhibitor"
+    lock = WakeLock(inhibit=executable(tmp_path, "inhibit", f'echo "$$ $*" > {note}.new; mv {note}.new {note}; cat'))
+    lock.take()
+    lock.take()
+    eventually(note.exists, "the inhibitor")
+    pid, *arguments = note.read_text().split()
+    assert arguments[:3] == ["--what=sleep", "--mode=block", "--who=PocketLLM"] and arguments[-1] == "cat"
+    lock.release()
+    assert lock.in_use and is_running(int(pid))
+    lock.release()
+    assert not is_running(int(pid))
+
+
+def test_an_inhibitor_that_is_refused_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    note = tmp_path / "inhibitor"
+    lock = WakeLock(inhibit=executable(tmp_path, "inhibit", f"echo $$ > {note}.new; mv {note}.new {note}; exit 1"))
+    lock.take()
+    eventually(note.exists, "the inhibitor")
+    eventually(lambda: not is_running(int(note.read_text())), "its end")
+    caplog.set_level(logging.INFO)
+    lock.release()
+    assert "exited with code 1: the machine could go to sleep" in caplog.text

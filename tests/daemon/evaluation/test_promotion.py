@@ -3,7 +3,15 @@ from statistics import NormalDist
 
 import pytest
 
-from pocketllm.daemon.evaluation.promotion import SIGNIFICANCE, Comparison, compare, cutoff_of, evaluate, t_tail
+from pocketllm.daemon.evaluation.promotion import (
+    SIGNIFICANCE,
+    Comparison,
+    compare,
+    cutoff_of,
+    evaluate,
+    level_of,
+    t_tail,
+)
 from pocketllm.storage.tables import Outcome
 
 
@@ -144,6 +152,29 @@ def test_the_cutoff_is_benjamini_and_hochbergs() -> None:
     assert cutoff_of([0.015, 0.5]) == 0.015
     assert cutoff_of([0.03, 0.04, 0.035]) == 0.04 == SIGNIFICANCE
     assert cutoff_of([]) < 0
+
+
+def test_a_chains_levels_add_up_to_less_than_one_in_twenty() -> None:
+    assert level_of(1) == SIGNIFICANCE
+    assert sum(map(level_of, range(1, 1000))) < 0.05
+
+
+def test_the_further_a_chain_is_the_surer_its_job_must_be() -> None:
+    """A gain, a loss on new text, and forgetting that a first job proves; and what a first job would have seen."""
+    before, change = [4.0] * 4, [0.1, 0.3, 0.2, 0.2]
+    better, worse = [4.0 - one for one in change], [4.0 + one for one in change]
+    forgetting = {"before": [5.0] * 4 + before, "now": [4.0, 4.01, 3.99, 4.0, *worse], "old_blocks": (4,)}
+    same = {"before": before, "now": [4.01, 3.99, 4.02, 3.99]}
+    for change_of, first, third in (
+        ({"before": before, "now": better}, Outcome.LEARNED, Outcome.TOO_LITTLE),
+        ({"before": before, "now": worse}, Outcome.WORSE, Outcome.TOO_LITTLE),
+        (forgetting, Outcome.WORSE, Outcome.LEARNED),
+        (same, Outcome.NO_PROOF, Outcome.NO_PROOF),
+        (same | {"now": [4.05, 3.95, 4.05, 3.95]}, Outcome.NO_PROOF, Outcome.TOO_LITTLE),
+    ):
+        weights = [5] * len(change_of["before"])
+        found = [evaluate(**change_of, weights=weights, link=link).outcome for link in (1, 3)]
+        assert found == [first, third], change_of
 
 
 def test_blocks_that_repeat_what_was_learned_are_left_out_of_the_proof() -> None:

@@ -20,7 +20,7 @@ def test_a_request_queues_a_job_with_the_settings_of_its_time(world: SchedulerWo
     job = world.scheduler.request(JobRequest(steps=7), seed=0, immediate=True, now=world.clock.now)
     assert (job.state, job.total_steps, job.seed, job.immediate) == (JobState.QUEUED, 7, 0, True)
     assert (job.model, job.requested_by) == ("tiny", Requester.OWNER)
-    assert job.settings == world.settings.training.model_dump(mode="json")
+    assert job.settings == world.settings.training.model_dump(mode="json") | {"steps": 7}
     assert world.job(world.request()).total_steps == 30
 
 
@@ -152,6 +152,35 @@ def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     world.succeed(job.id)
     world.tick()
     assert [job.texts for job in world.store.jobs.page(after=None, limit=9)] == [3, 2]
+
+
+def test_fewer_new_words_queue_a_job_when_the_oldest_have_waited_for_a_week(world: SchedulerWorld) -> None:
+    week = 7 * 24 * 3600
+    world.add(7)
+    world.tick(week)  # less than two fifths of 20
+    world.add(1, "more")
+    assert world.store.jobs.open() == []
+    world.tick(0)
+    assert world.only_job().requested_by is Requester.THRESHOLD
+    world.succeed(world.only_job().id)
+    world.tick()
+    world.add(12, "later")
+    world.tick(week - 1)
+    assert world.store.jobs.open() == []
+    world.tick(1)
+    assert len(world.store.jobs.open()) == 1
+
+
+def test_a_cancelled_jobs_words_do_not_wait_with_newer_ones(world: SchedulerWorld) -> None:
+    world.add(20)
+    world.tick()
+    world.scheduler.cancel(world.only_job().id, world.clock.now)
+    world.tick()
+    world.add(8, "later")
+    world.tick(7 * 24 * 3600 - 3)
+    assert world.store.jobs.open() == [] and "cancelled" in world.scheduler.verdict.reasons[0]
+    world.tick(3)
+    assert len(world.store.jobs.open()) == 1
 
 
 def test_who_asks_for_a_job_gets_the_one_that_waits(world: SchedulerWorld) -> None:
@@ -333,7 +362,7 @@ def test_a_clock_that_was_set_back_does_not_prolong_the_wait(world: SchedulerWor
 class NoProcessLeft(FakeRunner):
     """A machine that starts no more processes."""
 
-    def start(self, job_id: str, start: int, *, seconds: float) -> None:
+    def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
 

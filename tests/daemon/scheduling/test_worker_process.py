@@ -33,9 +33,9 @@ def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
     runner.kill()
 
 
-def start(runner: WorkerProcess, job_id: str = NO_JOB) -> int:
+def start(runner: WorkerProcess, job_id: str = NO_JOB, *, immediate: bool = False) -> int:
     """Start a worker; its process id."""
-    runner.start(job_id, 1, seconds=3600.0)
+    runner.start(job_id, 1, seconds=3600.0, immediate=immediate)
     assert runner.pid is not None
     return runner.pid
 
@@ -75,6 +75,12 @@ def test_a_worker_has_the_lowest_priority(runner: WorkerProcess) -> None:
     pid = start(runner)
     wait_for_end(pid)
     assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == (os.SCHED_IDLE, 19)
+
+
+def test_a_worker_that_somebody_waits_for_has_a_share_of_a_busy_processor(runner: WorkerProcess) -> None:
+    pid = start(runner, immediate=True)
+    wait_for_end(pid)
+    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == (os.SCHED_OTHER, 10)
 
 
 def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:

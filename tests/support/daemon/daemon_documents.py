@@ -17,6 +17,7 @@ JOB: Document = {
     "outcome": None,
     "tokens_per_second": None,
     "eta_seconds": None,
+    "eta_nights": None,
     "predicted_bytes": None,
     "peak_memory_bytes": None,
     "model": "tiny",
@@ -71,6 +72,7 @@ STATUS: Document = {
         "run_mode": "auto",
         "snoozed_until": None,
         "expected_at": None,
+        "last_night": "the charger was not connected (7 h 10 min)",
         "blockers": [
             {
                 "name": "battery",
@@ -95,8 +97,9 @@ STATUS: Document = {
         "backend": "transformers",
         "backend_reason": "llama.cpp is not installed",
     },
-    "texts": {"count": 3, "new_words": 300, "threshold_words": 1000},
+    "texts": {"count": 3, "new_words": 300, "threshold_words": 1000, "waited_threshold_words": 400},
     "jobs": {"queued": 0, "running": 0, "paused": 0, "succeeded": 2, "failed": 1, "cancelled": 0},
+    "open_job": None,
 }
 _PREDICTED: Document = {
     "library_bytes": 280_000_000,
@@ -115,6 +118,7 @@ PLAN: Document = {
     "mode": "lora",
     "method": "exact",
     "steps": 40,
+    "nights": 1.4,
     "batch": 4,
     "block_tokens": 64,
     "probes": 1,

@@ -88,6 +88,7 @@ class FakeRunner(WorkerProcess):
     job_id: str | None = None
     ended: Exit | None = None
     started: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     cpu_seconds: float | None = None
 
@@ -96,11 +97,12 @@ class FakeRunner(WorkerProcess):
         """See WorkerProcess."""
         return 4711 if self.job_id else None
 
-    def start(self, job_id: str, start: int, *, seconds: float) -> None:
+    def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
         """See WorkerProcess."""
         assert self.job_id is None
         self.job_id = job_id
         self.started.append(job_id)
+        self.seconds.append(seconds)
 
     def ends(self, code: int, last_words: str = "") -> None:
         """Let the worker end by itself."""
@@ -219,4 +221,5 @@ def in_process_app(folder: Path, **settings: Any) -> Iterator[InProcessApp]:
     try:
         yield InProcessApp(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)
     finally:
+        services.fresh_look.wake_lock.close()
         services.store.close()

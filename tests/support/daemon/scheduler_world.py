@@ -22,12 +22,13 @@ from tests.support.daemon.workers import write_adapter_files
 
 
 @contextmanager
-def scheduler_world(root: Path, planner: Planner = fixed_plan) -> Iterator["SchedulerWorld"]:
+def scheduler_world(root: Path, planner: Planner = fixed_plan, **training: Any) -> Iterator["SchedulerWorld"]:
     """One on a data folder of its own, where 20 new words ask for a job of 30 steps."""
     folder = DataFolder(root / "data")
     folder.make()
     store = Store.open(folder.database)
-    settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": {"new_words": 20, "steps": 30}})
+    chosen = {"new_words": 20, "steps": 30} | training
+    settings = load_settings({"data_dir": folder.root, "model": "tiny", "training": chosen})
     yield SchedulerWorld(store=store, folder=folder, settings=settings, runner=FakeRunner(), planner=planner)
     store.close()
 
@@ -88,10 +89,10 @@ class SchedulerWorld:
         row = Step(job_id=job_id, step=number, seed=1, scalars=[0.1], loss=3, learning_rate=0.1, tokens=9, seconds=1)
         self.store.step_log.append(row)
 
-    def succeed(self, job_id: str) -> None:
+    def succeed(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
         """Let the worker end its job well."""
-        now = self.clock.now
-        row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", outcome=Outcome.LEARNED, created_at=now)
+        now, parent = self.clock.now, self.job(job_id).parent
+        row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", parent=parent, outcome=outcome, created_at=now)
         write_adapter_files(self.folder.adapter(row.id))
-        self.store.jobs.succeed(job_id, adapter=row, publish=True, now=now)
+        self.store.jobs.succeed(job_id, adapter=row, publish=outcome is Outcome.LEARNED, now=now, **more)
         self.runner.ends(0)

@@ -159,9 +159,10 @@ class Served:
         """Let the next job start, and make half of its steps."""
         self.api.tick()
         assert self.api.runner.job_id is not None
-        half = (self.api.services.store.jobs.get(self.api.runner.job_id).total_steps or 0) // 2
+        jobs, job_id = self.api.services.store.jobs, self.api.runner.job_id
+        total = jobs.update(job_id, total_steps=jobs.get(job_id).total_steps or 300).total_steps or 0
         self._note(0, 3.5)
-        self._note(half, 3.4)
+        self._note(total // 2, 3.4)
 
     def succeed(self, outcome: Outcome = Outcome.LEARNED) -> str:
         """Let the running job end two minutes later with an adapter; its id."""

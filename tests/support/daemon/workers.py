@@ -70,20 +70,20 @@ def queue_job(
     parent: str | None = None,
 ) -> Job:
     """A job for the tiny model, marked as running, from the base model on or from a parent."""
-    settings = training.model_dump(mode="json")
-    job = store.jobs.add(new_job(seed=seed, total_steps=steps or training.steps, settings=settings, mode=training.mode))
+    settings, fixed = training.model_dump(mode="json"), None if training.steps == "auto" else training.steps
+    job = store.jobs.add(new_job(seed=seed, total_steps=steps or fixed, settings=settings, mode=training.mode))
     store.jobs.start(job.id, now=NOW)
     return store.jobs.update(job.id, parent=parent)
 
 
-def run_here(folder: DataFolder, store: Store, job: Job) -> Job:
+def run_here(folder: DataFolder, store: Store, job: Job, seconds: float = 3600.0) -> Job:
     """Run a job to its end in this process: a worker's work, without its priority and its cap on memory.
 
     Raises MezoError where a worker would fail the job.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pocketllm.daemon.training.run.cap_anonymous_memory", lambda _: None)
-        TrainingRun(folder, store, job).run()
+        TrainingRun(folder, store, job, seconds).run()
     done = store.jobs.get(job.id)
     assert done.state is JobState.SUCCEEDED
     assert "no report" not in {event.kind for event in store.jobs.events(job.id)}
@@ -102,7 +102,7 @@ def delete_text(store: Store, text_id: str) -> None:
     assert store.deletions.erase([store.deletions.texts([text_id], now=NOW)])
 
 
-def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
+def start_worker(folder: DataFolder, job: Job, seconds: float = 3600.0) -> subprocess.Popen[bytes]:
     """A real worker process; its standard input stays open, as the daemon would keep it."""
     command = [
         sys.executable,
@@ -114,6 +114,8 @@ def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
         job.id,
         "--start",
         str(job.starts),
+        "--seconds",
+        str(seconds),
     ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 

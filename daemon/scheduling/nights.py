@@ -1,0 +1,148 @@
+"""Nights: from noon to noon of the owner's time, what ran, what ended, when a job could run, and what held it back."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from itertools import dropwhile
+
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import HeldBack, IdleWindow, Job, JobState, Outcome
+
+log = logging.getLogger(__name__)
+
+_DAY = timedelta(days=1)
+#: Blockers in words; the others go by their names.
+_WORDS = {"power": "the charger was not connected", "screen": "the screen was on", "idle": "the device was in use"}
+#: Blockers of a shorter time are not told.
+_WORTH_TELLING_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightRun:
+    """A run of a worker."""
+
+    job: str
+    began_at: datetime
+    ended_at: datetime | None  #: None while it lasts
+    steps: int
+    ended_because: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightJob:
+    """A job that ended in a night."""
+
+    id: str
+    state: JobState
+    outcome: Outcome | None
+    step: int
+    held_out_loss_before: float | None  #: nats per token
+    held_out_loss_now: float | None
+    ended_because: str  #: and whether its adapter is served
+    adapter: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Night:
+    """From noon to noon. Windows and runs that reach into it are whole."""
+
+    night: date  #: on which it ends
+    open: list[IdleWindow]  #: when the gate was open
+    open_seconds: float  #: of this night alone
+    runs: list[NightRun]
+    held_back: list[HeldBack]  #: the longest first
+    jobs: list[NightJob]
+
+
+def night_of(local: datetime) -> date:
+    """The night that a local time belongs to."""
+    return (local + _DAY / 2).date()
+
+
+class Nights:
+    """The last nights, as the store has them."""
+
+    def __init__(self, store: Store, local: Callable[[datetime], datetime]) -> None:
+        """local: to local time."""
+        self._store, self._local = store, local
+        self._tonight: date | None = None
+
+    def recent(self, now: datetime, *, days: int) -> list[Night]:
+        """The last nights, the present one first."""
+        tonight = night_of(self._local(now))
+        noon = self._noon(now) + (tonight - self._local(now).date())
+        runs, first = self._store.runs, noon - days * _DAY
+        windows, ran, held = runs.idle_windows(first), runs.since(first), runs.held_back(night_of(first))
+        ended = [(job.finished_at or now, self._ended(job)) for job in self._store.jobs.ended_since(first)]
+
+        def night(stop: datetime) -> Night:
+            start, name = stop - _DAY, stop.date()
+            return Night(
+                night=name,
+                open=[one for one in windows if one.began_at < stop and (one.ended_at or now) > start],
+                open_seconds=_open_seconds(windows, stop, now),
+                runs=[
+                    NightRun(**run.model_dump(include=set(NightRun.__annotations__)), job=run.job_id)
+                    for run in ran
+                    if run.began_at < stop and (run.ended_at or now) > start
+                ],
+                held_back=[row for row in held if row.night == name],
+                jobs=[job for at, job in ended if start <= at < stop],
+            )
+
+        return [night(noon - number * _DAY) for number in range(days)]
+
+    def usual_seconds(self, now: datetime) -> float | None:
+        """For how long the gate was open in a night, the mean of the last seven; None if it never was."""
+        noons = [self._noon(now) - number * _DAY for number in reversed(range(7))]
+        windows = self._store.runs.idle_windows(noons[0] - _DAY)
+        known = list(dropwhile(lambda seconds: not seconds, (_open_seconds(windows, noon, now) for noon in noons)))
+        return sum(known) / len(known) if known else None
+
+    def last(self, now: datetime) -> str:
+        """The night that ends, or ended, today, in a sentence without the owner's words."""
+        [night] = [one for one in self.recent(now, days=2) if one.night == self._local(now).date()]
+        parts = []
+        if night.runs:
+            last, steps = night.runs[-1], sum(run.steps for run in night.runs)
+            until = f"to {self._local(last.ended_at):%H:%M} ({last.ended_because})" if last.ended_at else "until now"
+            parts.append(f"ran from {self._local(night.runs[0].began_at):%H:%M} {until}, {steps} steps")
+        for job in night.jobs:
+            before, after = job.held_out_loss_before, job.held_out_loss_now
+            loss = "" if before is None or after is None else f", held-out loss {before:.2f} to {after:.2f}"
+            parts.append(f"{job.id} {job.outcome or job.state}{loss}")
+        held = [one for one in night.held_back if one.seconds >= _WORTH_TELLING_SECONDS]
+        parts += [f"{_WORDS.get(one.name, one.name)} ({_hours(one.seconds)})" for one in held[:3]]
+        return "; ".join(parts) or "no job ran, and none was held back"
+
+    def watch(self, now: datetime) -> None:
+        """When a night is over, tell the journal about it."""
+        before, self._tonight = self._tonight, night_of(self._local(now))
+        if before is not None and before < self._tonight:
+            log.info("last night: %s", self.last(now))
+
+    def _noon(self, now: datetime) -> datetime:
+        return self._local(now).replace(hour=12, minute=0, second=0, microsecond=0)
+
+    def _ended(self, job: Job) -> NightJob:
+        progress = self._store.step_log.progress(job.id)
+        said = [event.message for event in self._store.jobs.events(job.id) if event.kind in ("ended early", job.state)]
+        return NightJob(
+            **job.model_dump(include={"id", "state", "outcome", "adapter"}),
+            step=progress.step,
+            held_out_loss_before=progress.held_out_loss_before,
+            held_out_loss_now=progress.held_out_loss_now,
+            ended_because="; ".join(said),
+        )
+
+
+def _open_seconds(windows: Sequence[IdleWindow], noon: datetime, now: datetime) -> float:
+    """For how long the gate was open in the night before a noon."""
+    times = (min(one.ended_at or now, noon) - max(one.began_at, noon - _DAY) for one in windows)
+    return sum(max(0.0, time.total_seconds()) for time in times)
+
+
+def _hours(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,168 @@
+"""How long jobs are, and how they go on from night to night."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pocketllm.daemon.scheduling.night import LEAST_WORTH, MAX_STEPS, MIN_STEPS, UNKNOWN_NIGHT, fitting, worth
+from pocketllm.daemon.scheduling.runs import RunRecorder
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Job, JobState, Outcome
+from tests.support.daemon.in_process_app import NOON
+from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
+
+HOUR = 3600.0
+
+
+def test_a_text_is_worth_two_passes_within_limits() -> None:
+    assert [worth(passes, "exact") for passes in (1, 20, 60, 1000)] == [LEAST_WORTH, LEAST_WORTH, 120, MAX_STEPS]
+    assert worth(1, "mezo") == MAX_STEPS  # which learns little in a step
+
+
+def test_a_night_fits_steps_with_what_comes_between_them_and_at_least_a_few() -> None:
+    assert fitting(1100, 10) == 100
+    assert fitting(0, 10) == fitting(-5, 10) == MIN_STEPS
+
+
+def nights(store: Store, *hours: float, first: int = 0) -> RunRecorder:
+    """A recorder that has seen the gate open for these hours from 10 p.m. on, a night each; and for some minutes."""
+    runs = RunRecorder(store.runs, lambda at: at)
+    for number, long in enumerate(hours):
+        evening = NOON + timedelta(days=first + number, hours=10)
+        for start, end in ((evening, evening + timedelta(hours=long)), (evening - timedelta(minutes=9), evening)):
+            runs.gate(True, start)
+            runs.gate(False, end)
+    return runs
+
+
+class TestUsualNight:
+    def test_nothing_is_known_at_first(self, store: Store) -> None:
+        assert nights(store).usual_night() == UNKNOWN_NIGHT
+
+    def test_it_is_the_lower_quartile_of_the_longest_times(self, store: Store) -> None:
+        assert nights(store, 8).usual_night() == 8 * HOUR
+        assert nights(store, 8, 2, 7, 9, 6, 7, 8, 5, first=1).usual_night() == 6 * HOUR
+
+    def test_of_the_last_fourteen_nights(self, store: Store) -> None:
+        assert nights(store, *[2.0] * 14, *[7.0] * 14).usual_night() == 7 * HOUR
+
+    def test_a_night_that_is_interrupted_counts_by_its_longest_part(self, store: Store) -> None:
+        runs, evening = nights(store), NOON + timedelta(hours=9)
+        for start, end in ((0, 1), (1.5, 4.5), (5, 6)):
+            runs.gate(True, evening + timedelta(hours=start))
+            runs.gate(False, evening + timedelta(hours=end))
+        assert runs.usual_night() == 3 * HOUR
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
+    """20 new words queue a job, whose steps fit the night."""
+    with scheduler_world(tmp_path, steps="auto") as made:
+        made.add(30)
+        made.tick()
+        yield made
+
+
+def next_night(world: SchedulerWorld) -> Job:
+    """A day passes in which the power is off; the running job."""
+    world.power.value = False
+    world.tick()
+    world.power.value = True
+    world.tick(24 * HOUR)
+    world.tick(60)
+    [job] = world.store.jobs.open()
+    assert job.state is JobState.RUNNING
+    return job
+
+
+def test_its_number_of_steps_is_open_at_first_and_the_worker_is_told_what_the_night_has_left(
+    world: SchedulerWorld,
+) -> None:
+    job = world.only_job()
+    assert (job.total_steps, job.state) == (None, JobState.RUNNING)
+    assert world.runner.seconds == [pytest.approx(UNKNOWN_NIGHT)]
+
+
+def test_a_job_that_two_nights_did_not_finish_ends_at_its_last_step_in_the_third(world: SchedulerWorld) -> None:
+    job = world.only_job()
+    world.step(job.id)
+    assert next_night(world).total_steps is None
+    world.step(job.id)
+    assert next_night(world).total_steps == 2
+    events = [event.message for event in world.store.jobs.events(job.id) if event.kind == "cut short"]
+    assert events == ["ends after step 2, since 2 nights did not finish it; another job goes on"]
+    next_night(world)  # killed before it could end: it is said once
+    assert len([event for event in world.store.jobs.events(job.id) if event.kind == "cut short"]) == 1
+
+
+def test_several_runs_in_a_night_are_one_night(world: SchedulerWorld) -> None:
+    job = world.only_job()
+    world.step(job.id)
+    for _ in range(3):
+        world.power.value = False
+        world.tick()
+        world.power.value = True
+        world.tick(120)
+    assert world.job(job.id).state is JobState.RUNNING
+    assert world.job(job.id).total_steps is None
+
+
+def test_where_a_number_of_steps_was_set_the_job_is_not_cut_short(tmp_path: Path) -> None:
+    with scheduler_world(tmp_path) as world:
+        world.add(30)
+        world.tick()
+        for _ in range(4):
+            world.step(world.only_job().id)
+            assert next_night(world).total_steps == 30
+
+
+class TestFollowUp:
+    def test_another_job_goes_on_with_the_same_text(self, world: SchedulerWorld) -> None:
+        first = world.only_job()
+        world.succeed(first.id, chain_steps=25, unfinished=True)
+        world.tick()
+        [job] = world.store.jobs.open()
+        assert (job.link, job.chain_steps, job.parent) == (1, 25, f"of-{first.id}")
+        assert [text.id for text in world.store.texts.of_job(job.id)] == [
+            text.id for text in world.store.texts.of_job(first.id)
+        ]
+        assert [text.learned_in for text in world.store.texts.of_job(job.id)] == [None]
+        world.succeed(job.id, chain_steps=40)
+        world.tick()
+        assert world.store.jobs.open() == []
+
+    def test_it_learns_newer_text_too(self, world: SchedulerWorld) -> None:
+        world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
+        world.add(5, "newer")
+        world.tick()
+        [job] = world.store.jobs.open()
+        assert [text.learned_in for text in world.store.texts.of_job(job.id)] == [None, None]
+
+    def test_what_could_not_tell_yet_goes_on_without_newer_words(self, world: SchedulerWorld) -> None:
+        first = world.only_job()
+        world.succeed(first.id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
+        world.tick()
+        [job] = world.store.jobs.open()
+        assert (job.link, job.parent) == (2, f"of-{first.id}")
+
+    @pytest.mark.parametrize("outcome", [Outcome.WORSE, Outcome.NO_PROOF])
+    def test_what_added_nothing_does_not_go_on(self, world: SchedulerWorld, outcome: Outcome) -> None:
+        world.succeed(world.only_job().id, outcome, chain_steps=25, unfinished=True)
+        world.tick()
+        assert world.store.jobs.open() == []
+
+    def test_the_owner_who_cancels_it_or_rolls_back_ends_it(self, world: SchedulerWorld) -> None:
+        world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
+        world.tick()
+        [job] = world.store.jobs.open()
+        world.scheduler.cancel(job.id, world.clock.now)
+        world.tick()
+        assert world.store.jobs.open() == []
+
+    def test_after_a_rollback_nothing_goes_on(self, world: SchedulerWorld) -> None:
+        world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
+        world.store.adapters.roll_back("tiny", usable=lambda _: True, now=world.clock.now)
+        world.tick()
+        assert world.store.jobs.open() == []
