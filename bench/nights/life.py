@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,13 +42,12 @@ _READS: Mapping[str, Mapping[str, bool | float]] = {
 _MODEL = "simulated"
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Something that happens at a time, in seconds since noon of the first day."""
 
     at: float
-    kind: str  #: noon, text, edit, delete, open, shut
-    value: Any = None  #: of a text its words; of open and shut the sensor
+    kind: str  #: see Life.live
+    value: Any  #: of a text its words, of the gate's events the sensor
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,11 @@ class Life:
         return self.mornings
 
     def _pass(self, until: float) -> None:
-        """Let time pass, with a tick whenever something happens by itself."""
+        """Let time pass, with a tick whenever something happens by itself, and each minute while a job might start."""
         while True:
             times = [at for at in (self.worker.ends_at, *self.scheduler.due) if at is not None]
+            if self.is_open and self.scheduler.has_work and self.worker.pid is None:
+                times.append(self.now + timedelta(minutes=1))
             due = min(((at - _BEGAN).total_seconds() for at in times), default=until)
             self._count(min(due, until))
             if due > until:

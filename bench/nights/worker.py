@@ -5,12 +5,11 @@ A start is worked out at once to its end, with the time of all that it leaves on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from itertools import pairwise
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +51,15 @@ class Saved:
     measured: tuple[int, ...] = ()  #: the steps with an evaluation
 
 
+class Moment(NamedTuple):
+    """A time of an attempt, from which on this is on disk."""
+
+    at: float  #: seconds since the start
+    saved: Saved
+    samples: int  #: parts that are drawn
+    safe_at: float  #: the last time before which nothing need be done again
+
+
 class Attempt:
     """One start of a worker on a job: the trainer's method and its store, on a clock of its own."""
 
@@ -60,7 +68,8 @@ class Attempt:
     ) -> None:
         """known: by the adapter that it starts from. saved: None at the first start. samples: parts that are drawn."""
         self._device, self._job, self.samples = device, job, samples
-        self.saved, self.log, self.at, self.step_now = saved, [], 0.0, 0  # type: ignore[var-annotated]
+        self.saved, self.at, self._safe_at, self.step_now = saved, 0.0, 0.0, 0
+        self.log: list[Moment] = []
         training = [(text.id, text.words) for text in texts if not text.held_out]
         #: In the order of its batches.
         order = np.random.default_rng(job.seed).permutation(len(training))
@@ -159,7 +168,9 @@ class Attempt:
 
     def _keep(self, **changes: Any) -> None:
         self.saved = replace(self.saved, **changes) if self.saved else Saved(**changes)
-        self.log.append((self.at, self.saved, self.samples))
+        if not changes or changes.keys() & {"checkpoints", "measured"}:
+            self._safe_at = self.at
+        self.log.append(Moment(self.at, self.saved, self.samples, self._safe_at))
 
     def records(self) -> Sequence[int]:
         """See StoredRun."""
@@ -253,23 +264,18 @@ class SimulatedWorker(WorkerProcess):
             return None
         ran = (self.now() - self._began).total_seconds()
         job_id = self._left(ran)
-        self.lost_seconds += ran - max((at for at in self._durable() if at <= ran), default=0.0)
+        self.lost_seconds += ran - max(
+            (moment.safe_at for moment in self._attempt.log if moment.at <= ran), default=0.0
+        )
         return Exit(job_id=job_id, code=-9, last_words="")
-
-    def _durable(self) -> Iterator[float]:
-        """When the attempt saves what a later one need not do again: samples, measurements, checkpoints."""
-        for (_, before, samples), (at, saved, more) in pairwise(self._attempt.log):
-            if (before.checkpoints, before.measured, samples) != (saved.checkpoints, saved.measured, more):
-                yield at
 
     def _left(self, ran: float) -> str:
         """Store what is on disk after so many seconds; the job's id. No worker runs from now on."""
         assert self.job_id is not None
         job_id, self.job_id = self.job_id, None
-        there = [(saved, samples) for at, saved, samples in self._attempt.log if at <= ran]
-        if there and self.store.jobs.get(job_id).starts:
-            saved, self.samples = there[-1]
-            self._saved[job_id] = saved
+        if there := [moment for moment in self._attempt.log if moment.at <= ran]:
+            saved = self._saved[job_id] = there[-1].saved
+            self.samples = there[-1].samples
             values = {"plan": asdict(saved.plan), "method": saved.plan.method, "total_steps": saved.total_steps}
             self.store.jobs.update(job_id, **values)
             last = self.store.step_log.last_step(job_id)

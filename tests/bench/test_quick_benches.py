@@ -48,6 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("harm", MODELS),
         ("idle", MODELS),
         ("promotion", []),
+        ("nights", []),
         ("folders", []),
         ("load", MODELS),
         ("tasks", [*MODELS, "--seeds", "1"]),

@@ -10,17 +10,22 @@ from collections.abc import Sequence
 from tests.support.paths import ROOT
 
 _TOGETHER, _ALONE = ("soak", "year", "phone"), ("crash", "faults", "siege", "forget", "pause")
+#: Benches that run whole with them.
+_BENCHES = ("nights",)
 _PYTEST = (sys.executable, "-m", "pytest", "--full", "--require-programs", "--durations=0")
 
 
 def main(names: Sequence[str]) -> int:
     """Run the named ones, or all."""
-    if unknown := set(names) - {*_TOGETHER, *_ALONE}:
-        sys.exit(f"No such stress test: {', '.join(unknown)}. There are {', '.join((*_TOGETHER, *_ALONE))}.")
+    if unknown := set(names) - {*_TOGETHER, *_ALONE, *_BENCHES}:
+        sys.exit(f"No such stress test: {', '.join(unknown)}. There are {', '.join((*_TOGETHER, *_ALONE, *_BENCHES))}.")
     failed = False
     for group, options in ((_TOGETHER, ("--numprocesses=2", "--dist=loadfile")), (_ALONE, ("--capture=no",))):
         if files := [f"tests/stress/test_{name}.py" for name in group if not names or name in names]:
             failed |= subprocess.run([*_PYTEST, *options, *files], cwd=ROOT, check=False).returncode != 0
+    for name in _BENCHES:
+        if not names or name in names:
+            failed |= subprocess.run([sys.executable, "-m", f"bench.{name}"], cwd=ROOT, check=False).returncode != 0
     return failed
 
 
