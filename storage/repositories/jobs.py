@@ -133,7 +133,8 @@ class JobStore(Repository):
                 before = None if given or not replay else followed(session, start)
                 if before:
                     job.link = before.link + (before.outcome is not Outcome.LEARNED)
-                    job.chain_steps, before.unfinished = before.chain_steps, False
+                    # New text that joins a finished job's has all of its steps ahead.
+                    job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
                 follows = before.id if before else None
                 job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay, follows=follows)
             job.reasons = []

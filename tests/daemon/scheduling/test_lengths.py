@@ -147,6 +147,15 @@ class TestFollowUp:
         [job] = world.store.jobs.open()
         assert (job.link, job.parent) == (2, f"of-{first.id}")
 
+    def test_newer_words_after_a_finished_job_that_could_not_tell_have_all_steps_ahead(
+        self, world: SchedulerWorld
+    ) -> None:
+        world.succeed(world.only_job().id, Outcome.TOO_LITTLE, chain_steps=40)
+        world.add(25, "newer")
+        world.tick()
+        [job] = world.store.jobs.open()
+        assert (job.link, job.chain_steps) == (2, 0)
+
     @pytest.mark.parametrize("outcome", [Outcome.WORSE, Outcome.NO_PROOF])
     def test_what_added_nothing_does_not_go_on(self, world: SchedulerWorld, outcome: Outcome) -> None:
         world.succeed(world.only_job().id, outcome, chain_steps=25, unfinished=True)
