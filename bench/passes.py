@@ -137,7 +137,7 @@ class Writer:
     division: learn_text.Division
 
     def last(self, words: int) -> Batch:
-        """The last blocks of the training text, of about so many words."""
+        """The last blocks of the training text, of about this number of words."""
         blocks = len(self.division.training)
         return self.division.training[slice(blocks - round(blocks * words / self.words), blocks)]
 

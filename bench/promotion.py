@@ -154,7 +154,7 @@ def false_chains(texts: int, *, trials: int, seed: int = 0) -> Counts:
 
 
 def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
-    """The words of the texts that a first job on so many words holds out."""
+    """The words of the texts that a first job on this number of words holds out."""
     night = lengths(random, 3 + 2 * words // MEDIAN_WORDS)
     night = night[: int(np.searchsorted(night.cumsum(), words)) + 1]
     ids = [f"text-{random.integers(2**63):016x}" for _ in night]
@@ -164,7 +164,7 @@ def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
 
 
 def power(words: int, *, trials: int, seed: int = 0, gain: float = GAIN) -> float:
-    """How often a first job on so many words is called 'learned'."""
+    """How often a first job on this number of words is called 'learned'."""
     random = np.random.default_rng((seed, words))
     learned = 0
     for _ in range(trials):

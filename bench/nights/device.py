@@ -35,7 +35,7 @@ _WHOLE, _HALF_WORDS, _STEPS = 1.0, 6000.0, 10.0
 
 @dataclass(frozen=True)
 class Device:
-    """A model on a device whose matrix products make so many billion operations a second."""
+    """A model on a device. speed: of its matrix products, in GFLOP/s."""
 
     model: str
     speed: int
@@ -136,7 +136,7 @@ class Known:
 class Lesson:
     """A job's texts in the order in which its steps come upon them.
 
-    Text of so many words wins sqrt(words / (words + 6000)) of what a whole diary does, once a job has come to its end;
+    A text wins sqrt(words / (words + 6000)) of what a whole diary does, once a job has come to its end;
     a step closes a tenth of the gap to what the text seen so far can win. Fitted to bench.passes and the exact curves
     of bench.learn, of two diaries: 1,000 words win 0.38 of the whole, 4,000 0.63, 16,000 0.83; 10, 20 and 40 steps on
     16,000 words win 0.56, 0.78 and 0.96 of what 300 do.
@@ -153,14 +153,14 @@ class Lesson:
         return np.cumsum([0, *(words for _, words in self.texts)]), np.cumsum([0, *new])
 
     def won(self, steps: int) -> float:
-        """Nats per token that the adapter wins after so many steps."""
+        """Nats per token that the adapter wins after this number of steps."""
         read, new = self._seen
         words = self.before.words + float(np.interp(steps * self.words_a_step, read, new))
         gap = _WHOLE * math.sqrt(words / (words + _HALF_WORDS)) - self.before.won
         return self.before.won + max(0.0, gap) * (1 - math.exp(-steps / _STEPS))
 
     def after(self, steps: int) -> Known:
-        """What the adapter knows after so many steps."""
+        """What the adapter knows after this number of steps."""
         read, new = self._seen
         count = int(np.searchsorted(read[1:], steps * self.words_a_step, side="right"))
         texts = self.before.texts.union(identity for identity, _ in self.texts[:count])

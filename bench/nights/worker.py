@@ -270,7 +270,7 @@ class SimulatedWorker(WorkerProcess):
         return Exit(job_id=job_id, code=-9, last_words="")
 
     def _left(self, ran: float) -> str:
-        """Store what is on disk after so many seconds; the job's id. No worker runs from now on."""
+        """Store what is on disk after this number of seconds; the job's id. No worker runs from now on."""
         assert self.job_id is not None
         job_id, self.job_id = self.job_id, None
         if there := [moment for moment in self._attempt.log if moment.at <= ran]:

@@ -7,11 +7,11 @@ from pocketllm.engine.planning.memory_model import JobPlan
 
 #: The usual night in seconds, while none is known.
 UNKNOWN_NIGHT = 3 * 3600.0
-#: What wins 98 % of what 300 steps win (bench.passes): two passes over a text; of little text, 40 steps.
+#: What wins about 98 % of what 300 steps win (bench.passes): two passes over a text; of little text, 40 steps.
 PASSES, LEAST_WORTH, MAX_STEPS = 2.0, 40, 300
 #: The fewest steps that are a job: half of them warm up.
 MIN_STEPS = 20
-#: A job that so many nights did not finish ends at the start of the next.
+#: A job that this number of nights did not finish ends at the start of the next.
 MAX_NIGHTS = 2
 #: A job's first steps, whose time is measured; the first alone also reads the weights from the disk.
 FIRST_STEPS = 3
@@ -43,8 +43,8 @@ def worth(steps_a_pass: float, method: str) -> int:
 def chain_share(made: int, worth: int) -> float:
     """The rate's peak in a job of a chain over that in its first: a cosine, by the steps that the chain has made.
 
-    With the full rate in each, five jobs of 60 steps win 0.94 to 0.99 of what one of 300 wins, with this 0.96 to 0.99
-    (bench.passes --split).
+    With the full rate in each, five jobs of 60 steps win 0.93 to 0.97 of what one of 300 wins, with this 0.96 to 0.97
+    (bench.passes --split, two diaries, three seeds).
     """
     return (1 + cos(pi * made / max(1, worth))) / 2
 
@@ -55,7 +55,7 @@ def fitting(seconds: float, seconds_per_step: float) -> int:
 
 
 def estimated_worth(plan: JobPlan, words: int) -> int:
-    """The steps that a text of so many words is worth, by its length alone."""
+    """The steps that a text with this number of words is worth, by its length alone."""
     tokens = words * TOKENS_A_WORD
     return worth(tokens / (plan.batch * plan.block_tokens), plan.method) if words else MAX_STEPS
 

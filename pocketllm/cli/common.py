@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pocketllm.storage.store import Store
 
 
-# The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 class TrainingMethod(StrEnum):
     """The training method."""
 
@@ -38,6 +37,7 @@ class TrainingMethod(StrEnum):
     MEZO = "mezo"
 
 
+# The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The daemon's address (or POCKETLLM_URL); found automatically on this device."),

@@ -52,7 +52,7 @@ function jobItem(job) {
   item.append(made("strong", `${job.state}${outcome}`), ` ${title(job)}`);
   const left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
   const change = job.held_out_loss_now === null ? "" : `; held-out loss ${loss(job.held_out_loss_before)} to ${loss(job.held_out_loss_now)}`;
-  item.append(made("p", `${when(job.created_at)}, step ${job.step} of ${job.total_steps}${left}${change}`, "faint"));
+  item.append(made("p", `${when(job.created_at)}, step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ""}${left}${change}`, "faint"));
   for (const reason of job.reasons) item.append(made("p", reason, "faint"));
   if (job.error) item.append(made("p", job.error, "bad"));
   if (OPEN.includes(job.state)) item.append(...jobButtons(job));

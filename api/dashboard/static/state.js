@@ -16,7 +16,7 @@ export function showState({ training, worker, texts, model, open_job: open }, jo
   element("now").textContent = sentence();
   element("night").textContent = `Last night: ${training.last_night}.`;
   element("progress").hidden = !job;
-  element("progress").value = job ? job.step / Math.max(1, job.total_steps) : 0;
+  element("progress").value = job?.total_steps ? job.step / job.total_steps : 0;
   fill(element("blockers"), blockers.map((blocker) => made("li", `${blocker.message} (since ${when(blocker.since)})`)));
   element("why").hidden = !blockers.length;
   element("pause").hidden = !job;
@@ -35,14 +35,14 @@ export function showState({ training, worker, texts, model, open_job: open }, jo
     if (snoozed) return `Snoozed until ${when(training.snoozed_until)}; then it learns ${fresh}.`;
     if (!blockers.length) return `About to learn ${fresh}.`;
     const expected = training.expected_at ? `probably at ${when(training.expected_at)}` : "when the device charges and is idle";
-    const left = open?.step ? ` Step ${open.step} of ${open.total_steps}${open.eta_nights ? `, about ${count(open.eta_nights, "night")} left` : ""}.` : "";
+    const left = open?.step ? ` Step ${open.step}${open.total_steps ? ` of ${open.total_steps}` : ""}${open.eta_nights ? `, about ${count(open.eta_nights, "night")} left` : ""}.` : "";
     return `It will learn ${fresh}, ${expected}.${left}`;
   }
 }
 
 function stage(job) {
   const left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
-  return job.step ? `step ${job.step} of ${job.total_steps}${left}` : job.preparing ?? "preparing";
+  return job.step ? `step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ""}${left}` : job.preparing ?? "preparing";
 }
 
 // look: shows everything anew.
