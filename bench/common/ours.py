@@ -79,24 +79,35 @@ def rehearsal_of(model: LanguageModel, wanted: int = MAX_STEPS) -> Batch:
     return rehearsal.rehearsal_blocks(model, prompts, count=wanted, on_progress=lambda *_: None)
 
 
-def exact_method(model: LanguageModel, plan: JobPlan, *, seed: int, samples: Batch | None = None) -> Exact:
-    """The worker's method, of a fresh adapter, which the model uses from now on.
+def exact_method(
+    model: LanguageModel,
+    plan: JobPlan,
+    *,
+    seed: int,
+    samples: Batch | None = None,
+    adapter: Adapter | None = None,
+    rate: float | None = None,
+) -> Exact:
+    """The worker's method, of an adapter, which the model uses from now on.
 
-    samples: to be rehearsed, as the worker does by default, in `rehearsed` of a step's blocks.
+    samples: to be rehearsed, as the worker does by default, in `rehearsed` of a step's blocks. adapter: to start from,
+    a fresh one by default. rate: the peak learning rate, by default that of the settings.
     """
-    adapter = fresh_adapter(model, rank=plan.rank, seed=seed)
+    adapter = adapter or fresh_adapter(model, rank=plan.rank, seed=seed)
     model.set_parameters(adapter)
+    begun = {path: (a.clone(), adapter.b[path].clone()) for path, a in adapter.a.items()}
 
     def to_start() -> None:
-        for path, a in fresh_adapter(model, rank=plan.rank, seed=seed).a.items():
+        for path, (a, b) in begun.items():
             adapter.a[path].copy_(a)
-            adapter.b[path].zero_()
+            adapter.b[path].copy_(b)
 
+    rate = TrainingSettings().rate if rate is None else rate
     count = 0 if samples is None else rehearsed(plan)
     return Exact(
         model,
         adapter,
-        ExactPlan(seed=seed, rate=TrainingSettings().rate, samples_weight=count / plan.batch),
+        ExactPlan(seed=seed, rate=rate, samples_weight=count / plan.batch),
         pass_size(plan),
         to_start=to_start,
         samples=None if samples is None else shuffled((samples,), size=count, seed=seed),

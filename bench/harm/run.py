@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,8 @@ from bench.common.ours import exact_method, load_model, planned, rehearsal_of, r
 from bench.harm.instructions import share_right
 from bench.learn import text as learn_text
 from bench.learn.curve import Curve
-from bench.learn.ours import Scratch
+from bench.learn.ours import teach
 from pocketllm.daemon.evaluation.held_out import ordinary_text
-from pocketllm.daemon.training.trainer import Run, train
-from pocketllm.daemon.training.validation_split import split, validation_interval
-from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.generate.streaming_text import stop_ids_of
@@ -41,29 +36,14 @@ def run(folder: str, blocks: str, *, steps: int, batch: int, seed: int, guarded:
     samples = rehearsal_of(model, steps * rehearsed(plan)) if guarded else None
     model.set_parameters(None)
     before = _measured(model, division)
-    training, validation = split((division.training,))
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
     method = exact_method(model, plan, seed=seed, samples=samples)
     points = exact_passes(read_shapes(model.folder), plan)
-    with tempfile.TemporaryDirectory() as scratch:
-        curve = Curve(1e9, lambda: 0.0)  # only counts the steps
-        stopping = train(
-            method,
-            Scratch(Path(scratch), curve.stepped),
-            Run(
-                steps=steps,
-                batch=shuffled(training, size=batch, seed=seed),
-                remaining=lambda step: 1 - (step - 1) / steps,
-                validation_loss=lambda: model.mean_loss(validation),
-                validated_on="",
-                check_every=validation_interval(training, validation, batch=batch, points=points),
-                measure=lambda _step: None,
-                measure_every=steps,
-                clock=time.monotonic,
-            ),
-        )
+    curve = Curve(1e9, lambda: 0.0)  # only counts the steps
+    how: dict[str, Any] = {"seed": seed, "batch": batch, "points": points, "steps": steps}
+    taught = teach(model, method, (division.training,), stepped=curve.stepped, **how)
     after = _measured(model, division)
-    return {"before": before, "after": after, "best_step": stopping.best_step, "steps": curve.steps}
+    return {"before": before, "after": after, "best_step": taught.stopping.best_step, "steps": curve.steps}
 
 
 def _measured(model: LanguageModel, division: learn_text.Division) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.run import PCA_BLOCKS
-from pocketllm.daemon.training.trainer import Run, train
+from pocketllm.daemon.training.trainer import CHECKPOINT_BYTES, Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
@@ -85,35 +85,64 @@ class Scratch(StoredRun):
         return Checkpoint(step=stopping.best_step, state=StoredTensors(file))
 
 
-def teach(
-    model: LanguageModel, method: Method, buckets: Batches, curve: Curve, *, seed: int, batch: int, points: float
-) -> dict[str, Any]:
-    """Train as the worker does until the curve's time is over; what there is to say of it.
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """What became of a run."""
 
-    points: forward passes that a step takes as long as.
+    check_every: int  #: steps
+    back: Sequence[tuple[int, int]]  #: from which step to which it has gone back
+    stopping: EarlyStopping
+
+
+def teach(
+    model: LanguageModel,
+    method: Method,
+    buckets: Batches,
+    *,
+    seed: int,
+    batch: int,
+    points: float,
+    steps: int,
+    stepped: Callable[[], None] = lambda: None,
+    remaining: Callable[[], float] | None = None,
+    checkpoint_bytes: int = CHECKPOINT_BYTES,
+) -> Taught:
+    """Train as the worker does.
+
+    points: forward passes that a step takes as long as. stepped: called after each step. remaining: of the run's time,
+    by default of its steps.
     """
     training, validation = split(buckets)
     every = validation_interval(training, validation, batch=batch, points=points)
     with tempfile.TemporaryDirectory() as folder:
-        store = Scratch(Path(folder), curve.stepped)
+        store = Scratch(Path(folder), stepped)
         stopping = train(
             method,
             store,
             Run(
-                steps=_STEPS,
-                checkpoint_bytes=10**18,  # of so many steps there would be few checks
+                steps=steps,
+                checkpoint_bytes=checkpoint_bytes,
                 batch=shuffled(training, size=batch, seed=seed),
-                remaining=lambda _step: curve.remaining,
+                remaining=lambda step: remaining() if remaining else 1 - (step - 1) / steps,
                 validation_loss=lambda: model.mean_loss(validation),
                 validated_on="",
                 check_every=every,
                 measure=lambda _step: None,
-                measure_every=_STEPS,
+                measure_every=steps,
                 clock=time.monotonic,
             ),
         )
+    return Taught(check_every=every, back=store.back, stopping=stopping)
+
+
+def _until(curve: Curve, model: LanguageModel, method: Method, buckets: Batches, **how: Any) -> dict[str, Any]:
+    """Train until the curve's time is over; what there is to say of it. how: see `teach`."""
+    how |= {"checkpoint_bytes": 10**18}  # of so many steps there would be few checks
+    taught = teach(
+        model, method, buckets, steps=_STEPS, stepped=curve.stepped, remaining=lambda: curve.remaining, **how
+    )
     curve.measure()
-    return {"check_every": every, "back": store.back, **asdict(stopping)}
+    return {"check_every": taught.check_every, "back": taught.back, **asdict(taught.stopping)}
 
 
 @torch.no_grad()
@@ -134,7 +163,7 @@ def teach_mezo(
     probes = CHEAP_PROBES[0]
     plan = MeZOPlan(seed=seed, epsilon=settings.epsilon, step_size=settings.step_size, probes=probes)
     method = MeZO(lambda points, blocks: model.losses_at(points, blocks, micro_batch), adapter, plan, to_start)
-    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=points_of(probes))
+    return _until(curve, model, method, buckets, seed=seed, batch=batch, points=points_of(probes))
 
 
 @torch.no_grad()
@@ -145,7 +174,7 @@ def teach_exact(
     method = exact_method(model, plan, seed=seed, samples=samples)
     batch = plan.batch - (0 if samples is None else rehearsed(plan))
     points = exact_passes(read_shapes(model.folder), plan)
-    return teach(model, method, buckets, curve, seed=seed, batch=batch, points=points)
+    return _until(curve, model, method, buckets, seed=seed, batch=batch, points=points)
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("idle", MODELS),
         ("promotion", []),
         ("nights", []),
+        ("passes", MODELS),
+        ("split", MODELS),
         ("folders", []),
         ("load", MODELS),
         ("tasks", [*MODELS, "--seeds", "1"]),
