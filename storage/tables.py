@@ -166,8 +166,9 @@ class Job(SQLModel, table=True):
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
     #: Of its chain of jobs on the same text: 1 and the number of earlier ones that were not called 'learned', since all
-    #: are tested on the same held-out text; and the steps that they have made.
+    #: are tested on the same held-out text; the words of the first one's new texts; and the steps that they have made.
     link: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
+    chain_words: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: The night ended it before it had made all steps that its text is worth: another job follows.
     unfinished: bool = Field(default=False, sa_column_kwargs={"server_default": false()})

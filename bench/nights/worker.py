@@ -17,7 +17,7 @@ import torch
 from bench.nights.device import Device, Known, Lesson
 from bench.promotion import held_out
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
-from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, TOKENS_A_WORD, Ahead, fitting, worth
+from pocketllm.daemon.scheduling.night import FIRST_STEPS, TOKENS_A_WORD, Ahead, fitting, goes_on, remaining, worth
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import Checkpoint
@@ -132,8 +132,7 @@ class Attempt:
         if step > FIRST_STEPS and self.saved.total_steps is None:
             left = self._ends_at - self.at - 2 * self._measuring
             self._keep(total_steps=min(self.worth, FIRST_STEPS + fitting(left, self._device.step_seconds)))
-        total = self.saved.total_steps
-        return 1.0 if total is None or step <= min(FIRST_STEPS, total) else 1 - (step - 1) / total
+        return remaining(step, self.saved.total_steps)
 
     def _measure(self, step: int) -> None:
         assert self.saved is not None
@@ -305,7 +304,6 @@ class SimulatedWorker(WorkerProcess):
         measured = held_out(self.random, words, gain=learned.won - rival.won)
         found = measured.verdict(measured.fell, link=job.link)
         made = job.total_steps or attempt.worth
-        goes_on = not stopping.ended_early and attempt.worth - made >= MIN_STEPS
         self.known[identity] = learned
         files = self.folder.adapter(identity)
         files.mkdir(parents=True)
@@ -323,6 +321,6 @@ class SimulatedWorker(WorkerProcess):
             adapter=Adapter(outcome=found.outcome, **row),
             publish=found.outcome is Outcome.LEARNED,
             chain_steps=job.chain_steps + made,
-            unfinished=goes_on and found.outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE),
+            unfinished=goes_on(attempt.worth, made, ended_early=stopping.ended_early, outcome=found.outcome),
             now=self.now(),
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil, cos, pi
 
 from pocketllm.engine.planning.memory_model import JobPlan
+from pocketllm.storage.tables import Outcome
 
 #: The usual night in seconds, while none is known.
 UNKNOWN_NIGHT = 3 * 3600.0
@@ -52,6 +53,16 @@ def chain_share(made: int, worth: int) -> float:
 def fitting(seconds: float, seconds_per_step: float) -> int:
     """The steps that fit into a time, with validation and checkpoints; at least MIN_STEPS."""
     return max(MIN_STEPS, int(seconds / (seconds_per_step * (1 + CHECKS))))
+
+
+def remaining(step: int, total: int | None, *, measured: int = FIRST_STEPS) -> float:
+    """The remaining part of a run at a step: 1 for the steps that are measured, on which its total depends."""
+    return 1.0 if total is None or step <= min(measured, total) else 1 - (step - 1) / total
+
+
+def goes_on(worth: int, made: int, *, ended_early: bool, outcome: Outcome) -> bool:
+    """Whether another job shall make what is left of a text's worth: where more can be won, and it is worth a job."""
+    return not ended_early and worth - made >= MIN_STEPS and outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE)
 
 
 def estimated_worth(plan: JobPlan, words: int) -> int:

@@ -20,7 +20,16 @@ from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
-from pocketllm.daemon.scheduling.night import FIRST_STEPS, MIN_STEPS, UNKNOWN_NIGHT, Ahead, chain_share, fitting, worth
+from pocketllm.daemon.scheduling.night import (
+    FIRST_STEPS,
+    UNKNOWN_NIGHT,
+    Ahead,
+    chain_share,
+    fitting,
+    goes_on,
+    remaining,
+    worth,
+)
 from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
@@ -139,8 +148,7 @@ class TrainingRun:
         first = FIRST_STEPS if self.job.fits_the_night else 0
         if step > first and self.job.total_steps is None:
             self._fit()
-        total = self.job.total_steps
-        return 1.0 if total is None or step <= min(first, total) else 1 - (step - 1) / total
+        return remaining(step, self.job.total_steps, measured=first)
 
     @property
     def _share(self) -> float:
@@ -339,14 +347,14 @@ class TrainingRun:
         )
         self._say("evaluated", verdict.sentence)
         made = self.job.total_steps or self._worth
-        goes_on = self.job.fits_the_night and not stopping.ended_early and self._worth - made >= MIN_STEPS
+        ended_early, outcome = stopping.ended_early or not self.job.fits_the_night, verdict.outcome
         self.store.jobs.succeed(
             self.job.id,
             adapter=row,
             publish=verdict.outcome is Outcome.LEARNED,
             report=reporting.report(self.job.id, verdict),
             chain_steps=self.job.chain_steps + made,
-            unfinished=goes_on and verdict.outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE),
+            unfinished=goes_on(self._worth, made, ended_early=ended_early, outcome=outcome),
             now=datetime.now(UTC),
         )
         return verdict

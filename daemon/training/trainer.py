@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
-from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
+from pocketllm.daemon.training.early_stopping import EarlyStopping, Verdict
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method
 
-#: Time between checkpoints, at least; and the bytes of them that a run writes, at most, since flash wears.
-CHECKPOINT_SECONDS, CHECKPOINT_BYTES = 8.0, 10**9
+#: Since flash wears: the bytes of checkpoints that a run writes at its checks, at most, and in a second besides.
+CHECKPOINT_BYTES, CHECKPOINT_RATE = 10**9, 10**9 / (3 * 3600)
+#: The time between checkpoints, at least.
+CHECKPOINT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
     recorded = len(store.records())
     step = _resume(method, store, stopping)
     size = sum(tensor.nbytes for tensor in method.state().values())
-    checks, every = intervals(size, run)
-    run = replace(run, check_every=checks)
+    run = replace(run, check_every=max(run.check_every, ceil(run.steps * size / run.checkpoint_bytes)))
+    pause = max(CHECKPOINT_SECONDS, size / CHECKPOINT_RATE)
     halfway = (step + recorded + 1) // 2  # to where a kill came: so a job gets on, however often it is killed
     if stopping.validated_on != run.validated_on and not stopping.ended:
         stopping.begin(run.validated_on)
@@ -82,23 +84,13 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
             store.append(record, seconds=run.clock() - started)
             recorded = step
         verdict = _check(step, method, store, run, stopping)
-        late = step % checks % every == 0 and run.clock() - saved >= CHECKPOINT_SECONDS
+        late = run.clock() - saved >= pause
         if verdict is Verdict.GO_ON and not run.ends_at(step) and (late or step == halfway):
             _save(step, method, store, stopping)
         if verdict is Verdict.NEW_BEST or late:
             saved = run.clock()
     run.measure(stopping.best_step)
     return stopping
-
-
-def intervals(size: int, run: Run) -> tuple[int, int]:
-    """The steps between two checks, and between two checkpoints of `size` bytes: all are checkpoint_bytes at most.
-
-    Where that leaves one a check, those of checks that roll-backs repeat come on top.
-    """
-    checks = max(run.check_every, ceil(run.steps * size / run.checkpoint_bytes))
-    each = run.checkpoint_bytes // (max(1, size) * ceil(run.steps / checks + MAX_HALVINGS * PATIENCE))
-    return checks, ceil(checks / max(1, each))
 
 
 def _resume(method: Method, store: StoredRun, stopping: EarlyStopping) -> int:

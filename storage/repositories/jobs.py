@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from math import inf
 from typing import Any
 
 from sqlalchemy import func
@@ -15,7 +16,7 @@ from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
-from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned
+from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned, new_words
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
@@ -131,12 +132,11 @@ class JobStore(Repository):
                 job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
                 given, replay = job.texts is not None, job.start_from is None
                 before = None if given or not replay else followed(session, start)
-                if before:
-                    job.link = before.link + (before.outcome is not Outcome.LEARNED)
-                    # New text that joins a finished job's has all of its steps ahead.
-                    job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
                 follows = before.id if before else None
                 job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay, follows=follows)
+                job.chain_words = new_words(session, job_id)
+                if before:
+                    _follow(job, before)
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
             if first:
@@ -308,6 +308,14 @@ def _served(session: Session, model: str) -> str:
     """The id of the adapter that is served for a model, or BASE."""
     serving = serving_adapter(session, model)
     return serving.id if serving else BASE
+
+
+def _follow(job: Job, before: Job) -> None:
+    """Note a job's place in its chain. As much more text as makes a job begins the count of links anew."""
+    if job.chain_words < before.chain_words + job.settings.get("new_words", inf):
+        job.link, job.chain_words = before.link + (before.outcome is not Outcome.LEARNED), before.chain_words
+    # New text that joins a finished job's has all of its steps ahead.
+    job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
 
 
 def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:

@@ -197,8 +197,7 @@ def give_to_job(
     job_id, ids = job.id, dict.fromkeys(add_texts(session, texts, [job.owner] * len(texts), now, quota).ids)
     session.add_all(JobText(job_id=job_id, text_id=identity) for identity in ids)
     session.flush()
-    of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
-    return len(ids), session.exec(of_job.where(JobText.job_id == job_id)).one() or 0
+    return len(ids), new_words(session, job_id)
 
 
 def assign_to_job(
@@ -234,6 +233,12 @@ def assign_to_job(
         for text, learned_in in roles
     )
     return len(new + old), sum(text.words for text in new + old)
+
+
+def new_words(session: Session, job_id: str) -> int:
+    """The words of a job's new texts."""
+    of_job = select(func.sum(Text.words)).join(JobText, col(JobText.text_id) == col(Text.id))
+    return session.exec(of_job.where(JobText.job_id == job_id, col(JobText.learned_in).is_(None))).one() or 0
 
 
 class _Weighed(NamedTuple):

@@ -147,14 +147,20 @@ class TestFollowUp:
         [job] = world.store.jobs.open()
         assert (job.link, job.parent) == (2, f"of-{first.id}")
 
+    @pytest.mark.parametrize(("newer", "link"), [(10, 3), (19, 1)])
     def test_newer_words_after_a_finished_job_that_could_not_tell_have_all_steps_ahead(
-        self, world: SchedulerWorld
+        self, world: SchedulerWorld, newer: int, link: int
     ) -> None:
-        world.succeed(world.only_job().id, Outcome.TOO_LITTLE, chain_steps=40)
-        world.add(25, "newer")
+        """A job is 20 new words; so many more than its chain began with are tested as a first job's are."""
+        world.succeed(world.only_job().id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
+        world.add(1, "newer")
         world.tick()
         [job] = world.store.jobs.open()
-        assert (job.link, job.chain_steps) == (2, 0)
+        world.succeed(job.id, Outcome.TOO_LITTLE, chain_steps=40)
+        world.add(newer, "newest")
+        world.tick(8 * 24 * HOUR)
+        [job] = world.store.jobs.open()
+        assert (job.link, job.chain_steps) == (link, 0)
 
     @pytest.mark.parametrize("outcome", [Outcome.WORSE, Outcome.NO_PROOF])
     def test_what_added_nothing_does_not_go_on(self, world: SchedulerWorld, outcome: Outcome) -> None:
