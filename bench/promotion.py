@@ -9,17 +9,19 @@ power_1000 and power_4000: how often a job on new text of so many words, which g
 
 false_learned_chain and false_forgets_chain: of chains of ten jobs that change nothing but by noise, each from where the
 one before it has ended, the part in which at least one is called so; the worst number of held-out texts. A job that is
-called 'learned' is served, and the next ones are compared with it. power_1000_by_2 and power_1000_by_3: how often a
-chain on 1,000 words, whose first job gains 0.3 nats and each further one 0.1 more, has been called 'learned' by its
-second and its third job; power_1000_more: how often a job that gains 0.1 nats after one that was called 'learned' is.
-All that is random comes from a fixed seed.
+called 'learned' is served, and the next ones are compared with it. false_learned_growing and false_forgets_growing: where
+the text grows by as much as makes a job in every three jobs, the part of these threes in which one is called so.
+
+power_1000_by_2 and power_1000_by_3: how often a chain on 1,000 words, whose first job gains 0.3 nats and each further
+one 0.1 more, has been called 'learned' by its second and its third job; power_1000_more: how often a job that gains 0.1
+nats after one that was called 'learned' is. All that is random comes from a fixed seed.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +37,15 @@ LIMITS = {
     "power_1000": Limit(at_least=0.8),
     "false_learned_chain": Limit(at_most=0.05),
     "false_forgets_chain": Limit(at_most=0.05),
+    "false_learned_growing": Limit(at_most=0.05),
+    "false_forgets_growing": Limit(at_most=0.05),
 }
 TEXTS, PARTS = (2, 3, 5, 10, 20, 40), (1, 5, 20)
 WORDS = (400, 1000, 4000)
 GAIN, MORE = 0.3, 0.1
 CHAIN, CHAIN_PARTS = 10, 5
+#: Jobs of a chain whose text grows.
+GROWN = 9
 
 #: How a text's change differs from the mean change, in nats per token: by something of the text's own, and by noise
 #: that falls with the root of its tokens. Measured with SmolLM2 and an exact job of 40 steps on 15 short notes of a
@@ -83,6 +89,17 @@ class HeldOut:
     texts: Sequence[tuple[int, int]]
     old_blocks: Sequence[int]
 
+    def of_first(self, count: int) -> NDArray[np.bool_]:
+        """Which blocks are of old text, or of the first so many new ones."""
+        return np.array([part > 0 or text < count for part, text in self.texts])
+
+    def first(self, count: int) -> HeldOut:
+        """The old text, and the first so many new ones."""
+        there = self.of_first(count)
+        weights = np.array(self.weights)[there].tolist()
+        texts = [text for text, kept in zip(self.texts, there, strict=True) if kept]
+        return replace(self, before=self.before[there], fell=self.fell[there], weights=weights, texts=texts)
+
     def verdict(self, fell: Array, *, link: int = 1) -> EvaluationVerdict:
         """The verdict on a job that lowers the losses by this."""
         before, now = self.before.tolist(), (self.before - fell).tolist()
@@ -116,15 +133,24 @@ def outcome(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, 
     return found.verdict(found.fell).outcome
 
 
-def chain(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], gains: Sequence[float]) -> list[Outcome]:
-    """What is said of a chain's jobs. gains: of each, beyond what the one before it has learned."""
+def chain(
+    random: np.random.Generator, parts: Sequence[NDArray[np.int64]], gains: Sequence[float], *, growing: int = 0
+) -> list[Outcome]:
+    """What is said of a chain's jobs. gains: of each, beyond what the one before it has learned.
+
+    growing: the number of new texts that make a job; each further job has a third of it more.
+    """
     outcomes: list[Outcome] = []
     fell: Array | float = 0.0
-    for gain in gains:
+    link = begun = 1
+    for number, gain in enumerate(gains, 1):
+        if growing and number == begun + 3:  # as the store does
+            link, begun = 1, number
         found = held_out(random, parts, gain=gain)
         fell = fell + found.fell
-        link = 1 + len(outcomes) - outcomes.count(Outcome.LEARNED)
-        outcomes.append(found.verdict(fell, link=link).outcome)
+        there = growing * (number + 2) // 3 or len(parts[0])
+        outcomes.append(found.first(there).verdict(fell[found.of_first(there)], link=link).outcome)
+        link += outcomes[-1] is not Outcome.LEARNED
         if outcomes[-1] is Outcome.LEARNED:  # it is served
             fell = 0.0
     return outcomes
@@ -151,6 +177,22 @@ def false_chains(texts: int, *, trials: int, seed: int = 0) -> Counts:
     ]
     learned, worse = (sum(which in one for one in found) for which in (Outcome.LEARNED, Outcome.WORSE))
     return Counts(trials=trials, learned=learned, worse=worse)
+
+
+def false_growing(texts: int, *, trials: int, seed: int = 0) -> Counts:
+    """The same of each part of a growing text that would make a job by itself, with this many held-out texts.
+
+    Three jobs are tested on each.
+    """
+    random = np.random.default_rng((seed, texts, CHAIN_PARTS))
+    learned = worse = 0
+    for _ in range(trials):
+        sizes = [texts * (GROWN + 2) // 3, *[texts] * CHAIN_PARTS]
+        found = chain(random, [lengths(random, size) for size in sizes], [0.0] * GROWN, growing=texts)
+        for first in range(0, GROWN, 3):
+            learned += Outcome.LEARNED in found[first : first + 3]
+            worse += Outcome.WORSE in found[first : first + 3]
+    return Counts(trials=trials * GROWN // 3, learned=learned, worse=worse)
 
 
 def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
@@ -190,18 +232,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trials = 20 if options.quick else 600
     grid = {texts: [false_rates(texts, parts, trials=trials) for parts in PARTS] for texts in TEXTS}
     chains = {texts: false_chains(texts, trials=3 * trials) for texts in TEXTS}
+    growing = {texts: false_growing(texts, trials=trials) for texts in TEXTS}
     values: dict[str, float | None] = {}
     for value, which in (("false_learned", "learned"), ("false_forgets", "worse")):
         rates = (sum(getattr(one, which) for one in found) / (trials * len(PARTS)) for found in grid.values())
         values |= {
             value: max(rates),
             f"{value}_chain": max(getattr(one, which) / one.trials for one in chains.values()),
+            f"{value}_growing": max(getattr(one, which) / one.trials for one in growing.values()),
         }
     values |= {f"power_{words}": power(words, trials=5 * trials) for words in WORDS}
     values |= chain_power(1000, trials=5 * trials)
     raw = {
         "grid": {texts: [vars(one) for one in found] for texts, found in grid.items()},
         "chains": {texts: vars(one) for texts, one in chains.items()},
+        "growing": {texts: vars(one) for texts, one in growing.items()},
     }
     return finish("promotion", [], values=values, limits=LIMITS, raw=raw, options=options)
 

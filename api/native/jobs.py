@@ -134,8 +134,7 @@ def job_out(services: Services, job: Job) -> JobOut:
     """A job and its progress."""
     progress = _progress(services, job)
     left = None if job.state is JobState.RUNNING else seconds_left(job, progress)
-    pace = services.scheduler.nights.usual_seconds(services.now()) if left else None
-    return JobOut.of(job, progress, eta_nights=ceil(left / pace) if left and pace else None)
+    return JobOut.of(job, progress, eta_nights=ceil(left / services.scheduler.usual_night) if left else None)
 
 
 def _progress(services: Services, job: Job) -> Progress:

@@ -6,11 +6,12 @@ Half of the owners begin with a few thousand words of their own, and half with n
 note a day and delete one now and then. Time is simulated, and what is won follows measured curves (device.py).
 
 first_morning: of the runs, the part with an adapter that is served after the first night in which a job waited and 20
-steps were possible. gain_14: nats won after 14 nights over those of one job without a pause, on the same texts and for
-as many seconds. used: of the time in which a job waited or ran and the device was free, the part in which a worker ran,
-without what kills have lost. edited: nats won, over all mornings, over those without edits. oldest_job_days: the
-greatest age at which a job ended. NAME_worst is of the worst device and model, and NAME_imports and NAME_nothing are of
-the owners who begin with text, and without.
+steps were possible. gain_14: nats won after 14 nights over those of a device that never pauses, and is slower by so
+much that it has as many seconds; text_14: over those of one job without a pause on all text so far. used: of the time
+in which a job waited or ran and the device was free, the part in which a worker ran, without what kills have lost.
+edited: nats won, over all mornings, over those without edits. oldest_job_days: the greatest age at which a job ended.
+NAME_worst is of the worst device and model, and NAME_imports and NAME_nothing are of the owners who begin with text,
+and without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -58,6 +60,14 @@ def run_of(device: Device, owner: Owner, scratch: Path, empty: Path, *, edits: b
         if morning.job_seconds > 0 and opened[number] - opened[number - 1] >= device.shortest_job_seconds
     )
     won = [morning.won for morning in mornings]
+    never_paused = None
+    if edits and len(mornings) >= _FORTNIGHT:
+        share = mornings[_FORTNIGHT - 1].open_seconds / (_FORTNIGHT * 86400)
+        slower = replace(device, speed=device.speed * share)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            other = Life(slower, replace(owner, nights=_FORTNIGHT), Path(folder), empty, pauses=False)
+            never_paused = round(other.live()[-1].won, 4)
+            other.store.close()
     return {
         "model": device.model,
         "speed": device.speed,
@@ -71,6 +81,7 @@ def run_of(device: Device, owner: Owner, scratch: Path, empty: Path, *, edits: b
         "oldest_job_days": oldest,
         "most_of_it_night": next(number for number, one in enumerate(won, 1) if one >= _MOST_OF_IT * max(won)),
         "won": [round(one, 4) for one in won],
+        "never_paused": never_paused,
         "most": [round(morning.most, 4) for morning in mornings],
     }
 
@@ -80,6 +91,7 @@ def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
     measures: dict[str, tuple[Callable[[Sequence[Run]], float | None], Callable[[Iterable[float]], float]]] = {
         "first_morning": (_first_morning, min),
         "gain_14": (_gain_14, min),
+        "text_14": (_text_14, min),
         "used": (_used, min),
         "edited": (_edited, min),
         "oldest_job_days": (lambda some: max(run["oldest_job_days"] for run in some), max),
@@ -89,14 +101,14 @@ def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
     for name, (measure, worst) in measures.items():
         found = [value for some in by_device if (value := measure(some)) is not None]
         values[f"{name}_worst"] = worst(found) if found else None
-    for name in ("first_morning", "gain_14"):
+    for name in ("first_morning", "gain_14", "text_14"):
         for imports in (True, False):
             of_these = measures[name][0]([run for run in runs if run["imports"] is imports])
             values[f"{name}_{'imports' if imports else 'nothing'}"] = of_these
     return values
 
 
-def _device(run: Run) -> tuple[str, int]:
+def _device(run: Run) -> tuple[str, float]:
     return run["model"], run["speed"]
 
 
@@ -107,9 +119,15 @@ def _first_morning(runs: Sequence[Run]) -> float | None:
 
 
 def _gain_14(runs: Sequence[Run]) -> float | None:
-    runs = [run for run in runs if run["edits"]]
-    shares = [run["won"][_FORTNIGHT - 1] / run["most"][_FORTNIGHT - 1] for run in runs if len(run["won"]) >= _FORTNIGHT]
-    return sum(shares) / len(shares) if shares else None
+    runs = [run for run in runs if run["never_paused"] is not None]
+    most = sum(run["never_paused"] for run in runs)
+    return sum(run["won"][_FORTNIGHT - 1] for run in runs) / most if most else None
+
+
+def _text_14(runs: Sequence[Run]) -> float | None:
+    runs = [run for run in runs if run["edits"] and len(run["won"]) >= _FORTNIGHT]
+    most = sum(run["most"][_FORTNIGHT - 1] for run in runs)
+    return sum(run["won"][_FORTNIGHT - 1] for run in runs) / most if most else None
 
 
 def _used(runs: Sequence[Run]) -> float | None:

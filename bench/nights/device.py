@@ -38,11 +38,11 @@ class Device:
     """A model on a device. speed: of its matrix products, in GFLOP/s."""
 
     model: str
-    speed: int
+    speed: float
     training: TrainingSettings = field(default_factory=TrainingSettings, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.model} at {self.speed}"
+        return f"{self.model} at {self.speed:g}"
 
     @cached_property
     def shapes(self) -> Shapes:

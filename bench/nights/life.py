@@ -115,22 +115,24 @@ class Morning:
     used_seconds: float  #: of these, those in which a worker ran, without what a kill has lost
     served: bool
     won: float  #: by what is served, in nats per token
-    most: float  #: that a device wins which never pauses, and has had as many seconds
+    most: float  #: that one job wins without a pause, in as many seconds
 
 
 class Life:
     """One device with one owner."""
 
-    def __init__(self, device: Device, owner: Owner, folder: Path, empty: Path, *, edits: bool) -> None:
-        """empty: a database without texts."""
-        self.device, self.owner, self._edits = device, owner, edits
+    def __init__(
+        self, device: Device, owner: Owner, folder: Path, empty: Path, *, edits: bool = True, pauses: bool = True
+    ) -> None:
+        """empty: a database without texts. pauses: False leaves the nights' ends out, so that jobs may always run."""
+        self.device, self.owner, self._edits, self._pauses = device, owner, edits, pauses
         self._folder = DataFolder(folder)
         self._folder.make()
         shutil.copy(empty, self._folder.database)
         self._at = 0.0
         self.store = Store.open_unchecked(self._folder.database)
         self._sensors = {
-            "power": Sensor("power", False),
+            "power": Sensor("power", not pauses),
             "battery": Sensor("battery", 80.0, "%"),
             "memory": Sensor("memory", _PLENTY, "bytes"),
         }
@@ -168,6 +170,8 @@ class Life:
         for event in self.owner.events():
             self._pass(event.at)
             if event.kind in _READS:
+                if not self._pauses:
+                    continue
                 self._sensors[event.value].value = _READS[event.kind][event.value]
                 self._tick()
             else:

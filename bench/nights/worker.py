@@ -131,7 +131,7 @@ class Attempt:
         assert self.saved is not None
         if step > FIRST_STEPS and self.saved.total_steps is None:
             left = self._ends_at - self.at - 2 * self._measuring
-            self._keep(total_steps=min(self.worth, FIRST_STEPS + fitting(left, self._device.step_seconds)))
+            self._keep(total_steps=min(self.worth, fitting(left, self._device.step_seconds, made=FIRST_STEPS)))
         return remaining(step, self.saved.total_steps)
 
     def _measure(self, step: int) -> None:

@@ -50,9 +50,9 @@ def chain_share(made: int, worth: int) -> float:
     return (1 + cos(pi * made / max(1, worth))) / 2
 
 
-def fitting(seconds: float, seconds_per_step: float) -> int:
-    """The steps that fit into a time, with validation and checkpoints; at least MIN_STEPS."""
-    return max(MIN_STEPS, int(seconds / (seconds_per_step * (1 + CHECKS))))
+def fitting(seconds: float, seconds_per_step: float, *, made: int = 0) -> int:
+    """The steps that fit into a time, with validation and checkpoints, and those made before; at least MIN_STEPS."""
+    return max(MIN_STEPS, made + int(seconds / (seconds_per_step * (1 + CHECKS))))
 
 
 def remaining(step: int, total: int | None, *, measured: int = FIRST_STEPS) -> float:

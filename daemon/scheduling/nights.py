@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import dropwhile
 
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import HeldBack, IdleWindow, Job, JobState, Outcome
@@ -92,13 +91,6 @@ class Nights:
             )
 
         return [night(noon - number * _DAY) for number in range(days)]
-
-    def usual_seconds(self, now: datetime) -> float | None:
-        """For how long the gate was open in a night, the mean of the last seven; None if it never was."""
-        noons = [self._noon(now) - number * _DAY for number in reversed(range(7))]
-        windows = self._store.runs.idle_windows(noons[0] - _DAY)
-        known = list(dropwhile(lambda seconds: not seconds, (_open_seconds(windows, noon, now) for noon in noons)))
-        return sum(known) / len(known) if known else None
 
     def last(self, now: datetime) -> str:
         """The night that ends, or ended, today, in a sentence without the owner's words."""

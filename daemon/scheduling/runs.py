@@ -51,18 +51,25 @@ class RunRecorder:
 
     def usual_night(self) -> float:
         """The seconds of the usual night: of the last nights' longest times with an open gate, the lower quartile."""
+        return self._left_after(0.0)
+
+    def night_left(self, now: datetime) -> float:
+        """The seconds that are probably left of this night.
+
+        The lower quartile of what was left in the last nights that lasted longer; where none did, as long again.
+        """
+        return self._left_after(max(0.0, (now - self._opened_at).total_seconds()) if self._opened_at else 0.0)
+
+    def _left_after(self, seconds: float) -> float:
         longest: dict[date, float] = {}
         for window in self._store.idle_windows():
             lasted = (window.ended_at or window.began_at) - window.began_at
             if lasted >= _WORTHWHILE:
                 night = night_of(self._local(window.began_at))
                 longest[night] = max(lasted.total_seconds(), longest.get(night, 0.0))
-        last = sorted(seconds for _, seconds in sorted(longest.items())[-_USUAL_NIGHTS:])
-        return last[len(last) // 4] if last else UNKNOWN_NIGHT
-
-    def open_for(self, now: datetime) -> float:
-        """The seconds for which the gate has been open; 0 while it is shut."""
-        return max(0.0, (now - self._opened_at).total_seconds()) if self._opened_at else 0.0
+        last = [lasted for _, lasted in sorted(longest.items())[-_USUAL_NIGHTS:]] or [UNKNOWN_NIGHT]
+        left = sorted(lasted - seconds for lasted in last if lasted > seconds)
+        return left[len(left) // 4] if left else seconds
 
     def nights_of(self, job_id: str, now: datetime) -> int:
         """The number of nights before this one in which a job ran."""

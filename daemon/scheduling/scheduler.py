@@ -240,9 +240,10 @@ class Scheduler:
 
     def _ahead(self) -> Ahead:
         """What a job has ahead of it that would be queued now."""
-        return Ahead(words=self._store.texts.counts().new_words, seconds=self._usual_night())
+        return Ahead(words=self._store.texts.counts().new_words, seconds=self.usual_night)
 
-    def _usual_night(self) -> float:
+    @property
+    def usual_night(self) -> float:
         """Seconds; the minutes a day that are allowed at most."""
         return min(self._runs.usual_night(), 60 * (self._settings.gate.minutes_per_day or inf))
 
@@ -414,7 +415,7 @@ class Scheduler:
         if step and step != job.total_steps and self._runs.nights_of(job.id, now) >= MAX_NIGHTS:
             message = f"ends after step {step}, since {MAX_NIGHTS} nights did not finish it; another job goes on"
             self._store.jobs.cut(job.id, step=step, message=message, now=now)
-        seconds = self._usual_night() - self._runs.open_for(now)
+        seconds = min(self._runs.night_left(now), self.usual_night if self._settings.gate.minutes_per_day else inf)
         self._attempts.start(job, because=because, seconds=seconds, now=now)
 
     def _new_job(

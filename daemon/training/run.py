@@ -159,7 +159,7 @@ class TrainingRun:
         """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
         seconds = [row.seconds for row in self.store.step_log.steps(self.job.id)[1:]]
         a_step, left = sum(seconds) / len(seconds), self._ends_at - time.monotonic() - 2 * self._evaluation_seconds
-        total = min(self._worth, FIRST_STEPS + fitting(left, a_step))
+        total = min(self._worth, fitting(left, a_step, made=FIRST_STEPS))
         message = f"{total} steps of {a_step:.2g} s; the text is worth {self._worth}"
         self._say("planned", f"{message}, and {max(0, left) / 3600:.1f} h are probably left of the night")
         self.job = self.store.jobs.update(self.job.id, total_steps=total)

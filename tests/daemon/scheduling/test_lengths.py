@@ -23,7 +23,8 @@ def test_a_text_is_worth_two_passes_within_limits() -> None:
 
 def test_a_night_fits_steps_with_what_comes_between_them_and_at_least_a_few() -> None:
     assert fitting(1100, 10) == 100
-    assert fitting(0, 10) == fitting(-5, 10) == MIN_STEPS
+    assert fitting(1100, 10, made=3) == 103
+    assert fitting(0, 10) == fitting(-5, 10, made=3) == MIN_STEPS
 
 
 def nights(store: Store, *hours: float, first: int = 0) -> RunRecorder:
@@ -54,6 +55,27 @@ class TestUsualNight:
             runs.gate(True, evening + timedelta(hours=start))
             runs.gate(False, evening + timedelta(hours=end))
         assert runs.usual_night() == 3 * HOUR
+
+
+class TestWhatIsLeftOfANight:
+    def left_after(self, hours: float, runs: RunRecorder) -> float:
+        evening = NOON + timedelta(days=20, hours=10)
+        runs.gate(True, evening)
+        return runs.night_left(evening + timedelta(hours=hours)) / HOUR
+
+    def test_it_is_that_of_the_nights_that_lasted_longer(self, store: Store) -> None:
+        runs = nights(store, 2, 5, 6, 7, 8)
+        assert [self.left_after(hours, runs) for hours in (0, 3, 6.5, 7.5)] == [5, 3, 0.5, 0.5]
+
+    def test_a_night_that_outlasts_all_others_lasts_as_long_again(self, store: Store) -> None:
+        assert self.left_after(9, nights(store, 5)) == 9
+
+    def test_a_gate_that_was_never_shut_stays_open(self, store: Store) -> None:
+        assert self.left_after(1, nights(store)) == UNKNOWN_NIGHT / HOUR - 1
+        assert RunRecorder(store.runs).night_left(NOON) == UNKNOWN_NIGHT
+
+    def test_and_so_does_one_that_was_open_for_days(self, store: Store) -> None:
+        assert self.left_after(100, nights(store)) == 100
 
 
 @pytest.fixture

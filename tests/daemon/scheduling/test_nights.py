@@ -69,15 +69,6 @@ def test_a_window_over_noon_counts_for_each_night_it_reaches_into(world: Schedul
     tonight, yesterday = last(world, days=2)
     assert tonight.open == yesterday.open
     assert (round(tonight.open_seconds / 3600), round(yesterday.open_seconds / 3600)) == (6, 24)
-    assert nights(world).usual_seconds(world.clock.now) == yesterday.open_seconds, "tonight has not ended"
-
-
-def test_the_usual_night_counts_the_missed_ones_since_the_first(world: SchedulerWorld) -> None:
-    assert nights(world).usual_seconds(world.clock.now) is None
-    world.store.runs.idle_began(NOON + timedelta(hours=10))
-    world.store.runs.idle_ended(NOON + timedelta(hours=16))
-    assert nights(world).usual_seconds(NOON + timedelta(days=1)) == 6 * 3600
-    assert nights(world).usual_seconds(NOON + timedelta(days=3)) == 2 * 3600
 
 
 def test_the_journal_tells_of_a_night_once_when_it_is_over(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.night import FIRST_STEPS, LEAST_WORTH, MIN_STEPS
+from pocketllm.daemon.scheduling.night import LEAST_WORTH, MIN_STEPS
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
@@ -42,7 +42,7 @@ def test_a_long_night_makes_the_steps_that_the_text_is_worth(folder: DataFolder,
 def test_a_short_night_ends_it_early_and_says_that_more_is_to_be_won(folder: DataFolder, store: Store) -> None:
     store.texts.add(notes(100), now=NOW)
     job = run_here(folder, store, queue_job(store, training=AUTO), seconds=0.0)
-    assert job.chain_steps == MIN_STEPS + FIRST_STEPS
+    assert job.chain_steps == MIN_STEPS
     assert job.unfinished is (job.outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE))
 
 
