@@ -9,7 +9,7 @@ power_1000 and power_4000: how often a job on new text of so many words, which g
 
 false_learned_chain and false_forgets_chain: of chains of ten jobs that change nothing but by noise, each from where the
 one before it has ended, the part in which at least one is called so; the worst number of held-out texts. A job that is
-called 'learned' is served, and the next ones are compared with it. false_learned_growing and false_forgets_growing: where
+called 'learned' is served, and the next ones are compared with it. false_learned_growing, false_forgets_growing: where
 the text grows by as much as makes a job in every three jobs, the part of these threes in which one is called so.
 
 power_1000_by_2 and power_1000_by_3: how often a chain on 1,000 words, whose first job gains 0.3 nats and each further
