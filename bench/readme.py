@@ -21,11 +21,19 @@ The table of all limits that the committed results miss:
 A bench without committed results was not run since it changed: its figures are "(not measured)", and its table says so.
 `python -m bench.NAME` and then this command bring both back.
 
-A table of the settings of a section, or of the routes with a tag (bench.common.reference):
+A table that a bench keeps among its raw results:
+
+    <!-- table: nights mornings -->
+    <!-- end -->
+
+A table of the settings of a section, or of the routes with a tag (bench.common.reference), or of the methods that
+`auto` takes:
 
     <!-- settings: training -->
     <!-- end -->
     <!-- routes: jobs -->
+    <!-- end -->
+    <!-- methods: all -->
     <!-- end -->
 
 A mark of a figure may not begin a line: Markdown would take the whole line for HTML. With --check nothing is written,
@@ -45,9 +53,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.harness import RESULTS, ROOT, Limit
-from bench.common.reference import routes_table, settings_table
+from bench.common.reference import markdown_table, routes_table, settings_table
+from bench.nights.methods import methods_table
 
-_KINDS = "results|figure|missed|settings|routes"
+_KINDS = "results|figure|missed|table|settings|routes|methods"
+#: Kinds of tables that are the code's: by their word.
+_OF_CODE = {"settings": settings_table, "routes": routes_table, "methods": methods_table}
 _MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
 _BEGINNING = re.compile(rf"<!-- (?:{_KINDS}):")
 _NOT_MEASURED = "(not measured)"
@@ -76,9 +87,8 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
         opening, kind, what, closing = found.groups()
         name, *words = what.split()
         try:
-            if kind in ("settings", "routes"):
-                table = settings_table(name) if kind == "settings" else routes_table(name)
-                return f"{opening}\n{table}\n{closing}"
+            if kind in _OF_CODE:
+                return f"{opening}\n{_OF_CODE[kind](name)}\n{closing}"
             if kind == "missed":
                 return f"{opening}\n{_missed(results)}\n{closing}"
             file, summary = results / f"{name}.json", None
@@ -86,6 +96,9 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
                 summary = json.loads(file.read_text(encoding="utf-8"))
             else:
                 limits_of(name)  # there is such a bench
+            if kind == "table":
+                table = markdown_table(**summary["raw"]["tables"][words[0]]) if summary else _NOT_MEASURED
+                return f"{opening}\n{table}\n{closing}"
             if kind == "results":
                 return f"{opening}\n{_table(summary, words) if summary else _NOT_MEASURED}\n{closing}"
             if text[: found.start()].rpartition("\n")[2].strip() == "":

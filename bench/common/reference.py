@@ -29,7 +29,7 @@ def settings_table(section: str) -> str:
         for name, field in fields.items()
         if name not in SECTIONS
     ]
-    return _table(("setting", "default", "meaning"), rows)
+    return markdown_table(("setting", "default", "meaning"), rows)
 
 
 def routes_table(tag: str) -> str:
@@ -43,7 +43,7 @@ def routes_table(tag: str) -> str:
     ]
     if not rows:
         raise LookupError(f"no route has the tag {tag}")
-    return _table(("route", "takes", "does"), rows)
+    return markdown_table(("route", "takes", "does"), rows)
 
 
 @cache
@@ -92,6 +92,7 @@ def _bounds(field: FieldInfo) -> str:
     return f"({', '.join(found)})" if found else ""
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from bench.common.harness import Limit, finish, keep, parser, progress, start, table
-from bench.nights.device import MODELS, SPEEDS, Device
+from bench.nights.device import SPEEDS, Device
 from bench.nights.life import Life, Owner
 from pocketllm.daemon.scheduling.night import Ahead
 from pocketllm.storage.store import Store
@@ -38,8 +38,9 @@ LIMITS = {
     "edited": Limit(at_least=0.97),
     "oldest_job_days": Limit(at_most=14),
 }
+_MODELS = ("135M", "360M", "0.5B", "1B")
 _FORTNIGHT, _MOST_OF_IT = 14, 0.9
-#: Words of a usual job.
+#: Words of the job whose steps are shown.
 _USUAL_WORDS = 4000
 
 #: A life and what came of it.
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--seeds", type=int, default=20, help="owners for each device and model")
     options.add_argument("--nights", type=int, default=60)
     chosen = options.parse_args(arguments)
-    devices = [Device(model, speed) for model, speed in product(MODELS, SPEEDS)]
+    devices = [Device(model, speed) for model, speed in product(_MODELS, SPEEDS)]
     if chosen.quick:
         chosen.seeds, chosen.nights, devices = 1, 15, [devices[0], devices[-1]]
     runs: list[Run] = []
@@ -169,13 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs += [run_of(device, owner, Path(scratch), empty, edits=False) for device in without]
             progress(f"owner {seed}: {len(runs)} lives")
             keep("nights", values=values_of(runs), limits=LIMITS, raw={"runs": runs}, options=chosen)
-    return finish(
-        "nights", [_mornings(runs)], values=values_of(runs), limits=LIMITS, raw={"runs": runs}, options=chosen
-    )
+    mornings = _mornings(runs)
+    raw = {"tables": {"mornings": mornings}, "runs": runs}
+    shown = table("Mornings: after how many nights, in the median", **mornings)
+    return finish("nights", [shown], values=values_of(runs), limits=LIMITS, raw=raw, options=chosen)
 
 
-def _mornings(runs: Sequence[Run]) -> Any:
-    """The table of mornings: a row for each device and model."""
+def _mornings(runs: Sequence[Run]) -> dict[str, Any]:
+    """The table of mornings: a row for each model and device."""
     rows = []
     for model, speed in dict.fromkeys(map(_device, runs)):
         own, device = [run for run in runs if _device(run) == (model, speed)], Device(model, speed)
@@ -191,28 +193,14 @@ def _mornings(runs: Sequence[Run]) -> Any:
             [
                 str(device),
                 f"{device.step_seconds:.0f}",
-                str(planned.plan.steps),
-                f"{planned.nights:.1f}",
+                f"{planned.plan.steps}, {planned.nights:.1f}",
                 *nights,
                 *figures,
             ]
         )
-    columns = [
-        "model at GFLOP/s",
-        "s a step",
-        "steps",
-        "nights a job",
-        "first adapter",
-        "from nothing",
-        "90 %",
-        "from nothing",
-        "gain_14",
-        "used",
-    ]
-    caption = (
-        f"Steps and nights are those of a job on {_USUAL_WORDS} words, with nights of 3 hours; the others are medians."
-    )
-    return table("Mornings: after how many nights", columns, rows, caption=caption)
+    columns = ["model at GFLOP/s", "s a step", "steps, nights of 3 h"]
+    columns += ["first adapter", "from nothing", "90 %", "from nothing", "gain_14", "used"]
+    return {"columns": columns, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pocketllm.daemon.scheduling.night import CHECKS, MIN_STEPS, TOKENS_A_WORD, Ahead, won_by_morning
-from pocketllm.daemon.scheduling.planning import Planned, _exact, _for_the_night, _mezo
+from pocketllm.daemon.scheduling.night import CHECKS, MIN_STEPS, TOKENS_A_WORD, Ahead
+from pocketllm.daemon.scheduling.planning import Planned, plan_shapes
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.engine.planning.memory_model import exact_passes
@@ -18,12 +18,13 @@ from pocketllm.engine.planning.shapes import Shapes
 
 SPEEDS = (60, 25, 5)
 #: Name -> width, width of the feed-forward, layers, width of keys and values, vocabulary, and dtype of the weights, of
-#: SmolLM2-135M, SmolLM2-360M, Qwen2.5-0.5B and Llama-3.2-1B.
+#: SmolLM2-135M, SmolLM2-360M, Qwen2.5-0.5B, Llama-3.2-1B and SmolLM2-1.7B.
 MODELS: Mapping[str, tuple[int, int, int, int, int, str]] = {
     "135M": (576, 1536, 30, 192, 49152, "bfloat16"),
     "360M": (960, 2560, 32, 320, 49152, "bfloat16"),
     "0.5B": (896, 4864, 24, 128, 151936, "bfloat16"),
     "1B": (2048, 8192, 16, 512, 128256, "int8"),
+    "1.7B": (2048, 8192, 24, 2048, 49152, "int8"),
 }
 _BYTES = {"bfloat16": 2.0, "int8": 1.03}
 #: To start a worker and read the weights: seconds, and bytes a second.
@@ -68,15 +69,14 @@ class Device:
 
     @cached_property
     def _planned(self) -> Planned:
-        found = [planner(self.shapes, self.training) for planner in (_exact, _mezo)]
-        best = max(found, key=lambda planned: won_by_morning(_for_the_night(planned, Ahead()).plan))
-        if best.plan.method != "exact":
-            raise NotImplementedError(f"{self}: what MeZO wins is not simulated.")
-        return best
+        return self.plan(Ahead())
 
     def plan(self, ahead: Ahead) -> Planned:
-        """As `plan_job` plans with the default settings."""
-        return _for_the_night(self._planned, ahead)
+        """As the daemon plans. Raises NotImplementedError where that is MeZO."""
+        found = plan_shapes(self.shapes, self.training, ahead)
+        if found.plan.method != "exact":
+            raise NotImplementedError(f"{self}: what MeZO wins is not simulated.")
+        return found
 
     @cached_property
     def step_seconds(self) -> float:

@@ -81,12 +81,16 @@ def with_request(training: TrainingSettings, requested: JobRequest) -> TrainingS
 
 
 def plan_job(model_folder: ModelFolder, training: TrainingSettings, ahead: Ahead = NOT_KNOWN) -> Planned:
-    """Plan a job on an imported model. Its number of steps is an estimate if the settings leave it to the worker.
+    """Plan a job on an imported model: see `plan_shapes`. Raises ModelFileError, too."""
+    return plan_shapes(read_shapes(model_folder), training, ahead)
+
+
+def plan_shapes(shapes: Shapes, training: TrainingSettings, ahead: Ahead = NOT_KNOWN) -> Planned:
+    """Plan a job on a model. Its number of steps is an estimate if the settings leave it to the worker.
 
     Of the methods that fit into memory, `auto` is the one that wins more by the morning. Raises DoesNotFit, naming the
-    smallest sufficient memory_bytes; BadRequest for a request that cannot be trained on this model; and ModelFileError.
+    smallest sufficient memory_bytes; and BadRequest for a request that cannot be trained on this model.
     """
-    shapes = read_shapes(model_folder)
     found: dict[Method, Planned | DoesNotFit | BadRequest] = {}
     planners: dict[Method, Callable[..., Planned]] = {"exact": _exact, "mezo": _mezo}
     for method, planner in planners.items():
