@@ -52,7 +52,8 @@ class TrainingSettings(_Section):
     method: Literal["auto", "exact", "mezo"] = Field(
         "auto",
         description="exact computes gradients by backpropagation, one layer at a time; mezo estimates them by forward "
-        "passes along random directions; auto learns more by the morning: exact if it fits into memory_bytes, else mezo.",
+        "passes along random directions; auto takes what learns more by the morning: exact if it fits into "
+        "memory_bytes, else mezo.",
     )
     batch: int | None = Field(
         None, ge=1, le=1024, description="Blocks of text per step; by default 8, or 4 if mezo takes many directions."
