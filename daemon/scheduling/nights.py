@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import HeldBack, IdleWindow, Job, JobState, Outcome
+from pocketllm.storage.tables import HeldBack, IdleWindow, Job, JobState, Outcome, RunWindow
 
 log = logging.getLogger(__name__)
 
@@ -15,17 +15,6 @@ _DAY = timedelta(days=1)
 _WORDS = {"power": "the charger was not connected", "screen": "the screen was on", "idle": "the device was in use"}
 #: Blockers of a shorter time are not told.
 _WORTH_TELLING_SECONDS = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NightRun:
-    """A run of a worker."""
-
-    job: str
-    began_at: datetime
-    ended_at: datetime | None  #: None while it lasts
-    steps: int
-    ended_because: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +38,7 @@ class Night:
     night: date  #: on which it ends
     open: list[IdleWindow]  #: when the gate was open
     open_seconds: float  #: of this night alone
-    runs: list[NightRun]
+    runs: list[RunWindow]
     held_back: list[HeldBack]  #: the longest first
     jobs: list[NightJob]
 
@@ -81,11 +70,7 @@ class Nights:
                 night=name,
                 open=[one for one in windows if one.began_at < stop and (one.ended_at or now) > start],
                 open_seconds=_open_seconds(windows, stop, now),
-                runs=[
-                    NightRun(**run.model_dump(include=set(NightRun.__annotations__)), job=run.job_id)
-                    for run in ran
-                    if run.began_at < stop and (run.ended_at or now) > start
-                ],
+                runs=[one for one in ran if one.began_at < stop and (one.ended_at or now) > start],
                 held_back=[row for row in held if row.night == name],
                 jobs=[job for at, job in ended if start <= at < stop],
             )

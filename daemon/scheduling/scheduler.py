@@ -136,11 +136,12 @@ class Scheduler:
         self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         waiting = self._store.jobs.open()
-        if not waiting and (job := self._queue_if_enough(now) or self._follow_up(now)):
+        failed = None if waiting else self._came_to_nothing(now)
+        if not waiting and (job := self._queue_if_due(failed, now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work = bool(queue)
-        self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, now))
+        self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, failed, now))
         if queue:
             self._advance(queue[0], now)  # first: a locked database does not keep it from ending the worker
         if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
@@ -298,12 +299,12 @@ class Scheduler:
             with suppress(StorageTrouble):  # `recover` makes up for it
                 self._settle(now)
 
-    def _queue_if_enough(self, now: datetime) -> Job | None:
-        """Queue a job if there is enough new text and no job is open."""
-        last = self._came_to_nothing(now)
-        if not self._enough(now, beside=last.id if last else "") or self._model_problem() is not None:
-            return None
-        return self._queue(now)
+    def _queue_if_due(self, failed: Job | None, now: datetime) -> Job | None:
+        """Queue a job where there is enough new text beside a failed job's, or the night has ended the last one."""
+        due = self._enough(now, beside=failed.id if failed else "")
+        if not due and not failed:
+            due = self._store.jobs.to_follow(self._new_job(Requester.THRESHOLD, None, now)) is not None
+        return self._queue(now) if due and self._model_problem() is None else None
 
     def _enough(self, now: datetime, *, beside: str = "") -> bool:
         """Whether there is enough new text for a job in the texts that this job does not have."""
@@ -312,13 +313,6 @@ class Scheduler:
         if not enough * ENOUGH_SHARE <= words < enough:
             return words >= enough
         return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
-
-    def _follow_up(self, now: datetime) -> Job | None:
-        """Queue a job that goes on where the night ended the last one."""
-        if self._came_to_nothing(now) or self._model_problem() is not None:
-            return None
-        following = self._new_job(Requester.THRESHOLD, None, now)
-        return self._queue(now) if self._store.jobs.to_follow(following) else None
 
     def _queue(self, now: datetime, request_key: str | None = None) -> Job:
         """Queue a job on new text with the default settings, once for each key."""
@@ -335,7 +329,9 @@ class Scheduler:
         recently = last.state is JobState.FAILED and timedelta(0) <= now - last.finished_at < _AFTER_FAILURE
         return last if recently or last.state is JobState.CANCELLED else None
 
-    def _held_back(self, waiting: Sequence[Job], queue: Sequence[Job], now: datetime) -> Blocker | None:
+    def _held_back(
+        self, waiting: Sequence[Job], queue: Sequence[Job], failed: Job | None, now: datetime
+    ) -> Blocker | None:
         """What keeps new text from being learned under any conditions, and until when."""
         until, since = queue[0].not_before if queue else None, now
         if queue:
@@ -346,11 +342,13 @@ class Scheduler:
         elif waiting:
             message = f"{waiting[0].id} is paused by the owner; `pocketllm train` resumes it"
         else:
-            last = self._came_to_nothing(now)
-            if last is None or not self._enough(now):
+            if failed is None or not self._enough(now):
                 return None
-            message, since = f"{last.id} {last.state}; `pocketllm train` retries its texts", last.finished_at or now
-            until = since + _AFTER_FAILURE if last.state is JobState.FAILED else None
+            message, since = (
+                f"{failed.id} {failed.state}; `pocketllm train` retries its texts",
+                failed.finished_at or now,
+            )
+            until = since + _AFTER_FAILURE if failed.state is JobState.FAILED else None
             message += f", or the daemon does from {until:%Y-%m-%d %H:%M} UTC" if until else ""
         return Blocker(name=_HELD_BACK, message=message, since=since, until=until)
 

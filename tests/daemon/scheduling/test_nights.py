@@ -47,7 +47,7 @@ def test_what_ran_and_what_ended(world: SchedulerWorld) -> None:
     minutes(world, 1)
     [night] = last(world)
     assert night.night == date(2026, 3, 2)
-    assert [(run.job, run.steps, run.ended_because) for run in night.runs] == [
+    assert [(run.job_id, run.steps, run.ended_because) for run in night.runs] == [
         (job, 5, "not on external power"),
         (job, 3, "the job has ended: succeeded"),
     ]
