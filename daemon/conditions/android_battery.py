@@ -23,8 +23,6 @@ _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 #: The states in which a plugged phone does not discharge.
 _ON_POWER = ("CHARGING", "FULL", "NOT_CHARGING")
 _STATES = (*_ON_POWER, "DISCHARGING")
-#: What flows into the battery; a full one, or one that is not charged, neither gets nor gives any.
-_SIGNS = {"CHARGING": 1, "DISCHARGING": -1, "FULL": 0, "NOT_CHARGING": 0}
 _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
 #: Name, unit, and attribute of an answer of each sensor.
 _SENSORS = (
@@ -33,7 +31,6 @@ _SENSORS = (
     ("battery", "%", "level_percent"),
     ("temperature", "°C", "celsius"),
     ("health", None, "health"),
-    ("battery power", "W", "watts"),
 )
 
 
@@ -46,7 +43,6 @@ class Battery:
     level_percent: float | None
     celsius: float | None
     health: str | None  #: in small letters
-    watts: float | None = None  #: into the battery; below zero: out of it
 
 
 def parse(output: str) -> Battery:
@@ -64,7 +60,6 @@ def parse(output: str) -> Battery:
         level_percent=_level(answer),
         celsius=_celsius(answer.get("temperature")),
         health=health.lower() if health in _HEALTH else None,
-        watts=_watts(answer),
     )
 
 
@@ -90,15 +85,6 @@ def _level(answer: dict[str, Any]) -> float | None:
         part, whole = _number(answer.get("level")), _number(answer.get("scale"))
         level = 100 * part / whole if part is not None and whole is not None and whole > 0 else None
     return level if level is not None and 0 <= level <= 100 else None
-
-
-def _watts(answer: dict[str, Any]) -> float | None:
-    """From microamperes, whose sign differs from vendor to vendor (-2^31: unknown), and millivolts."""
-    sign = _SIGNS.get(str(answer.get("status")))
-    microamperes, millivolts = _number(answer.get("current")), _number(answer.get("voltage"))
-    if sign is None or microamperes in (None, -(2**31)) or millivolts is None or millivolts <= 0:
-        return None
-    return sign * abs(microamperes) * millivolts / 1e9
 
 
 def _celsius(value: object) -> float | None:

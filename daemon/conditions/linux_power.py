@@ -21,7 +21,6 @@ def sensors(folder: Path) -> list[Measured]:
         Measured("battery", "%", folder, level, "no battery"),
         Measured("temperature", "°C", folder, celsius, "no battery with a temperature sensor"),
         Measured("health", None, folder, health, "no battery reports its health"),
-        Measured("battery power", "W", folder, watts, "no battery reports its current"),
     ]
 
 
@@ -68,12 +67,6 @@ def health(folder: Path) -> str | None:
     return next((word for word in reported if word not in HEALTHY), reported[0] if reported else None)
 
 
-def watts(folder: Path) -> float | None:
-    """The power that flows into the battery, below zero while it discharges; the sum of several batteries."""
-    found = [power for battery in _batteries(folder) if (power := _watts(battery)) is not None]
-    return sum(found) if found else None
-
-
 def _online(folder: Path) -> Iterator[Path]:
     """The supplies that provide power now."""
     for supply in _supplies(folder):
@@ -96,18 +89,6 @@ def _batteries(folder: Path) -> Iterator[Path]:
         of_the_machine = _word(supply / "type") == "Battery" and _word(supply / "scope") != "Device"
         if of_the_machine and _word(supply / "present") != "0":
             yield supply
-
-
-def _watts(battery: Path) -> float | None:
-    """From microwatts, or microamperes and microvolts. Drivers disagree about the sign; the state tells it."""
-    microwatts, microamperes, microvolts = (_word(battery / f"{name}_now") for name in ("power", "current", "voltage"))
-    if microwatts:
-        power = abs(float(microwatts)) / 1e6
-    elif microamperes and microvolts:
-        power = abs(float(microamperes)) * float(microvolts) / 1e12
-    else:
-        return None
-    return {"Charging": power, "Discharging": -power}.get(_word(battery / "status"), 0.0)
 
 
 def _supplies(folder: Path) -> list[Path]:

@@ -40,9 +40,7 @@ def battery(**changes: Any) -> Battery:
 
 
 def test_a_whole_answer() -> None:
-    assert battery() == Battery(
-        external_power=True, plug="ac", level_percent=76, celsius=31.4, health="good", watts=2.110976
-    )
+    assert battery() == Battery(external_power=True, plug="ac", level_percent=76, celsius=31.4, health="good")
 
 
 def test_external_power() -> None:
@@ -110,22 +108,6 @@ def test_health() -> None:
     assert [battery(health=word).health for word in ("UNKNOWN", "-1", "7", ...)] == [None] * 4
 
 
-def test_power() -> None:
-    rows = {
-        ("CHARGING", 1_500_000, 4000): 6.0,
-        ("CHARGING", -1_500_000, 4000): 6.0,  # the sign is the vendor's
-        ("DISCHARGING", 500_000, 3800): -1.9,
-        ("FULL", 12_000, 4350): 0.0,
-        ("UNKNOWN", 500_000, 3800): None,
-        ("CHARGING", -2147483648, 4100): None,  # Android does not know
-        ("CHARGING", ..., 4000): None,
-        ("CHARGING", "many", 4000): None,
-        ("CHARGING", 1_500_000, -1000): None,  # the app does not know
-    }
-    found = {row: battery(status=row[0], current=row[1], voltage=row[2]) for row in rows}
-    assert {row: one.watts for row, one in found.items()} == rows
-
-
 def test_an_old_apps_answer() -> None:
     said = {"health": "GOOD", "percentage": 76, "plugged": "UNPLUGGED", "status": "DISCHARGING", "current": 0}
     found = parse(json.dumps({**said, "temperature": 25.200000762939453}))
@@ -162,7 +144,6 @@ def test_a_real_command(tmp_path: Path) -> None:
         "battery": (76, "%"),
         "temperature": (31.4, "°C"),
         "health": ("good", None),
-        "battery power": (2.110976, "W"),
     }
     assert all(one.at == NOW and one.source.endswith("termux-battery-status") for one in found.values())
 
@@ -170,6 +151,6 @@ def test_a_real_command(tmp_path: Path) -> None:
 def test_a_real_command_that_fails(tmp_path: Path) -> None:
     """How else commands fail, test_poller says."""
     found = readings(answering(tmp_path, "termux-battery-status", "The Termux:API app is not installed"))
-    assert len(found) == 6
+    assert len(found) == 5
     assert all(one.unknown and "did not return JSON" in str(one.reason) for one in found.values())
     assert "the app Termux:API (com.termux.api)" in str(found["battery"].reason)

@@ -12,7 +12,7 @@ from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
 
 ALL = [
-    *("power", "plug", "battery", "temperature", "health", "battery power"),
+    *("power", "plug", "battery", "temperature", "health"),
     *("screen", "idle", "memory", "memory pressure", "heat", "disk"),
 ]
 
@@ -61,14 +61,13 @@ def test_a_phone(path: Path, tmp_path: Path, *, proot: bool) -> None:
     answering(path, "getprop", "1\n")
     found = read(places(path, tmp_path, android=True, proot=proot), tmp_path)
     assert list(found) == ALL
-    values = {name: found[name].value for name in ALL[:8]}
+    values = {name: found[name].value for name in ALL[:7]}
     assert values == {
         "power": True,
         "plug": "usb",
         "battery": 55,
         "temperature": 30.1,
         "health": "good",
-        "battery power": None,
         "screen": False,
         "idle": pytest.approx(0, abs=30),
     }

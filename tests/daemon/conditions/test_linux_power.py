@@ -200,18 +200,3 @@ def test_the_batterys_health(tmp_path: Path) -> None:
     rows["nothing said"] = [battery(health="")], None
     rows["a warm one and a dead one"] = [battery(health="Warm"), battery(health="Dead")], "dead"
     check("health", tmp_path, rows)
-
-
-def test_what_flows_into_the_battery(tmp_path: Path) -> None:
-    rows: Rows = {
-        "power, charging": ([battery(status="Charging", power_now="18500000")], 18.5),
-        "power, with a sign, as some drivers write it": ([battery(power_now="-6000000")], -6.0),
-        "current, charging": ([battery(status="Charging", current_now="2000000", voltage_now="3800000")], 7.6),
-        "current, discharging": ([battery(current_now="500000", voltage_now="4000000")], -2.0),
-        "full": ([battery(status="Full", power_now="0")], 0.0),
-        "limited by its owner": ([battery(status="Not charging", power_now="20000")], 0.0),
-        "a battery that tells neither": ([DISCHARGING], None),
-    }
-    check("battery power", tmp_path, rows)
-    reading = read("battery power", supplies(tmp_path / "power_supply", battery(power_now="nothing")))
-    assert reading.unknown and reading.unit == "W"
