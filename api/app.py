@@ -19,7 +19,6 @@ from pocketllm.api.native import (
     examples,
     generate,
     jobs,
-    metrics,
     nights,
     status,
     suggest,
@@ -60,7 +59,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.state.credentials = credentials = Credentials(token, services.store.tokens, sessions)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     for module in (
-        *(dashboard, status, nights, metrics, texts, jobs, events, adapters, generate, suggest, classify, tokens),
+        *(dashboard, status, nights, texts, jobs, events, adapters, generate, suggest, classify, tokens),
         *(openai_models, openai_completions, openai_files, fine_tuning),
     ):
         app.include_router(module.router)
