@@ -1,4 +1,4 @@
-"""/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
+"""/jobs: the queue, plans, cancelling and pausing; a job's report."""
 
 from http import HTTPStatus
 from math import ceil
@@ -16,9 +16,9 @@ from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
-from pocketllm.storage.errors import NotYet, WrongState
+from pocketllm.storage.errors import NotYet
 from pocketllm.storage.repositories.step_log import Progress
-from pocketllm.storage.tables import OPEN_STATES, Job, JobState
+from pocketllm.storage.tables import Job, JobState
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
 
@@ -153,24 +153,3 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     if report.content is None and services.scheduler.running_job == job_id:
         raise NotYet(f"The report of job {job_id} is being made. Try again in a few seconds.")
     return whole_report(report, store.step_log.curve(job_id))
-
-
-JSON_LINES = "application/x-ndjson"
-
-
-@router.get(
-    "/jobs/{job_id}/steps",
-    response_class=Response,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
-)
-def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
-    """Return a job's steps so far as JSON lines: scalars, learning rates and losses. Contains no text."""
-    job = services.store.jobs.get(job_id)
-    rows = services.store.step_log.steps(job_id)
-    if not rows and job.state not in OPEN_STATES:
-        raise WrongState(f"Job {job_id} ended before its first step. Choose another job.")
-    if not rows:
-        raise NotYet(f"Job {job_id} has not finished a step yet. Try again when it has.")
-    data = "".join(row.model_dump_json(exclude={"job_id"}) + "\n" for row in rows)
-    name = f"{job.id}.steps"
-    return Response(data, media_type=JSON_LINES, headers={"Content-Disposition": f'attachment; filename="{name}"'})
