@@ -20,8 +20,8 @@ ANSWER_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
 # The first request loads the model from a phone's flash, and a long answer takes minutes, as does writing a file.
 LONG_TIMEOUT = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
-#: The routes that ask the model, or wait for news.
-LONG_ROUTES = {"generate", "compare", "suggest", "classify", "v1", "events"}
+#: The routes that ask the model.
+LONG_ROUTES = {"generate", "compare", "suggest", "classify", "v1"}
 
 
 class Client:
@@ -104,7 +104,7 @@ class Client:
             yield response
 
     def _answer(self, method: str, route: tuple[str, ...], params: Document, body: object = None) -> httpx.Response:
-        timeout = LONG_TIMEOUT if route[0] in LONG_ROUTES else self._http.timeout
+        timeout = LONG_TIMEOUT if route[0] in LONG_ROUTES or "wait" in params else self._http.timeout
         given = {name: value for name, value in params.items() if value is not None}
         with self._errors_explained():
             response = self._http.request(method, _path(route), json=body, params=given or None, timeout=timeout)

@@ -18,7 +18,8 @@ from pocketllm.storage.repositories.texts import Added, NewText, TextStore
 AT_ONCE = 8
 #: The longest that a write waits for reads, some of which, such as downloads, take long.
 WAIT_SECONDS = 0.02
-_EVENTS = "/events"
+#: In the query of a request that waits for the end of a job.
+_WAIT = b"wait="
 #: The texts of a request, and whose they are.
 Request = tuple[Sequence[NewText], str]
 
@@ -94,14 +95,14 @@ class Ingest:
 
 
 class ReadPriorityMiddleware:
-    """ASGI middleware that registers read requests with Ingest, except long polls for events."""
+    """ASGI middleware that registers read requests with Ingest, except those that wait for a job."""
 
     def __init__(self, app: ASGIApp, *, ingest: Ingest) -> None:
         self._app, self._ingest = app, ingest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] == _EVENTS:
+        if scope["type"] != "http" or scope["method"] != "GET" or _WAIT in scope["query_string"]:
             await self._app(scope, receive, send)
             return
         with self._ingest.reading():

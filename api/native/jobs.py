@@ -1,11 +1,14 @@
-"""/jobs: the queue, plans, cancelling and pausing; a job's report and its steps as a file."""
+"""/jobs: the queue, plans, cancelling and pausing; a job's report."""
 
+import asyncio
+import time
 from http import HTTPStatus
 from math import ceil
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
@@ -16,11 +19,14 @@ from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
-from pocketllm.storage.errors import NotYet, WrongState
+from pocketllm.storage.errors import NotYet
 from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.tables import OPEN_STATES, Job, JobState
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
+
+#: How often the database is read while a client waits: the worker's process writes to it, too.
+_POLL_SECONDS = 0.5
 
 
 class JobIn(Body, json_schema_extra={"example": {"steps": 60, "now": False}}):
@@ -94,9 +100,27 @@ def list_jobs(
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
 
-@router.get("/jobs/{job_id}")
+async def _wait_for_end(
+    request: Request,
+    job_id: JobId,
+    services: ServicesDep,
+    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the job's end.")] = 0,
+) -> None:
+    """Wait until the job has ended, the time is over, the client has gone, or the daemon ends."""
+    until = time.monotonic() + wait
+    while (left := until - time.monotonic()) > 0 and not services.ending.is_set():
+        job = await run_in_threadpool(services.store.jobs.get, job_id)
+        if job.state not in OPEN_STATES or await request.is_disconnected():
+            break
+        await asyncio.sleep(min(left, _POLL_SECONDS))
+
+
+@router.get("/jobs/{job_id}", dependencies=[Depends(_wait_for_end)])
 def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
-    """Return a job with its settings, losses, events and results in numbers."""
+    """Return a job with its settings, losses, events and results in numbers.
+
+    With `wait`, it is returned as soon as it has ended, or after so many seconds.
+    """
     store = services.store
     job, step_log = store.jobs.get(job_id), store.step_log
     return JobDetailOut(
@@ -153,24 +177,3 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     if report.content is None and services.scheduler.running_job == job_id:
         raise NotYet(f"The report of job {job_id} is being made. Try again in a few seconds.")
     return whole_report(report, store.step_log.curve(job_id))
-
-
-JSON_LINES = "application/x-ndjson"
-
-
-@router.get(
-    "/jobs/{job_id}/steps",
-    response_class=Response,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
-)
-def get_step_log(job_id: JobId, services: ServicesDep) -> Response:
-    """Return a job's steps so far as JSON lines: scalars, learning rates and losses. Contains no text."""
-    job = services.store.jobs.get(job_id)
-    rows = services.store.step_log.steps(job_id)
-    if not rows and job.state not in OPEN_STATES:
-        raise WrongState(f"Job {job_id} ended before its first step. Choose another job.")
-    if not rows:
-        raise NotYet(f"Job {job_id} has not finished a step yet. Try again when it has.")
-    data = "".join(row.model_dump_json(exclude={"job_id"}) + "\n" for row in rows)
-    name = f"{job.id}.steps"
-    return Response(data, media_type=JSON_LINES, headers={"Content-Disposition": f'attachment; filename="{name}"'})

@@ -50,7 +50,7 @@ _ALLOWED = {
         r"|GET /(models|adapters|v1/models(/.+)?)"
     ),
     Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),
-    Scope.MONITOR: re.compile(r"GET /(status|nights|metrics|events|jobs|jobs/[^/]+)"),
+    Scope.MONITOR: re.compile(r"GET /(status|nights|jobs|jobs/[^/]+)"),
 }
 #: What every token may read.
 _DOCUMENT = "GET /openapi.json"

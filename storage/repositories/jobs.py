@@ -279,18 +279,6 @@ class JobStore(Repository):
         """A job's events, oldest first."""
         return self._all(select(Event).where(Event.job_id == job_id).order_by(col(Event.id)))
 
-    def events_after(self, after: int, *, limit: int, job_id: str | None = None) -> list[Event]:
-        """The events after an event, of all jobs or of one, oldest first."""
-        newer = select(Event).where(col(Event.id) > after).order_by(col(Event.id)).limit(limit)
-        if job_id is not None:
-            newer = newer.where(Event.job_id == job_id)
-        return self._all(newer)
-
-    def last_event(self) -> int:
-        """The number of the newest event; 0 before the first."""
-        with self._database.read() as session:
-            return session.exec(select(func.max(Event.id))).one() or 0
-
 
 def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
     """A check for a worker's writes: its job must still be running by its start, or have been ended by it.

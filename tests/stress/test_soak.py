@@ -97,7 +97,7 @@ class Owner:
     def watch(self) -> None:
         """Read the pages that a dashboard reads."""
         newest = self.world.call("GET", "/jobs")["data"][:1]
-        for path in (*(f"/jobs/{job['id']}" for job in newest), "/adapters", "/events?wait=0"):
+        for path in (*(f"/jobs/{job['id']}" for job in newest), "/adapters"):
             self.world.call("GET", path)
 
 

@@ -144,6 +144,15 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> 
     assert detail["started_at"] == "2026-03-01T12:00:03Z"
 
 
+def test_what_a_worker_settled_on_is_shown(api: InProcessApp) -> None:
+    identity = ask(api)["id"]
+    assert job(api, identity)["plan"] is None
+    api.services.store.jobs.update(identity, plan={"method": "mezo", "batch": 2}, predicted_bytes=5)
+    detail = job(api, identity)
+    assert (detail["plan"]["batch"], detail["predicted_bytes"], detail["mode"]) == (2, 5, "lora")
+    assert api.get("/jobs").json()["data"][0]["predicted_bytes"] == 5
+
+
 def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
     identity = ask(api, steps=10)["id"]
     api.tick()

@@ -26,7 +26,7 @@ LETS_IN = {
     ("POST", "/v1/chat/completions"): {"generate"},
     ("POST", "/v1/completions"): {"generate"},
     ("GET", "/adapters"): {"generate"},
-    **{("GET", f"/{name}"): {"monitor"} for name in ("status", "nights", "metrics", "events")},
+    **{("GET", f"/{name}"): {"monitor"} for name in ("status", "nights")},
     ("GET", "/jobs/{job_id}"): {"monitor"},
     **{(method, "/v1/files"): {"train"} for method in ("GET", "POST")},
     **{(method, "/v1/files/{file_id}"): {"train"} for method in ("GET", "DELETE")},
@@ -148,6 +148,6 @@ def test_open_routes_can_be_closed(tmp_path: Path) -> None:
     with in_process_app(tmp_path / "data", open_routes=False) as api:
         for path in ("/health", "/", "/dashboard/app.js"):
             assert api.get(path, token=None).status_code == 200, "there is nothing in them"
-        for path in ("/status", "/metrics", "/events", "/jobs", "/jobs/job-0"):
+        for path in ("/status", "/jobs", "/jobs/job-0"):
             assert_problem(api.get(path, token=None), 401, "missing_token")
             assert api.get(path).status_code in (200, 404)

@@ -56,7 +56,7 @@ async def collected(several: Any) -> list[Any]:
 
 
 async def until(client: Any, job_id: str, status: str, state: str) -> Any:
-    """The job, once it is so far; found by long polls for what happens, so that nothing sleeps."""
+    """The job, once it is so far."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         job = await settled(client.fine_tuning.jobs.retrieve(job_id))

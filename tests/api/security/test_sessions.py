@@ -26,8 +26,8 @@ def signed_in(api: InProcessApp, credential: str = TOKEN) -> dict[str, str]:
     return {"cookie": f"{COOKIE}={cookie_of(response).value}", "x-page-key": response.json()["page_key"]}
 
 
-def asked(api: InProcessApp, session: Mapping[str, str], path: str = "/texts") -> httpx.Response:
-    return api.get(path, token=None, headers=session)
+def asked(api: InProcessApp, session: Mapping[str, str]) -> httpx.Response:
+    return api.get("/texts", token=None, headers=session)
 
 
 def admin_app(api: InProcessApp, name: str = "notes") -> str:
@@ -43,7 +43,6 @@ def test_a_token_begins_a_session(api: InProcessApp) -> None:
     session = signed_in(api)
     assert asked(api, session).status_code == 200
     assert api.post("/texts", token=None, headers=session, json={"text": "From the page."}).status_code == 201
-    assert asked(api, session, "/events?wait=0").status_code == 200
     assert api.get("/tokens").json()["data"] == [], "a browser is no app"
 
 
