@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trials = 20 if options.quick else 600
     grid = {texts: [false_rates(texts, parts, trials=trials) for parts in PARTS] for texts in TEXTS}
     chains = {texts: false_chains(texts, trials=3 * trials) for texts in TEXTS}
-    growing = {texts: false_growing(texts, trials=trials) for texts in TEXTS}
+    growing = {texts: false_growing(texts, trials=3 * trials) for texts in TEXTS}
     values: dict[str, float | None] = {}
     for value, which in (("false_learned", "learned"), ("false_forgets", "worse")):
         rates = (sum(getattr(one, which) for one in found) / (trials * len(PARTS)) for found in grid.values())
