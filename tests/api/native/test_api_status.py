@@ -201,7 +201,7 @@ def test_the_last_nights(api: InProcessApp) -> None:
     document = api.get("/nights").json()
     assert len(document["data"]) == 14
     tonight = document["data"][0]
-    assert [(run["job"], run["ended_because"]) for run in tonight["runs"]] == [(job, "the job has ended: succeeded")]
+    assert [(run["job_id"], run["ended_because"]) for run in tonight["runs"]] == [(job, "the job has ended: succeeded")]
     assert [row | {"night": tonight["night"]} for row in tonight["held_back"]] == tonight["held_back"]
     assert [(row["name"], row["seconds"]) for row in tonight["held_back"]] == [("power", 1800.0)]
     [ended] = tonight["jobs"]
