@@ -1,6 +1,6 @@
 """What the mornings bring, on slow and fast devices: sixty nights by the real scheduler, database, trainer and judge.
 
-python -m bench.nights [--quick] [--seed N] [--seeds N] [--nights N]
+python -m bench.nights [--quick] [--seed N] [--seeds N] [--nights N] [--resume]
 
 Half of the owners begin with a few thousand words of their own, and half with nothing; all write every day, change a
 note a day and delete one now and then. Time is simulated, and what is won follows measured curves (device.py).
@@ -16,20 +16,20 @@ and without.
 
 from __future__ import annotations
 
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from pathlib import Path
+from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
-from bench.common.harness import Limit, finish, keep, parser, progress, start, table
+from bench.common.harness import Limit, finish, keep, parser, progress, start, stored_runs, table
 from bench.nights.device import SPEEDS, Device
-from bench.nights.life import Life, Owner
+from bench.nights.life import Owner
+from bench.nights.lives import FORTNIGHT, Run, lives_of
 from pocketllm.daemon.scheduling.night import Ahead
-from pocketllm.storage.store import Store
 
 LIMITS = {
     "first_morning": Limit(at_least=0.95),
@@ -39,52 +39,8 @@ LIMITS = {
     "oldest_job_days": Limit(at_most=14),
 }
 _MODELS = ("135M", "360M", "0.5B", "1B")
-_FORTNIGHT, _MOST_OF_IT = 14, 0.9
 #: Words of the job whose steps are shown.
 _USUAL_WORDS = 4000
-
-#: A life and what came of it.
-Run = dict[str, Any]
-
-
-def run_of(device: Device, owner: Owner, scratch: Path, empty: Path, *, edits: bool) -> Run:
-    """Live a life. empty: a database without texts."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        life = Life(device, owner, Path(folder), empty, edits=edits)
-        mornings = life.live()
-        oldest = life.oldest_job_days()
-        life.store.close()
-    opened = [0.0, *(morning.open_seconds for morning in mornings)]
-    possible = (
-        number
-        for number, morning in enumerate(mornings, 1)
-        if morning.job_seconds > 0 and opened[number] - opened[number - 1] >= device.shortest_job_seconds
-    )
-    won = [morning.won for morning in mornings]
-    never_paused = None
-    if edits and len(mornings) >= _FORTNIGHT:
-        share = mornings[_FORTNIGHT - 1].open_seconds / (_FORTNIGHT * 86400)
-        slower = replace(device, speed=device.speed * share)
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            other = Life(slower, replace(owner, nights=_FORTNIGHT), Path(folder), empty, pauses=False)
-            never_paused = round(other.live()[-1].won, 4)
-            other.store.close()
-    return {
-        "model": device.model,
-        "speed": device.speed,
-        "seed": owner.seed,
-        "imports": owner.imports,
-        "edits": edits,
-        "possible_night": next(possible, None),
-        "served_night": next((number for number, morning in enumerate(mornings, 1) if morning.served), None),
-        "job_seconds": sum(morning.job_seconds for morning in mornings),
-        "used_seconds": sum(morning.used_seconds for morning in mornings),
-        "oldest_job_days": oldest,
-        "most_of_it_night": next(number for number, one in enumerate(won, 1) if one >= _MOST_OF_IT * max(won)),
-        "won": [round(one, 4) for one in won],
-        "never_paused": never_paused,
-        "most": [round(morning.most, 4) for morning in mornings],
-    }
 
 
 def values_of(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -122,13 +78,13 @@ def _first_morning(runs: Sequence[Run]) -> float | None:
 def _gain_14(runs: Sequence[Run]) -> float | None:
     runs = [run for run in runs if run["never_paused"] is not None]
     most = sum(run["never_paused"] for run in runs)
-    return sum(run["won"][_FORTNIGHT - 1] for run in runs) / most if most else None
+    return sum(run["won"][FORTNIGHT - 1] for run in runs) / most if most else None
 
 
 def _text_14(runs: Sequence[Run]) -> float | None:
-    runs = [run for run in runs if run["edits"] and len(run["won"]) >= _FORTNIGHT]
-    most = sum(run["most"][_FORTNIGHT - 1] for run in runs)
-    return sum(run["won"][_FORTNIGHT - 1] for run in runs) / most if most else None
+    runs = [run for run in runs if run["edits"] and len(run["won"]) >= FORTNIGHT]
+    most = sum(run["most"][FORTNIGHT - 1] for run in runs)
+    return sum(run["won"][FORTNIGHT - 1] for run in runs) / most if most else None
 
 
 def _used(runs: Sequence[Run]) -> float | None:
@@ -151,27 +107,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--seed", type=int, default=0, help="of the first owner")
     options.add_argument("--seeds", type=int, default=20, help="owners for each device and model")
     options.add_argument("--nights", type=int, default=60)
+    options.add_argument("--resume", action="store_true", help="live the lives that the results file does not have yet")
     chosen = options.parse_args(arguments)
     devices = [Device(model, speed) for model, speed in product(_MODELS, SPEEDS)]
     if chosen.quick:
         chosen.seeds, chosen.nights, devices = 1, 15, [devices[0], devices[-1]]
-    runs: list[Run] = []
-    in_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        dir=in_memory if in_memory.is_dir() else None, prefix="pocketllm-bench-"
-    ) as scratch:
-        empty = Path(scratch) / "empty.db"
-        Store.open(empty).close()
-        for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-            owner = Owner(seed, chosen.nights)
-            runs += [run_of(device, owner, Path(scratch), empty, edits=True) for device in devices]
-            #: For each owner another third of the devices.
-            without = devices[seed % 3 :: 3] or devices[:1]
-            runs += [run_of(device, owner, Path(scratch), empty, edits=False) for device in without]
-            progress(f"owner {seed}: {len(runs)} lives")
-            keep("nights", values=values_of(runs), limits=LIMITS, raw={"runs": runs}, options=chosen)
+    stored = stored_runs("nights", chosen, seconds=0.0) if chosen.resume else None
+    runs: list[Run] = stored["runs"] if stored else []
+    owners = [Owner(seed, chosen.nights) for seed in range(chosen.seed, chosen.seed + chosen.seeds)]
+    missing = [owner for owner in owners if owner.seed not in {run["seed"] for run in runs}]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for owner, lived in zip(missing, pool.map(lives_of, missing, [devices] * len(missing)), strict=True):
+            runs += lived
+            progress(f"owner {owner.seed}: {len(runs)} lives")
+            raw: dict[str, Any] = {"seconds": 0.0, "runs": runs}
+            keep("nights", values=values_of(runs), limits=LIMITS, raw=raw, options=chosen)
     mornings = _mornings(runs)
-    raw = {"tables": {"mornings": mornings}, "runs": runs}
+    raw = {"seconds": 0.0, "tables": {"mornings": mornings}, "runs": runs}
     shown = table("Mornings: after how many nights, in the median", **mornings)
     return finish("nights", [shown], values=values_of(runs), limits=LIMITS, raw=raw, options=chosen)
 

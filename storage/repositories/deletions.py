@@ -151,8 +151,8 @@ def delete_texts(
 ) -> Deletion | None:
     """Delete texts and what was derived from them; returns the receipt, or None when there is no such text.
 
-    withdraw: False where other texts have replaced them: what has learned the old wording is served on. receipt: of an
-    earlier portion of the same deletion, which is added to.
+    withdraw: False where other texts have replaced them: what has learned the old wording is served on, and jobs go on
+    from it. receipt: of an earlier portion of the same deletion, which is added to.
 
     Uploaded files that they came from are deleted. Reports lose their words, open jobs start again, and what is served
     is the newest adapter that has not learned any of the texts. Texts that only later adapters have learned become new
@@ -175,7 +175,8 @@ def delete_texts(
     deletion.files = sorted({*deletion.files, *remember_files(session, which)})
     session.exec(delete(Text).where(which))
     deletion.texts, deletion.adapters = deletion.texts + texts, sorted(affected)
-    deletion.restarts = deletion.restarts + _restarted(session, jobs, now, again=deletion.restarts)
+    if withdraw:
+        deletion.restarts = deletion.restarts + _restarted(session, jobs, now, again=deletion.restarts)
     return deletion
 
 

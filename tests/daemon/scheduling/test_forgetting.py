@@ -83,6 +83,23 @@ def test_an_edit_does_not_start_a_job_again(world: SchedulerWorld) -> None:
     assert stored(world) == {third, "A fourth"}
 
 
+def test_an_edit_of_what_an_earlier_job_has_learned_starts_no_later_job_again(world: SchedulerWorld) -> None:
+    notes = [f"Note {number} is about the weather. " * 20 for number in range(40)]
+    edit(world, *notes)
+    world.tick()
+    world.succeed(world.only_job().id)
+    edit(world, *notes, "One more paragraph of a note. " * 4)
+    world.tick()
+    [job] = world.store.jobs.open()
+    world.step(job.id)
+    used = {text.text for text in world.store.texts.of_job(job.id)}
+    changed = next(note for note in notes if note not in used)
+    edit(world, *(note for note in notes if note != changed))
+    world.tick()
+    assert world.runner.job_id == job.id and world.store.step_log.last_step(job.id) == 1
+    assert "began anew" not in {event.kind for event in world.store.jobs.events(job.id)}
+
+
 def test_what_the_owner_deletes_starts_a_job_again_also_after_an_edit(world: SchedulerWorld) -> None:
     first, second = (f"{name} is a paragraph of a note. " * 4 for name in ("One", "Two"))
     edit(world, first, second)
