@@ -84,7 +84,7 @@ def test_an_edit_does_not_start_a_job_again(world: SchedulerWorld) -> None:
 
 
 def test_an_edit_of_what_an_earlier_job_has_learned_starts_no_later_job_again(world: SchedulerWorld) -> None:
-    notes = [f"Note {number} is about the weather. " * 20 for number in range(40)]
+    notes = [f"Note {number} is about the weather. " * 20 for number in range(80)]  # more than are replayed
     edit(world, *notes)
     world.tick()
     world.succeed(world.only_job().id)
