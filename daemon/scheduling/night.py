@@ -45,7 +45,7 @@ def chain_share(made: int, worth: int) -> float:
     """The rate's peak in a job of a chain over that in its first: a cosine, by the steps that the chain has made.
 
     With the full rate in each, five jobs of 60 steps win 0.93 to 0.97 of what one of 300 wins, with this 0.96 to 0.97
-    (bench.passes --split, two diaries, three seeds).
+    (bench.split, two diaries, three seeds).
     """
     return (1 + cos(pi * made / max(1, worth))) / 2
 
