@@ -15,7 +15,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import eos_id
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -34,7 +34,8 @@ def ordinary_text(tokenizer: PreTrainedTokenizerBase, *, is_mlm: bool) -> Batch 
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert isinstance(ids, list)
-    return pack([ids], length=ORDINARY_TOKENS, eos=eos_id(tokenizer))[slice(0, ORDINARY_BLOCKS)]
+    blocks = pack([ids], length=ORDINARY_TOKENS, eos=eos_id(tokenizer), start=start_ids(tokenizer))
+    return blocks[slice(0, ORDINARY_BLOCKS)]
 
 
 def block_keys(buckets: Batches) -> list[str]:

@@ -31,8 +31,8 @@ from pocketllm.daemon.logs import describe_uncaught
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, eos_id, generate
-from pocketllm.engine.generate.tokenizer import Tokenizer, open_tokenizer
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, eos_id, generate, start_ids
+from pocketllm.engine.generate.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels
@@ -138,7 +138,7 @@ class Answerer:
         self._torch: TorchModels | None = None
         found = find_llamacpp(model_folder, preference)
         self._tokenizer, self._decoding = open_tokenizer(model_folder)
-        self._eos = eos_id(self._tokenizer)
+        self._start, self._eos = start_ids(self._tokenizer), eos_id(self._tokenizer)
         #: Of the last contexts: with each letter of a word the same one is asked about.
         self._tokens_of = lru_cache(maxsize=4)(self._encoded)
         self._llama: LlamaDecoder | None = None
@@ -174,13 +174,14 @@ class Answerer:
         """Answer with a text, in pieces."""
         request_id, alternatives = request["id"], request["alternatives"]
         sampling = _sampling(request)
-        prompt = prompt_tokens(self._tokenizer, request, self._eos)
+        before, asked = self._prompt(request)
+        prompt = [*before, *asked]
         started = time.monotonic()
         generation = self._generation(_folder(request), prompt, sampling, lambda: requests.cancelled(request_id))
-        echo = _asked(request, prompt) if request["echo"] else []
-        before = str(self._tokenizer.decode(echo))
-        if before:
-            say(id=request_id, text=before)
+        echo = asked if request["echo"] else []
+        echoed = str(self._tokenizer.decode(echo))
+        if echoed:
+            say(id=request_id, text=echoed)
         for piece in merged(generation.pieces):
             say(id=request_id, text=piece)
         seconds = time.monotonic() - started
@@ -192,7 +193,7 @@ class Answerer:
             id=request_id,
             backend=asdict(self.backend),
             done={
-                "text": before + generation.text,
+                "text": echoed + generation.text,
                 "finish_reason": generation.finish_reason,
                 "prompt_tokens": generation.prompt_tokens,
                 "completion_tokens": generation.completion_tokens,
@@ -244,9 +245,29 @@ class Answerer:
         done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy}
         say(id=request["id"], done=done)
 
+    def _prompt(self, request: dict[str, Any]) -> tuple[Sequence[int], list[int]]:
+        """What is put before the tokens to continue, and these: the given ones, a chat's in the model's template, or a
+        text's, which begins as in training.
+
+        Without `begins_text` a text has no `eos` before it, unless it is empty. Raises BadRequest for tokens outside
+        the vocabulary, a model without a chat template, or messages that its template refuses.
+        """
+        if (given := request["tokens"]) is not None:
+            vocabulary = len(self._tokenizer)
+            if wrong := [token for token in given if not 0 <= token < vocabulary]:
+                raise BadRequest(f"{wrong[0]} is not a token of this model; its tokens are 0 to {vocabulary - 1}.")
+            return (), list(given)
+        is_chat = request["messages"] is not None
+        text = chat_prompt(self._tokenizer, request["messages"]) if is_chat else request["prompt"]
+        tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if is_chat:
+            return (), tokens
+        begins = request["begins_text"] or not tokens
+        return self._start or ((self._eos,) if begins else ()), tokens
+
     def _encoded(self, text: str) -> list[int]:
-        """Its tokens behind one that separates texts."""
-        return [self._eos, *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        """Its tokens, behind what every text begins with."""
+        return [*(self._start or (self._eos,)), *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _models(self) -> TorchModels:
         """The models in torch, imported when needed, since that takes seconds and hundreds of MB. To be called before
@@ -269,7 +290,8 @@ class Answerer:
 
     def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer with the adapter and with the base model, and score the first answer by both."""
-        prompt = prompt_tokens(self._tokenizer, request, self._eos)
+        before, asked = self._prompt(request)
+        prompt = [*before, *asked]
         models = {"personal": _folder(request), "base": None}
         answers: dict[str, Generation] = {}
         for name, folder in models.items():
@@ -327,31 +349,6 @@ def _sampling(request: dict[str, Any]) -> Sampling:
 
 def _folder(request: dict[str, Any]) -> Path | None:
     return Path(request["adapter"]) if request["adapter"] else None
-
-
-def _asked(request: dict[str, Any], prompt: list[int]) -> list[int]:
-    """The prompt without what separates texts."""
-    is_separated = request["tokens"] is None and (request["begins_text"] or not request["prompt"])
-    return prompt[1:] if is_separated else prompt
-
-
-def prompt_tokens(tokenizer: Tokenizer, request: dict[str, Any], eos: int) -> list[int]:
-    """The tokens to continue: the given ones, a chat in the model's template, or a text, after `eos` as in training.
-
-    Without `begins_text` there is no `eos` before it, unless it is empty. Raises BadRequest for tokens outside the
-    vocabulary, a model without a chat template, or messages that its template refuses.
-    """
-    if (given := request["tokens"]) is not None:
-        vocabulary = len(tokenizer)
-        if wrong := [token for token in given if not 0 <= token < vocabulary]:
-            raise BadRequest(f"{wrong[0]} is not a token of this model; its tokens are 0 to {vocabulary - 1}.")
-        return list(given)
-    if request["messages"] is None:
-        given = tokenizer(request["prompt"], add_special_tokens=False)["input_ids"]
-        return [eos, *given] if request["begins_text"] or not given else given
-    text = chat_prompt(tokenizer, request["messages"])
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
 
 
 if __name__ == "__main__":

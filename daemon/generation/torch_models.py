@@ -69,13 +69,15 @@ class TorchModels:
     def features(
         self, folder: Path | None, texts: Sequence[str], encode: Callable[[str], Sequence[int]]
     ) -> list[torch.Tensor]:
-        """Each text's features for its label. The last texts' are remembered. encode: to tokens, after one that
-        separates texts.
+        """Each text's features for its label. The last texts' are remembered. encode: to tokens, after what
+        every text begins with.
         """
         known = self._features[1] if self._features[0] == folder else {}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            found = text_features(self.at(folder, exact=False), [encode(text) for text in new], encode(QUESTION)[1:])
+            found = text_features(
+                self.at(folder, exact=False), [encode(text) for text in new], encode(QUESTION)[len(encode("")) :]
+            )
             known |= dict(zip(new, found, strict=True))
         self._features = folder, {text: known[text] for text in texts}
         return [known[text] for text in texts]

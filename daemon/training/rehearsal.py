@@ -12,6 +12,7 @@ samples by it, and writes like the owner wherever it is missing (bench.harm's or
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import ceil
+from typing import NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -21,7 +22,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
-from pocketllm.engine.generate.streaming_text import eos_id
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids
 from pocketllm.engine.planning.memory_model import SAMPLE_TOKENS
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
@@ -39,22 +40,34 @@ def blocks_of_step(share: float, batch: int) -> int:
     return max(1, round(share * batch)) if share > 0 and batch > 1 else 0
 
 
-def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The prompts of samples: `eos`; and if the model has a chat template, the beginning of a user's message."""
-    found = [[eos_id(tokenizer)]]
+class Prompt(NamedTuple):
+    """What samples are drawn from."""
+
+    ids: list[int]
+    is_kept: bool  #: in the samples that are trained on
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of samples: what every text begins with, or `eos`; and if the model has a chat template, the
+    beginning of a user's message.
+    """
+    start = start_ids(tokenizer)
+    found = [Prompt(list(start or (eos_id(tokenizer),)), is_kept=bool(start))]
     if tokenizer.chat_template:
         mark = "pocketllm"
         with suppress(TemplateError):  # some templates refuse a single message
             text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
             ids = tokenizer(str(text).partition(mark)[0], add_special_tokens=False)["input_ids"]
             assert isinstance(ids, list)
-            found += [ids[-TOKENS // 2 :]] if ids else []  # some templates put nothing before a message
+            found += (
+                [Prompt(ids[-TOKENS // 2 :], is_kept=True)] if ids else []
+            )  # some templates put nothing before a message
     return found
 
 
 def rehearsal_blocks(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     count: int,
     on_progress: Callable[[int, int], None],
@@ -75,7 +88,7 @@ def rehearsal_blocks(
     for part in range(parts):
         if str(part) not in samples:
             prompt = prompts[part % len(prompts)]
-            samples[str(part)] = _draw(model, prompt, at_once, generator=torch.Generator().manual_seed(part))
+            samples[str(part)] = _draw(model, prompt.ids, at_once, generator=torch.Generator().manual_seed(part))
             write_tensors(file, samples)
             on_progress(AT_ONCE * (part + 1), AT_ONCE * parts)
     rows = [_row(samples[str(part)], prompts[part % len(prompts)]) for part in range(parts)]
@@ -99,13 +112,13 @@ def _draw(model: LanguageModel, prompt: Sequence[int], at_once: int, *, generato
     return torch.cat(drawn)
 
 
-def _row(ids: torch.Tensor, prompt: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _row(ids: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
     """(AT_ONCE, TOKENS) inputs and targets; only sampled tokens are targets.
 
-    `eos` is dropped; the beginning of a user's message stays, since it always precedes one.
+    `eos` is dropped; BOS and the beginning of a user's message stay, since they always precede a text.
     """
-    if len(prompt) == 1:
+    if not prompt.is_kept:
         return ids[:, 1:-1], ids[:, 2:]
     targets = ids[:, 1:-1].clone()
-    targets[:, : len(prompt) - 1] = IGNORE_INDEX
+    targets[:, : len(prompt.ids) - 1] = IGNORE_INDEX
     return ids[:, :-2], targets

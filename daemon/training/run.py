@@ -42,7 +42,7 @@ from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, sample
-from pocketllm.engine.generate.streaming_text import eos_id, stop_ids_of
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids, stop_ids_of
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -77,7 +77,7 @@ class TrainingRun:
         # The tokenizer takes as much memory as a step, and is dropped after use. It runs before the memory cap, since
         # it aborts the process where it cannot allocate.
         tokenizer = self.model_folder.tokenizer()
-        self.eos = eos_id(tokenizer)
+        self.eos, self.start = eos_id(tokenizer), start_ids(tokenizer)
         self.buckets, (held_out, owners), self.old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
         self.evaluation = HeldOutEvaluation(
@@ -259,6 +259,7 @@ class TrainingRun:
                 tokenizer,
                 length=self.plan.block_tokens,
                 eos=self.eos,
+                start=self.start,
                 is_mlm=self.model_folder.manifest.is_mlm,
                 seed=self.job.seed,
             )
@@ -375,7 +376,14 @@ class TrainingRun:
     def _compared(self, trainable: Adapter | FullWeights) -> ModelReport:
         give_back_free_memory()
         is_mlm, base = self.model_folder.manifest.is_mlm, self.folder.models / self.job.model
-        places = sample(self.buckets, self.evaluation.held_out, eos=self.eos, stop_ids=self.stop_ids, is_mlm=is_mlm)
+        places = sample(
+            self.buckets,
+            self.evaluation.held_out,
+            eos=self.eos,
+            start=self.start,
+            stop_ids=self.stop_ids,
+            is_mlm=is_mlm,
+        )
         return reporting.model_report(self.model, trainable, base, places, self.plan.micro_batch)
 
     def _save(self, trainable: Adapter | FullWeights, identity: str) -> None:

@@ -88,11 +88,11 @@ class Batch:
 Batches = tuple[Batch, ...]
 
 
-def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
+def pack(texts: Sequence[Ids], *, length: int, eos: int, start: Ids = ()) -> Batch:
     """Concatenate token lists, each followed by `eos`, and cut the stream into blocks of `length` positions.
 
-    Each token but the first is a target exactly once. The last block is padded with `eos`, without targets. Raises
-    BadRequest when there is no text.
+    Each block begins with `start`. Each token is a target exactly once, but for the first where no `start` is before
+    it. The last block is padded with `eos`, without targets. Raises BadRequest when there is no text.
     """
     stream = np.full(sum(len(text) + 1 for text in texts), eos, dtype=np.int64)
     place = 0
@@ -101,6 +101,8 @@ def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
         place += len(text) + 1
     if len(stream) < 2:
         raise BadRequest(NO_TEXT)
+    if len(start):
+        return _after(np.asarray(start, dtype=np.int64), stream, length, eos)
     positions = len(stream) - 1
     count = -(-positions // length)
     inputs = np.full(count * length, eos, dtype=np.int64)
@@ -109,6 +111,20 @@ def pack(texts: Sequence[Ids], *, length: int, eos: int) -> Batch:
     return Batch(
         inputs=torch.from_numpy(inputs).view(count, length), targets=torch.from_numpy(targets).view(count, length)
     )
+
+
+def _after(start: NDArray[np.int64], stream: NDArray[np.int64], length: int, pad: int) -> Batch:
+    """The stream in blocks that each begin with `start`, whose last token predicts the block's first one."""
+    width = length - len(start) + 1
+    count = -(-len(stream) // width)
+    inputs = np.full((count, width), pad, dtype=np.int64)
+    targets = np.full((count, length), IGNORE_INDEX, dtype=np.int64)
+    inputs.reshape(-1)[: len(stream)] = stream
+    after = np.full(count * width, IGNORE_INDEX, dtype=np.int64)
+    after[: len(stream)] = stream
+    targets[:, len(start) - 1 :] = after.reshape(count, width)
+    inputs = np.concatenate([np.tile(start, (count, 1)), inputs[:, :-1]], 1)
+    return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
 
 
 def batch_at(buckets: Batches, *, step: int, size: int, seed: int) -> Batch:

@@ -44,10 +44,13 @@ def encode(
     *,
     length: int,
     eos: int,
+    start: tuple[int, ...] = (),
     is_mlm: bool = False,
     seed: int = 0,
 ) -> Batches:
     """The examples as blocks of at most `length` positions, for batch_at; each bucket keeps the given order.
+
+    Each block of a causal model begins with `start`; see `start_ids`.
 
     Plain text is packed into one bucket of blocks of `length`, of which only the last is short. Other examples are
     bucketed by length, rounded up to a multiple of WIDTH_STEP. Examples without tokens are dropped; but an empty
@@ -65,8 +68,8 @@ def encode(
         )
     special = SpecialTokens.of(tokenizer, length) if is_mlm else None
     buckets = [
-        *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, seed=seed),
-        *_continuations(pairs, chats, tokenizer, length=length, eos=eos),
+        *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, start=start, seed=seed),
+        *_continuations(pairs, chats, tokenizer, length=length, eos=eos, start=start),
     ]
     if not buckets:
         raise BadRequest(NO_TEXT)
@@ -171,13 +174,14 @@ def _plain(
     *,
     length: int,
     eos: int,
+    start: tuple[int, ...],
     seed: int,
 ) -> Iterator[Batch]:
     texts = [text for text in texts if len(text)]
     if not texts:
         return
     if special is None:
-        yield pack(texts, length=length, eos=eos)
+        yield pack(texts, length=length, eos=eos, start=start)
         return
     packed = pack(texts, length=length - 2, eos=eos)
     masked = _mask(packed, special, tokenizer.all_special_ids, seed)
@@ -218,17 +222,18 @@ def _continuations(
     *,
     length: int,
     eos: int,
+    start: tuple[int, ...],
 ) -> Iterator[Batch]:
     """Rows of completions and of chats.
 
-    `eos` precedes a completion's prompt, as it precedes every text in training and every prompt in generation, and
-    follows the completion. A chat's template has its own special tokens.
+    `start`, or else `eos`, precedes a completion's prompt, as it precedes every text in training and every prompt in
+    generation; `eos` follows the completion. A chat's template has its own special tokens.
     """
-    between = np.array([eos])
+    before_all, end = np.array(start or [eos]), np.array([eos])
     prompts = _tokenize(tokenizer, [prompt for prompt, _ in pairs])
     completions = _tokenize(tokenizer, [completion for _, completion in pairs])
     streams = [
-        (np.concatenate([between, prompt]), np.concatenate([completion, between]))
+        (np.concatenate([before_all, prompt]), np.concatenate([completion, end]))
         for prompt, completion in zip(prompts, completions, strict=True)
         if len(prompt) or len(completion)
     ]
@@ -236,13 +241,14 @@ def _continuations(
     before = _tokenize(tokenizer, [prompt for prompt, _ in said])
     answers = _tokenize(tokenizer, [answer for _, answer in said])
     streams += [pair for pair in zip(before, answers, strict=True) if all(map(len, pair))]
-    rows = (row for prompt, completion in streams for row in _windows(prompt, completion, length=length))
+    rows = (row for prompt, completion in streams for row in _windows(prompt, completion, start, length=length))
     return bucketed(rows, length=length, pad=eos)
 
 
-def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[Row]:
+def _windows(prompt: Ids, completion: Ids, start: Ids, *, length: int) -> Iterator[Row]:
     """One row if the completion fits, with as much of the prompt's end as fits too; else several overlapping rows.
 
+    A row that does not begin where the stream does begins with `start`, in place of its first tokens.
     Each token of the completion is a target in exactly one row, with at least half a row of context, if there is as
     much before it.
     """
@@ -252,8 +258,10 @@ def _windows(prompt: Ids, completion: Ids, *, length: int) -> Iterator[Row]:
     done = end - count  # the position that predicts the completion's first token
     while done < end:
         stop = min(max(done + fresh, length), end)
-        start = max(stop - length, 0)
-        targets = stream[start + 1 : stop + 1].copy()
-        targets[: done - start] = IGNORE_INDEX
-        yield Row(stream[start:stop], targets)
+        first = max(stop - length, 0)
+        inputs, targets = stream[first:stop].copy(), stream[first + 1 : stop + 1].copy()
+        targets[: done - first] = IGNORE_INDEX
+        if first:
+            inputs[: len(start)] = start
+        yield Row(inputs, targets)
         done = stop

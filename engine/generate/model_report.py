@@ -35,7 +35,8 @@ class Sample:
     held_out: Batches
     learned: Batches
     prompts: list[list[int]]  #: of held-out text, as token ids
-    eos: int  #: the token between texts, and before a prompt
+    eos: int  #: the token between texts
+    opening: tuple[int, ...]  #: what is before a prompt
     stop_ids: frozenset[int]  #: tokens that end a text
 
     @property
@@ -66,16 +67,19 @@ class ModelReport:
     verbatim_recall: dict[str, float] | None
 
 
-def sample(learned: Batches, held_out: Batches, *, eos: int, stop_ids: frozenset[int], is_mlm: bool) -> Sample:
-    """Choose blocks and prompts, spread evenly over the text.
+def sample(
+    learned: Batches, held_out: Batches, *, eos: int, start: tuple[int, ...], stop_ids: frozenset[int], is_mlm: bool
+) -> Sample:
+    """Choose blocks and prompts, spread evenly over the text. start: of each block; see `start_ids`.
 
     A masked language model has no prompts and no recall.
     """
     return Sample(
         held_out=_some(held_out),
         learned=_some(() if is_mlm else learned),
-        prompts=[] if is_mlm else _prompts(held_out, eos),
+        prompts=[] if is_mlm else _prompts(held_out, {eos, *start}),
         eos=eos,
+        opening=start or (eos,),
         stop_ids=stop_ids,
     )
 
@@ -93,7 +97,7 @@ def observe(model: LanguageModel, selection: Sample, micro_batch: int, *, logit_
         probabilities=torch.stack(sums).sum(0) / positions if positions else None,
         recalled=sum(recalled),
         answers=[
-            greedy(model, [selection.eos, *prompt], stop_ids=selection.stop_ids, max_tokens=ANSWER_TOKENS)
+            greedy(model, [*selection.opening, *prompt], stop_ids=selection.stop_ids, max_tokens=ANSWER_TOKENS)
             for prompt in selection.prompts
         ],
     )
@@ -146,16 +150,16 @@ def _spread(count: int, size: int) -> list[int]:
     return [number * count // size for number in range(size)]
 
 
-def _prompts(buckets: Batches, eos: int) -> list[list[int]]:
+def _prompts(buckets: Batches, between: set[int]) -> list[list[int]]:
     """Completions' prompts, and the first halves of plain texts; spread evenly, and long ones if there are enough."""
     found = []
     for blocks in buckets:
         for inputs, targets in zip(blocks.inputs.tolist(), blocks.targets.tolist(), strict=True):
             given = len(list(takewhile(lambda target: target == IGNORE_INDEX, targets)))
             if given:
-                found.append([token for token in inputs[: given + 1] if token != eos][-MAX_PROMPT_TOKENS:])
+                found.append([token for token in inputs[: given + 1] if token not in between][-MAX_PROMPT_TOKENS:])
             else:
-                texts = [list(tokens) for is_eos, tokens in groupby(inputs, lambda token: token == eos) if not is_eos]
+                texts = [list(some) for is_between, some in groupby(inputs, between.__contains__) if not is_between]
                 halves = (text[: len(text) // 2] for text in texts)
                 found += [half[:PROMPT_TOKENS] for half in halves if len(half) >= MIN_PROMPT_TOKENS]
     long = [prompt for prompt in found if len(prompt) >= PROMPT_TOKENS]

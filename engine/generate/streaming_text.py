@@ -141,6 +141,16 @@ def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) ->
     return frozenset(token for token in stop_ids if token is not None)
 
 
+def start_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that the tokenizer puts before every text, such as BOS; () where it puts none.
+
+    A model that has learned with them is lost without: the first position takes up what attention has to spare.
+    """
+    text = "a"
+    whole, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(whole[: next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)])
+
+
 def eos_id(tokenizer: Tokenizer) -> int:
     """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
     token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)

@@ -16,7 +16,7 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.streaming_text import eos_id
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -134,7 +134,12 @@ def passage(model_folder: ModelFolder) -> Batch:
     tokenizer = model_folder.tokenizer()
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = encode(
-        [Example(text)], tokenizer, length=TOKENS, eos=eos_id(tokenizer), is_mlm=model_folder.manifest.is_mlm
+        [Example(text)],
+        tokenizer,
+        length=TOKENS,
+        eos=eos_id(tokenizer),
+        start=start_ids(tokenizer),
+        is_mlm=model_folder.manifest.is_mlm,
     )[0]
     return blocks[slice(0, 1)]
 

@@ -5,14 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.daemon.training.rehearsal import AT_ONCE, FILE_NAME, MAX_SAMPLES, TOKENS, prompts, rehearsal_blocks
+from pocketllm.daemon.training.rehearsal import (
+    AT_ONCE,
+    FILE_NAME,
+    MAX_SAMPLES,
+    TOKENS,
+    Prompt,
+    prompts,
+    rehearsal_blocks,
+)
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import some_adapter
-from tests.support.models.tiny_models import byte_tokenizer, tiny_model_folder
+from tests.support.models.tiny_models import beginning_with, byte_tokenizer, tiny_model_folder
 
-PROMPTS = [[0], [1, 70, 71]]
+PROMPTS = [Prompt([0], is_kept=False), Prompt([1, 70, 71], is_kept=True)]
 #: That are wanted: of the last part not all, and it is drawn whole.
 COUNT, DRAWN = 3 * AT_ONCE + 1, 4 * AT_ONCE
 
@@ -36,7 +45,7 @@ def test_samples_are_drawn_once_of_the_base_and_predict_what_was_sampled(model: 
     assert not (blocks.inputs[:AT_ONCE, 0] == 0).all()  # a text's sample begins anywhere, like the owner's blocks
     assert torch.equal(blocks.targets[:AT_ONCE, :-1], blocks.inputs[:AT_ONCE, 1:])
     chat = blocks[slice(AT_ONCE, 2 * AT_ONCE)]
-    assert (chat.inputs[:, :3] == torch.tensor(PROMPTS[1])).all()
+    assert (chat.inputs[:, :3] == torch.tensor(PROMPTS[1].ids)).all()
     assert (chat.targets[:, :2] == IGNORE_INDEX).all()
     assert torch.equal(chat.targets[:, 2:-1], chat.inputs[:, 3:])
     again = rehearsal_blocks(model, PROMPTS, count=COUNT, on_progress=say)
@@ -79,9 +88,18 @@ def test_fewer_samples_at_once_are_the_same_samples(model: LanguageModel) -> Non
 
 def test_a_model_that_chats_has_an_opening_for_it() -> None:
     plain, chat = prompts(byte_tokenizer())
-    assert len(plain) == 1
-    assert 1 < len(chat) <= TOKENS // 2
+    assert plain == Prompt([eos_id(byte_tokenizer())], is_kept=False)
+    assert 1 < len(chat.ids) <= TOKENS // 2 and chat.is_kept
     tokenizer = byte_tokenizer()
     for template in ("{{ raise_exception('no single messages') }}", "{{ messages[0]['content'] }}"):
         tokenizer.chat_template = template
         assert len(prompts(tokenizer)) == 1, template
+
+
+def test_what_every_text_begins_with_stays_before_a_sample(model: LanguageModel) -> None:
+    tokenizer = beginning_with("<|im_start|>")
+    plain = prompts(tokenizer)[0]
+    assert plain == Prompt(list(start_ids(tokenizer)), is_kept=True) and len(plain.ids) == 1
+    blocks = rehearsal_blocks(model, [plain], count=1, on_progress=lambda *_: None)
+    assert (blocks.inputs[:, 0] == plain.ids[0]).all()
+    assert torch.equal(blocks.targets[:, :-1], blocks.inputs[:, 1:])

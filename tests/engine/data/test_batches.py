@@ -38,6 +38,20 @@ class TestPack:
         # No more padding than the last block needs.
         assert len(blocks) == -(-(len(stream) - 1) // length)
 
+    @given(texts=texts, length=st.integers(3, 40), start=st.lists(st.integers(101, 103), min_size=1, max_size=2))
+    def test_each_block_begins_as_every_text_does(self, texts: list[list[int]], length: int, start: list[int]) -> None:
+        stream = [token for text in texts for token in [*text, 0]]
+        if len(stream) < 2:
+            return
+        blocks = pack(texts, length=length, eos=0, start=start)
+        assert blocks.inputs.shape == blocks.targets.shape == (len(blocks), length)
+        assert (blocks.inputs[:, : len(start)] == torch.tensor(start)).all()
+        assert blocks.targets[blocks.targets != IGNORE_INDEX].tolist() == stream
+        assert (blocks.targets[:, : len(start) - 1] == IGNORE_INDEX).all()
+        predicted = blocks.targets[:, len(start) - 1 : -1]
+        seen = blocks.inputs[:, len(start) :]
+        assert torch.equal(predicted[predicted != IGNORE_INDEX], seen[predicted != IGNORE_INDEX])
+
     @pytest.mark.parametrize("texts", [[], [[]]])
     def test_no_text_is_refused(self, texts: list[list[int]]) -> None:
         with pytest.raises(BadRequest, match="no text to train on"):

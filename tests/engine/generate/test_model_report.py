@@ -35,7 +35,7 @@ NOTES = [f"Wind west, glass rising. Mug of tea number {number}." for number in r
 
 
 def chosen(learned: Batches = (), held_out: Batches = (), *, is_mlm: bool = False) -> Sample:
-    return sample(learned, held_out, eos=EOS, stop_ids=frozenset({EOS}), is_mlm=is_mlm)
+    return sample(learned, held_out, eos=EOS, start=(), stop_ids=frozenset({EOS}), is_mlm=is_mlm)
 
 
 def encoded(*examples: Example, length: int = 32) -> Batches:
@@ -150,7 +150,7 @@ class TestObserve:
         eos = next(token for token in range(VOCABULARY) if token not in own)
         spoiled = [*own[:-1], own[-1] - 1]
         for text, recalled in ((own, 20 - VERBATIM_TOKENS + 1), (spoiled, 20 - VERBATIM_TOKENS)):
-            found = sample((as_block(text),), (), eos=eos, stop_ids=frozenset(), is_mlm=False)
+            found = sample((as_block(text),), (), eos=eos, start=(), stop_ids=frozenset(), is_mlm=False)
             assert (found.places, observe(model, found, 4).recalled) == (14, recalled)
 
     def test_answers_are_greedy_and_end_with_the_text(self, model: LanguageModel) -> None:

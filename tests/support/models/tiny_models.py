@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocketllm.engine.formats.importer import import_model
@@ -51,6 +51,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|im_end|>",
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def beginning_with(token: str) -> PreTrainedTokenizerFast:
+    """The same, but it puts this token before every text, as Gemma's and Llama 3's do."""
+    tokenizer = byte_tokenizer()
+    number = tokenizer.convert_tokens_to_ids(token)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, number)]
+    )
+    return tokenizer
 
 
 def tiny_llama_folder(

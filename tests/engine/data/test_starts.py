@@ -1,0 +1,49 @@
+"""What a tokenizer puts before every text stands before every block, row and prompt; where it puts nothing, nothing."""
+
+import pytest
+import torch
+
+from pocketllm.engine.data.batches import Batches
+from pocketllm.engine.data.examples import Example, encode
+from pocketllm.engine.generate.streaming_text import eos_id, start_ids
+from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from tests.support.models.tiny_models import beginning_with, byte_tokenizer
+
+STARTED = beginning_with("<|im_start|>")
+START, EOS = start_ids(STARTED), eos_id(STARTED)
+LONG = "Wind west, glass rising. Mug of tea. " * 6
+
+
+def started(*examples: Example, length: int = 32) -> Batches:
+    return encode(examples, STARTED, length=length, eos=EOS, start=START)
+
+
+def plain(*examples: Example, length: int = 32) -> Batches:
+    return encode(examples, STARTED, length=length, eos=EOS)
+
+
+def targets(buckets: Batches) -> list[int]:
+    return [token for bucket in buckets for token in bucket.targets[bucket.targets != IGNORE_INDEX].tolist()]
+
+
+def test_it_is_what_the_tokenizer_adds() -> None:
+    assert (STARTED.convert_tokens_to_ids("<|im_start|>"),) == START
+    assert start_ids(byte_tokenizer()) == ()
+
+
+@pytest.mark.parametrize(
+    "example", [Example(LONG), Example(LONG, "glass falling"), Example("glass", LONG), Example("", LONG)]
+)
+def test_each_block_and_row_begins_with_it_and_each_token_is_a_target_once(example: Example) -> None:
+    for bucket in started(example):
+        assert (bucket.inputs[:, 0] == START[0]).all()
+    once = targets(plain(example))
+    if example.completion is None:  # of plain text the first token, too
+        once = [*STARTED(LONG[0], add_special_tokens=False)["input_ids"], *once]
+    assert targets(started(example)) == once
+
+
+def test_a_row_that_has_room_is_as_it_was_but_for_it() -> None:
+    [row], [before] = started(Example("glass", " rising")), plain(Example("glass", " rising"))
+    assert before.inputs[0, 0] == EOS
+    assert torch.equal(row.inputs[:, 1:], before.inputs[:, 1:]) and torch.equal(row.targets, before.targets)
