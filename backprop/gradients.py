@@ -14,7 +14,7 @@ from pocketllm.backprop.output_error import output_error
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged, UnsupportedModel
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, LLAMA_MAPS
+from pocketllm.engine.planning.shapes import DENSE_LAYER_BYTES, LLAMA_MAPS, is_of_llamas_kind
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two
 from pocketllm.engine.streamed.model import LanguageModel
@@ -24,10 +24,9 @@ from pocketllm.engine.streamed.weights import DenseWeights, Scratch
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
 #: Receives the gradients of one layer's linear maps when they are complete.
 OnLayer = Callable[[Gradients], None]
-#: Allowed relative difference: between the loss computed layer by layer and that of the model's own code, and between a
-#: layer's output by hand and by its own code.
-_TOLERANCE = 0.02
-_LLAMA_PARTS = ("self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm", *LLAMA_MAPS)
+#: Allowed relative difference: between the loss computed layer by layer and that of the model's own code; and, in fp32,
+#: between what a layer adds by hand and by its own code.
+_TOLERANCE, _BY_HAND_TOLERANCE = 0.02, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,16 +257,20 @@ class LayerwiseGradients:
             )
 
     def _try_by_hand(self, number: int, some: _MicroBatch) -> None:
-        """Differentiate a layer with Llama's parts by hand, if all have adapters and a trial shows no difference.
-
-        Layer by layer: in bf16 the roundings of thirty layers may move the loss of a few words by a twentieth.
-        """
-        layer, module = self._layers[number], self._stack.layers[number]
-        others = {name for name, _ in module.named_modules()} - {"", *_LLAMA_PARTS}
-        if others - {"self_attn.q_norm", "self_attn.k_norm"} or len(layer.paths) < len(LLAMA_MAPS):
+        """Differentiate a layer of Llama's kind by hand, if all maps have adapters and a trial shows no difference."""
+        layer, config, dtype = self._layers[number], self._model.network.config, self._context.dtype
+        is_llama = is_of_llamas_kind(config.model_type, getattr(config, "hidden_act", None))
+        if not is_llama or len(layer.paths) < len(LLAMA_MAPS):
             return
-        self._layers[number] = by_hand = LlamaLayer(module, f"{self._stack.path}.{number}", self._adapter)
-        with self._layer(number, number + 1):
-            found = by_hand.forward(some.states[-2], some.calls[number])
-        if not float((found - some.states[-1]).norm()) <= _TOLERANCE * float(some.states[-1].norm()):
+        by_hand = LlamaLayer(self._stack.layers[number], f"{self._stack.path}.{number}", self._adapter)
+        self._context.dtype = trial = torch.promote_types(dtype, torch.float32)
+        x, call, added = some.states[-2].to(trial), some.calls[number], []
+        try:
+            for way in (layer, by_hand):
+                self._layers[number] = way
+                with self._layer(number, number + 1):
+                    added.append(way.forward(x, call) - x)
+        finally:
+            self._context.dtype = dtype
+        if not float((added[1] - added[0]).norm()) <= _BY_HAND_TOLERANCE * float(added[0].norm()):
             self._layers[number] = layer

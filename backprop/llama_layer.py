@@ -54,7 +54,7 @@ class LlamaLayer:
     """One layer with the adapters of its maps. `load` comes before its passes, while its weights are in memory."""
 
     def __init__(self, module: Any, path: str, adapter: Adapter) -> None:
-        """module: the layer, one of streamed.decoding.KINDS with SiLU; path: its path in the model."""
+        """module: the layer, one of Llama's kind (`is_of_llamas_kind`); path: its path in the model."""
         attention = module.self_attn
         self._norm, self._mlp_norm = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]

@@ -19,6 +19,8 @@ LLAMA_MAPS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
+#: transformers' model types whose layers are of Llama's kind: others have the same parts and compute something else.
+LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 #: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
@@ -36,6 +38,7 @@ class Shapes:
     layer_bytes: int  #: of the largest layer on disk
     weights_bytes: int  #: of everything on disk
     calibration: dict[str, Any]
+    is_llama: bool = True  #: whether its layers are of Llama's kind
 
     def __post_init__(self) -> None:
         sizes, itemsize = [out * inputs for out, inputs in self.linears.values()], ITEMSIZE[self.compute_dtype]
@@ -65,14 +68,14 @@ class Shapes:
         #: The activations of one position in a layer of Llama's kind (backprop/llama_layer.py): the outputs of all maps
         #: but the last, as bfloat16. 0 of another kind.
         outputs = {path.removeprefix(f"{layer}."): out for layer, path, out in layers}
-        is_llama = outputs.keys() == set(LLAMA_MAPS)
-        self.kept_bytes = 2 * (self.layer_outputs - outputs[LLAMA_MAPS[-1]]) if is_llama else 0
+        self.kept_bytes = 2 * (self.layer_outputs - outputs[LLAMA_MAPS[-1]]) if self.is_llama else 0
 
 
 def read_shapes(model_folder: ModelFolder) -> Shapes:
     """The shapes of an imported model. Raises ModelFileError when its files are broken or gone."""
     try:
-        vocabulary = int(json.loads((model_folder.path / "config.json").read_bytes())["vocab_size"])
+        config = json.loads((model_folder.path / "config.json").read_bytes())
+        vocabulary = int(config["vocab_size"])
         entries = trusted_header(model_folder.weights)
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"The model in {model_folder.path} cannot be read ({type(error).__name__}: {error}). Import it again."
@@ -100,7 +103,13 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
         layer_bytes=max(layers.values(), default=0),
         weights_bytes=manifest.weights_bytes,
         calibration=manifest.calibration or {},
+        is_llama=is_of_llamas_kind(config.get("model_type"), config.get("hidden_act")),
     )
+
+
+def is_of_llamas_kind(model_type: str | None, activation: str | None) -> bool:
+    """Whether a model's layers compute what backprop.llama_layer and streamed.decoding do."""
+    return model_type in LLAMA_FAMILIES and activation == "silu"
 
 
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -14,20 +14,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.planning.shapes import is_of_llamas_kind
 from pocketllm.engine.streamed.modules import ForwardContext, StreamedLinear
 from pocketllm.engine.streamed.weights import adjacent
 
 with lean_transformers():
     from pocketllm.engine.streamed.attention import attention, rotated, rotation
 
-#: transformers' layers that compute what `_Decoder` does. Others have the same parts and compute something else.
-KINDS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-
 
 def decoding_forward(layer: nn.Module, context: ForwardContext) -> Callable[..., Any]:
     """The layer's `forward`, which takes this way while the context decodes."""
     inner = layer.forward
-    if type(layer).__name__ not in KINDS:
+    config = getattr(getattr(layer, "self_attn", None), "config", None)
+    if config is None or not is_of_llamas_kind(config.model_type, getattr(config, "hidden_act", None)):
         return inner
     decoder = _Decoder(layer)
 
