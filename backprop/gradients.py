@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite, prod
 
 import torch
@@ -259,8 +260,7 @@ class LayerwiseGradients:
     def _try_by_hand(self, number: int, some: _MicroBatch) -> None:
         """Differentiate a layer of Llama's kind by hand, if all maps have adapters and a trial shows no difference."""
         layer, config, dtype = self._layers[number], self._model.network.config, self._context.dtype
-        is_llama = is_of_llamas_kind(config.model_type, getattr(config, "hidden_act", None))
-        if not is_llama or len(layer.paths) < len(LLAMA_MAPS):
+        if not is_of_llamas_kind(partial(getattr, config)) or len(layer.paths) < len(LLAMA_MAPS):
             return
         by_hand = LlamaLayer(self._stack.layers[number], f"{self._stack.path}.{number}", self._adapter)
         self._context.dtype = trial = torch.promote_types(dtype, torch.float32)

@@ -4,26 +4,28 @@ With x (positions, width) the input, N a norm (RMSNorm: arXiv 1910.07467), R the
 2104.09864), L(x) = W x + s B A x a linear map with its adapter, and . the product of elements, the layer computes
 
     u = N1(x)        q, k, v = L_q u, L_k u, L_v u
-    o = softmax(R Nq(q) (R Nk(k))^T / sqrt(size)) v             by head; keys are shared; Nq and Nk in Qwen 3 alone
-    m = x + L_o o
+    o = softmax(R Nq(q) (R Nk(k))^T / sqrt(size)) v             by head; keys are shared; Nq, Nk: Qwen 3 and Gemma 3
+    a = L_o o        m = x + Na(a)                              Na and Nf in Gemma 3 alone, else the identity
     w = N2(m)        g, p = L_gate w, L_up w                    (SwiGLU: arXiv 2002.05202)
-    y = m + L_down(silu(g) . p)
+    z = h(g) . p     f = L_down z        y = m + Nf(f)          h: silu; in Gemma 3 gelu by tanh
 
 and from the error dy = dLoss/dy, with L^T and N^T for what takes an error from an output to its input,
 
-    da = L_down^T dy     dp = da . silu(g)     dg = da . p . silu'(g)
+    df = Nf^T dy     dz = L_down^T df        dp = dz . h(g)        dg = dz . p . h'(g)
     dm = dy + N2^T(L_gate^T dg + L_up^T dp)
-    dq, dk, dv = attention^T(L_o^T dm)
+    da = Na^T dm     dq, dk, dv = attention^T(L_o^T da)
     dx = dm + N1^T(L_q^T dq + L_k^T dk + L_v^T dv)
 
 where for each map with input x and error e: dA = (e s B)^T x and d(s B) = e^T (x A^T) (LoRA: arXiv 2106.09685).
-The vector-Jacobian product needs x and six activations: q, k, v, m, g, p. (By hand on phones: MeSP, arXiv 2602.13069;
-MeBP, arXiv 2510.03425.)
+The vector-Jacobian product needs x and the activations q, k, v, m, g, p; of Gemma 3 also a and f. Its layers differ in
+R and in how far a query sees, by the arguments that the model passes. (By hand on phones: MeSP, arXiv 2602.13069; MeBP,
+arXiv 2510.03425. Gemma 3: arXiv 2503.19786.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +33,21 @@ import torch.nn.functional as F
 
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import LLAMA_MAPS
+from pocketllm.engine.planning.shapes import LLAMA_FAMILIES, LLAMA_MAPS
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.modules import StreamedLinear
 
 with lean_transformers():
     from pocketllm.engine.streamed.attention import attend, attend_vjp, rotated, rotation
+
+#: Each activation, and its vector-Jacobian product: (error, input) -> the error at its input.
+_ACTIVATIONS: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu_pytorch_tanh": (
+        partial(F.gelu, approximate="tanh"),
+        partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    ),
+}
 
 
 class Activations(NamedTuple):
@@ -48,6 +59,8 @@ class Activations(NamedTuple):
     middle: torch.Tensor  #: the state between attention and the feed-forward part
     gate: torch.Tensor
     up: torch.Tensor
+    attended: torch.Tensor = torch.empty(0)  #: attention's part before its norm, where that has one
+    fed: torch.Tensor = torch.empty(0)  #: the same of the feed-forward part
 
 
 class LlamaLayer:
@@ -57,6 +70,12 @@ class LlamaLayer:
         """module: the layer, one of Llama's kind (`is_of_llamas_kind`); path: its path in the model."""
         attention = module.self_attn
         self._norm, self._mlp_norm = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
+        self._attended_norm: _Norm | None = None
+        self._fed_norm: _Norm | None = None
+        if hasattr(module, "pre_feedforward_layernorm"):
+            self._attended_norm, self._mlp_norm = self._mlp_norm, _Norm(module.pre_feedforward_layernorm)
+            self._fed_norm = _Norm(module.post_feedforward_layernorm)
+        self._act, self._act_vjp = _ACTIVATIONS[LLAMA_FAMILIES[attention.config.model_type]]
         head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._query_norm, self._key_norm = (None if norm is None else _Norm(norm) for norm in head_norms)
         self._size, self._scale = int(attention.head_dim), float(attention.scaling)
@@ -66,7 +85,10 @@ class LlamaLayer:
             _Maps(linears[some], self.paths[some], adapter)
             for some in (slice(0, 3), slice(3, 4), slice(4, 6), slice(6, 7))
         )
-        self.widths = [linear.out_features for linear in linears[:6]]  #: of the activations
+        #: Of the activations.
+        self.widths = [linear.out_features for linear in linears[:6]]
+        if self._fed_norm is not None:
+            self.widths += 2 * [linears[6].out_features]
 
     def load(self) -> None:
         """Copy the adapters' factors in the compute dtype, and add them to weights that are dense copies in fp32."""
@@ -77,22 +99,29 @@ class LlamaLayer:
         """(blocks, tokens, width) -> the same. Leaves the activations in `keep`, if that is given."""
         direct = keep if keep and keep[0].dtype == x.dtype else [None] * len(self.widths)
         found = self._activations(x, call, direct)
-        for slot, activation in zip(keep, found, strict=bool(keep)):
+        for slot, activation in zip(keep, found, strict=False):
             if slot is not activation:
                 slot.copy_(activation)
-        (y,) = self._down(F.silu(found.gate).mul_(found.up), [None])
+        if self._fed_norm is None:
+            (y,) = self._down(self._act(found.gate).mul_(found.up), [None])
+        else:
+            y = self._fed_norm(found.fed)
         return y.add_(found.middle).view(x.shape)
 
     def _activations(self, x: torch.Tensor, call: LayerCall, into: Sequence[torch.Tensor | None]) -> Activations:
-        """All but the last product. into: tensors of the activations to come, or None."""
+        """All but the last product, which counts where a norm follows. into: tensors of what is to come, or None."""
         rows = x.reshape(-1, x.shape[-1])
         query, key, value = self._qkv(self._norm(rows), into[:3])
         q, k, v = self._heads(query, key, value, x.shape, call)
         attended = attend(q, k, v, *self._visible(call))
-        (middle,) = self._out(attended.view(len(rows), -1), into[3:4])
-        middle.add_(rows)
-        gate, up = self._gate_up(self._mlp_norm(middle), into[4:])
-        return Activations(query, key, value, middle, gate, up)
+        if self._attended_norm is None or self._fed_norm is None:
+            (middle,) = self._out(attended.view(len(rows), -1), into[3:4])
+            return Activations(query, key, value, middle.add_(rows), *self._gate_up(self._mlp_norm(middle), into[4:]))
+        (out,) = self._out(attended.view(len(rows), -1), into[6:7])
+        middle = torch.add(rows, self._attended_norm(out), out=into[3])
+        gate, up = self._gate_up(self._mlp_norm(middle), into[4:6])
+        (fed,) = self._down(self._act(gate).mul_(up), into[7:])
+        return Activations(query, key, value, middle, gate, up, out, fed)
 
     def vjp(
         self, x: torch.Tensor, call: LayerCall, error: torch.Tensor, kept: Sequence[torch.Tensor] = ()
@@ -104,12 +133,13 @@ class LlamaLayer:
         made = [tensor.to(x.dtype) for tensor in kept] or self._activations(x, call, [None] * len(self.widths))
         kept = Activations(*made)
         dy = error.reshape(-1, error.shape[-1])
-        gated = F.silu(kept.gate)
-        low = self._down.at_low([dy])
-        of_down = self._down.gradients(gated * kept.up, [dy], low)
-        at_down = self._down.at_input([dy], low)
+        at_fed = dy if self._fed_norm is None else self._fed_norm.vjp(kept.fed, dy)
+        gated = self._act(kept.gate)
+        low = self._down.at_low([at_fed])
+        of_down = self._down.gradients(gated * kept.up, [at_fed], low)
+        at_down = self._down.at_input([at_fed], low)
         at_up = gated.mul_(at_down)
-        at_gate = torch.ops.aten.silu_backward(at_down.mul_(kept.up), kept.gate)
+        at_gate = self._act_vjp(at_down.mul_(kept.up), kept.gate)
         errors = [at_gate, at_up]
         low = self._gate_up.at_low(errors)
         of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), errors, low)
@@ -121,12 +151,13 @@ class LlamaLayer:
         self, x: torch.Tensor, call: LayerCall, kept: Activations, at_middle: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rows = x.reshape(-1, x.shape[-1])
-        low = self._out.at_low([at_middle])
-        at_attended = self._out.at_input([at_middle], low)
+        at_out = at_middle if self._attended_norm is None else self._attended_norm.vjp(kept.attended, at_middle)
+        low = self._out.at_low([at_out])
+        at_attended = self._out.at_input([at_out], low)
         q, k, v = self._heads(kept.query, kept.key, kept.value, x.shape, call)
         heads = at_attended.view(*x.shape[:2], -1, self._size)
         at_q, at_k, at_v, attended = attend_vjp(q, k, v, *self._visible(call), heads)
-        of_out = self._out.gradients(attended.view(len(rows), -1), [at_middle], low)
+        of_out = self._out.gradients(attended.view(len(rows), -1), [at_out], low)
         cos, sin = rotation(call.options["position_embeddings"])
         at_query = rotated(at_q.transpose(1, 2), cos, -sin)
         at_key = rotated(at_k.transpose(1, 2), cos, -sin)
@@ -204,25 +235,28 @@ class _Norm:
     """RMSNorm in fp32, with transformers' own order of roundings: y = gain . x r with r = (mean(x^2) + eps)^-1/2."""
 
     def __init__(self, module: Any) -> None:
-        self._module, self._epsilon = module, float(module.variance_epsilon)
+        self._module, self._is_gemmas = module, not hasattr(module, "variance_epsilon")
+        self._epsilon = float(module.eps if self._is_gemmas else module.variance_epsilon)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> the same."""
         wide = x.float()
-        return (wide * self._inverse(wide)).to(x.dtype).mul_(self._gain)
+        normed = wide * self._inverse(wide)
+        return normed.mul_(self._gain).to(x.dtype) if self._is_gemmas else normed.to(x.dtype).mul_(self._gain)
 
     def vjp(self, x: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
         """dx = r e - x r^3 mean(e . x) with e = gain . error."""
-        wide = x.float()
+        wide, gain = x.float(), self._gain
         inverse = self._inverse(wide)
-        e = (error * self._gain).float()
+        e = (error.to(gain.dtype) * gain).float()
         along = (e * wide).sum(-1, keepdim=True).mul_(-0.5).mul_(inverse.pow(3)).div_(x.shape[-1])
         return e.mul_(inverse).add_(wide * along.mul_(2)).to(x.dtype)
 
     @property
     def _gain(self) -> torch.Tensor:
+        """Gemma stores how far it is from 1, and multiplies in fp32."""
         gain: torch.Tensor = self._module.weight
-        return gain
+        return 1.0 + gain.float() if self._is_gemmas else gain
 
     def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
         return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()

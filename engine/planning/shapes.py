@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ LLAMA_MAPS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
-#: transformers' model types whose layers are of Llama's kind: others have the same parts and compute something else.
-LLAMA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+#: transformers' model types whose layers are of Llama's kind -> the activation in them. Others have the same parts and
+#: compute something else.
+LLAMA_FAMILIES = {**dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "silu"), "gemma3_text": "gelu_pytorch_tanh"}
 #: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
@@ -38,7 +39,7 @@ class Shapes:
     layer_bytes: int  #: of the largest layer on disk
     weights_bytes: int  #: of everything on disk
     calibration: dict[str, Any]
-    is_llama: bool = True  #: whether its layers are of Llama's kind
+    family: str | None = "llama"  #: one of LLAMA_FAMILIES; None: its layers are of another kind
 
     def __post_init__(self) -> None:
         sizes, itemsize = [out * inputs for out, inputs in self.linears.values()], ITEMSIZE[self.compute_dtype]
@@ -66,9 +67,9 @@ class Shapes:
         #: widest outputs.
         self.position_bytes = (4 * itemsize + 4) * self.hidden + itemsize * self.widest_at_once * self.widest
         #: The activations of one position in a layer of Llama's kind (backprop/llama_layer.py): the outputs of all maps
-        #: but the last, as bfloat16. 0 of another kind.
-        outputs = {path.removeprefix(f"{layer}."): out for layer, path, out in layers}
-        self.kept_bytes = 2 * (self.layer_outputs - outputs[LLAMA_MAPS[-1]]) if self.is_llama else 0
+        #: but the last, as bfloat16; and what two more norms are of. 0 of another kind.
+        more = self.hidden if self.family == "gemma3_text" else -self.hidden
+        self.kept_bytes = 2 * (self.layer_outputs + more) if self.family else 0
 
 
 def read_shapes(model_folder: ModelFolder) -> Shapes:
@@ -103,13 +104,14 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
         layer_bytes=max(layers.values(), default=0),
         weights_bytes=manifest.weights_bytes,
         calibration=manifest.calibration or {},
-        is_llama=is_of_llamas_kind(config.get("model_type"), config.get("hidden_act")),
+        family=config["model_type"] if is_of_llamas_kind(config.get) else None,
     )
 
 
-def is_of_llamas_kind(model_type: str | None, activation: str | None) -> bool:
-    """Whether a model's layers compute what backprop.llama_layer and streamed.decoding do."""
-    return model_type in LLAMA_FAMILIES and activation == "silu"
+def is_of_llamas_kind(setting: Callable[[str, None], Any]) -> bool:
+    """Whether a model's layers compute what backprop.llama_layer and streamed.decoding do. setting: of its config."""
+    activation = LLAMA_FAMILIES.get(setting("model_type", None))
+    return activation is not None and activation in (setting("hidden_act", None), setting("hidden_activation", None))
 
 
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:

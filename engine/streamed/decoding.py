@@ -6,6 +6,7 @@ all B stand along the diagonal of another.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -26,7 +27,7 @@ def decoding_forward(layer: nn.Module, context: ForwardContext) -> Callable[...,
     """The layer's `forward`, which takes this way while the context decodes."""
     inner = layer.forward
     config = getattr(getattr(layer, "self_attn", None), "config", None)
-    if config is None or not is_of_llamas_kind(config.model_type, getattr(config, "hidden_act", None)):
+    if config is None or not is_of_llamas_kind(partial(getattr, config)):
         return inner
     decoder = _Decoder(layer)
 
@@ -58,7 +59,9 @@ class _Decoder:
 
     def __init__(self, layer: Any) -> None:
         self._attention, self._mlp = layer.self_attn, layer.mlp
-        self._norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self._norms = [layer.input_layernorm, nn.Identity(), layer.post_attention_layernorm, nn.Identity()]
+        if hasattr(layer, "pre_feedforward_layernorm"):
+            self._norms[1:] = self._norms[2], layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
         qkv = [getattr(self._attention, f"{name}_proj") for name in "qkv"]
         self._queries, self._size = qkv[0].out_features // self._attention.head_dim, self._attention.head_dim
         self._values = qkv[2].out_features
@@ -85,7 +88,8 @@ class _Decoder:
         **_options: Any,
     ) -> torch.Tensor:
         """(batch, tokens, width) -> the same, as transformers calls its layers."""
-        projected = self._qkv(self._norm(hidden))
+        norm, attended_norm, mlp_norm, fed_norm = self._norms
+        projected = self._qkv(norm(hidden))
         heads = projected[..., : -self._values].view(*hidden.shape[:2], -1, self._size)  # of queries and keys
         if hasattr(self._attention, "q_norm"):
             queries, keys = heads[:, :, : self._queries], heads[:, :, self._queries :]
@@ -96,9 +100,10 @@ class _Decoder:
         if cache is not None:
             keys, values = cache.update(keys, values, self._attention.layer_idx)
         attended, _ = attention(self._attention, queries, keys, values, attention_mask, scaling=self._attention.scaling)
-        middle = hidden + self._out(attended.flatten(2))
-        gate, up = self._gate_up(self._mlp_norm(middle)).chunk(2, -1)
-        return middle + self._down(self._mlp.act_fn(gate) * up)
+        middle = hidden + attended_norm(self._out(attended.flatten(2)))
+        gate, up = self._gate_up(mlp_norm(middle)).chunk(2, -1)
+        output: torch.Tensor = middle + fed_norm(self._down(self._mlp.act_fn(gate) * up))
+        return output
 
 
 class _Maps:

@@ -41,7 +41,7 @@ from tests.support.models.tiny_models import byte_tokenizer
 TOLERANCE = 1e-9
 WHOLE = PassSize(stored=10_000, micro_batch=10_000)
 #: Families whose layers are differentiated by hand.
-BY_HAND = ("llama", "mistral", "qwen2", "qwen3")
+BY_HAND = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 
 def model_of(root: Path, name: str, *, dtype: str = "float32") -> LanguageModel:

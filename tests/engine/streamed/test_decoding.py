@@ -33,8 +33,7 @@ def assert_decoded_as_one_pass(model: LanguageModel, dtype: torch.dtype = torch.
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("llama", torch.bfloat16), *((name, torch.float32) for name in ("llama", "mistral", "qwen2", "qwen3"))],
+    ("name", "dtype"), [("llama", torch.bfloat16), *((name, torch.float32) for name in LLAMA_FAMILIES)]
 )
 @torch.inference_mode()
 def test_each_kind_with_and_without_an_adapter(root: Path, name: str, dtype: torch.dtype) -> None:
