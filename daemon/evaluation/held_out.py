@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from importlib.resources import files
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from pocketllm.daemon.evaluation.promotion import Comparison, compare
 from pocketllm.daemon.paths import DataFolder
@@ -16,6 +15,7 @@ from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids
+from pocketllm.engine.generate.tokenizer import Tokenizer
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
@@ -27,7 +27,7 @@ from pocketllm.storage.tables import BASE, Evaluation, Job
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
 
 
-def ordinary_text(tokenizer: PreTrainedTokenizerBase, *, is_mlm: bool) -> Batch | None:
+def ordinary_text(tokenizer: Tokenizer, *, is_mlm: bool) -> Batch | None:
     """Ordinary text, on which a first job must not get much worse; None for a model that generates no text."""
     if is_mlm:
         return None

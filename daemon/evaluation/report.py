@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict
 from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, Sample, compare, observe
+from pocketllm.engine.generate.tokenizer import Tokenizer, lean_tokenizer
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel
@@ -69,7 +68,7 @@ def report(
 
 def report_content(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:
     """The words and completions, as JSON. Loads the tokenizer, which takes much memory, and drops it."""
-    tokenizer = model_folder.tokenizer()
+    tokenizer = lean_tokenizer(model_folder)
     return {
         "words": _words(found.shifts, tokenizer, _words_of(texts)),
         "completions": [
@@ -87,16 +86,13 @@ def _words_of(texts: Iterable[Text]) -> set[str]:
     return {word for text in texts for part in (text.text, text.completion or "") for word in re.findall(r"\w+", part)}
 
 
-def _words(
-    shifts: Sequence[tuple[int, float, float]], tokenizer: PreTrainedTokenizerBase, known: set[str]
-) -> list[dict[str, Any]]:
+def _words(shifts: Sequence[tuple[int, float, float]], tokenizer: Tokenizer, known: set[str]) -> list[dict[str, Any]]:
     """The tokens whose probability rose and that are words of the owner's texts; or all with a letter, if hardly any is
     a whole word, as in a script without spaces.
     """
-    special = set(tokenizer.all_special_ids)
     by_word: dict[str, dict[str, Any]] = {}  # by the case-folded word
     for token, base, personal in shifts:
-        word = "" if token in special else _text(tokenizer, [token]).strip()
+        word = _text(tokenizer, [token]).strip()  # of a special token nothing
         if any(map(str.isalpha, word)):
             by_word.setdefault(word.casefold(), {"word": word, "base": base, "personal": personal})
     whole = [entry for entry in by_word.values() if entry["word"] in known]
@@ -104,13 +100,13 @@ def _words(
     return sorted(entries, key=lambda entry: entry["personal"] < TELLING_RATIO * entry["base"])[:WORDS]
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     text = tokenizer.decode(list(tokens), skip_special_tokens=True)
     assert isinstance(text, str)
     return text
 
 
-def _behind(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sequence[int]) -> str:
+def _behind(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int]) -> str:
     """The answer's text after the prompt's: decoded alone, some tokenizers drop its first space."""
     whole, before = _text(tokenizer, [*prompt, *answer]), _text(tokenizer, prompt)
     return whole.removeprefix(before) if whole.startswith(before) else _text(tokenizer, answer)

@@ -18,11 +18,12 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids
+from pocketllm.engine.generate.tokenizer import Tokenizer
 from pocketllm.engine.planning.memory_model import SAMPLE_TOKENS
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
@@ -47,7 +48,7 @@ class Prompt(NamedTuple):
     is_kept: bool  #: in the samples that are trained on
 
 
-def prompts(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def prompts(tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts of samples: what every text begins with, or `eos`; and if the model has a chat template, the
     beginning of a user's message.
     """

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from math import ceil
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.backprop.method import Exact, ExactPlan, adapted_paths, fresh_adapter, rate_for
@@ -43,6 +42,7 @@ from pocketllm.engine.data.examples import encode
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, sample
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids, stop_ids_of
+from pocketllm.engine.generate.tokenizer import Tokenizer, lean_tokenizer
 from pocketllm.engine.method import Method
 from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
@@ -76,7 +76,7 @@ class TrainingRun:
         self.model = LanguageModel(self.model_folder, dtype=self.dtype, release_pages=True)
         # The tokenizer takes as much memory as a step, and is dropped after use. It runs before the memory cap, since
         # it aborts the process where it cannot allocate.
-        tokenizer = self.model_folder.tokenizer()
+        tokenizer = lean_tokenizer(self.model_folder)
         self.eos, self.start = eos_id(tokenizer), start_ids(tokenizer)
         self.buckets, (held_out, owners), self.old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
@@ -250,7 +250,7 @@ class TrainingRun:
         self.store.jobs.update(self.job.id, plan=asdict(settled), method=settled.method, predicted_bytes=predicted)
         return settled
 
-    def _examples(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Batches, HeldOut, tuple[int, ...]]:
+    def _examples(self, tokenizer: Tokenizer) -> tuple[Batches, HeldOut, tuple[int, ...]]:
         """Training blocks, held-out blocks, and how many of the latter, at the end, belong to each part of old text."""
 
         def encoded(texts: Sequence[Text], *, apart: bool = False) -> Batches:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from pocketllm.engine.data.chats import Messages, turns
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.noise import philox
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from pocketllm.engine.generate.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class Example(NamedTuple):
 
 def encode(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "Tokenizer",
     *,
     length: int,
     eos: int,
@@ -66,9 +69,12 @@ def encode(
             "This is a masked language model, which cannot learn completions or chats. Use plain text, or a causal "
             "model."
         )
-    special = SpecialTokens.of(tokenizer, length) if is_mlm else None
+    special = None
+    if is_mlm:
+        assert isinstance(tokenizer, PreTrainedTokenizerBase), "the other one has no mask"
+        special = SpecialTokens.of(tokenizer, length)
     buckets = [
-        *_plain(_tokenize(tokenizer, plain), tokenizer, special, length=length, eos=eos, start=start, seed=seed),
+        *_plain(_tokenize(tokenizer, plain), special, length=length, eos=eos, start=start, seed=seed),
         *_continuations(pairs, chats, tokenizer, length=length, eos=eos, start=start),
     ]
     if not buckets:
@@ -85,6 +91,7 @@ class SpecialTokens:
     pad: int
     mask: int
     mask_text: str
+    all: list[int]  #: also those without a meaning here
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, length: int) -> "SpecialTokens":
@@ -103,7 +110,7 @@ class SpecialTokens:
         for name, token in ids.items():
             if token is None:
                 raise BadRequest(f"The masked model's tokenizer has no {name} token. Use another model.")
-        return cls(**ids, mask_text=tokenizer.mask_token)
+        return cls(**ids, mask_text=tokenizer.mask_token, all=tokenizer.all_special_ids)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def _blocks(
     )
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+def _tokenize(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[NDArray[np.int32]]:
     """Each text's tokens, without special ones."""
     ids: list[NDArray[np.int32]] = []
     for part in parts(texts, len):
@@ -169,7 +176,6 @@ def parts(items: Sequence[T], characters: Callable[[T], int]) -> Iterator[Sequen
 
 def _plain(
     texts: Sequence[NDArray[np.int32]],
-    tokenizer: PreTrainedTokenizerBase,
     special: SpecialTokens | None,
     *,
     length: int,
@@ -184,15 +190,15 @@ def _plain(
         yield pack(texts, length=length, eos=eos, start=start)
         return
     packed = pack(texts, length=length - 2, eos=eos)
-    masked = _mask(packed, special, tokenizer.all_special_ids, seed)
+    masked = _mask(packed, special, seed)
     if len(masked):
         yield masked
 
 
-def _mask(packed: Batch, special: SpecialTokens, never: Sequence[int], seed: int) -> Batch:
+def _mask(packed: Batch, special: SpecialTokens, seed: int) -> Batch:
     """Add start and end tokens to the packed rows and mask MASKED_SHARE of each. Drops rows without a masked token."""
     tokens, real = packed.inputs.numpy(), (packed.targets != IGNORE_INDEX).numpy()
-    hidden = _some(real & ~np.isin(tokens, never), seed)
+    hidden = _some(real & ~np.isin(tokens, special.all), seed)
     count, width = tokens.shape
     lengths = real.sum(1) + 2
     inputs = np.full((count, width + 2), special.pad, dtype=np.int64)
@@ -218,7 +224,7 @@ def _some(candidates: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
 def _continuations(
     pairs: Sequence[tuple[str, str]],
     chats: Sequence[Messages],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "Tokenizer",
     *,
     length: int,
     eos: int,

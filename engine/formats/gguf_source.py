@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 #: Tensors that transformers never rearranges; the largest ones of a small model.
 _PLAIN = ("token_embd.weight", "output.weight")
+#: The factor by which each rotation by position is slower, as of Llama 3.1 and later.
+_ROPE_FACTORS = "rope_freqs.weight"
+#: How rotations are scaled -> the settings of it in the metadata, and their names in transformers.
+_SCALINGS: dict[str, dict[str, str]] = {
+    "none": {},
+    "linear": {"factor": "factor"},
+    "yarn": {"factor": "factor", "original_context_length": "original_max_position_embeddings"},
+}
 
 
 class _Reader(gguf.GGUFReader):
@@ -67,6 +75,8 @@ class GgufSource:
         self.tensor_count = len(reader.tensors)  #: in the file
         self._architecture = str(values.get("general.architecture", ""))
         self._has_tokenizer = "tokenizer.ggml.tokens" in values
+        prefix = f"{self._architecture}.rope.scaling."
+        self._scaling = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
         # Without the reader's fields, which are an object for every token, and its mapping of the file.
         without: Any = None
         self._tensors: dict[str, gguf.ReaderTensor] = {
@@ -93,7 +103,32 @@ class GgufSource:
             raise library_error(self.path, "The metadata", error) from error
         # Set by the reader; it is not a setting of the model.
         vars(config).pop("_model_name_or_path", None)
+        self._scale_rotations(config)
         return config
+
+    def _scale_rotations(self, config: PreTrainedConfig) -> None:
+        """Set how rotations by position are scaled. llama.cpp applies it, transformers' reader leaves it out."""
+        scaling = {name: value for name, value in self._scaling.items() if name != "finetuned"}
+        kind = str(scaling.pop("type", "linear" if scaling else "none"))
+        names = _SCALINGS.get(kind, {})
+        if kind not in _SCALINGS or scaling.keys() - names.keys():
+            raise UnsupportedModel(
+                f"{self.path} scales rotations by position in a way that is not supported ({kind}: "
+                f"{', '.join(sorted(scaling)) or 'no settings'}). Import its Hugging Face folder instead."
+            )
+        settings: dict[str, Any] = {names[name]: value for name, value in scaling.items()}
+        settings |= {"rope_type": kind} if names else {}
+        if (tensor := self._tensors.pop(_ROPE_FACTORS, None)) is not None:
+            factors = next(self._unpack(tensor, 1)).tolist()
+            settings = {
+                "rope_type": "longrope",  # the one that takes any factors
+                **dict.fromkeys(("short_factor", "long_factor"), factors),
+                "original_max_position_embeddings": config.max_position_embeddings,
+                "attention_factor": 1.0,
+            }
+        if settings:
+            parameters = config.rope_parameters
+            parameters.get("full_attention", parameters).update(settings)  # sliding windows need no scaling
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer of the metadata."""
@@ -111,7 +146,7 @@ class GgufSource:
             raise library_error(self.path, "The tokenizer", error) from error
 
     def match(self, model: PreTrainedModel, needs: list[Need]) -> None:
-        """Find every need under its GGUF name; other tensors are ignored."""
+        """Find every need under its GGUF name. Raises UnsupportedModel for a tensor that the model has no place for."""
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
         processor_class = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)
@@ -131,6 +166,11 @@ class GgufSource:
             if (found := self._found.get(need.name)) and not self._fits(found, need)
         ]
         refuse_mismatch(self.path, missing, misshapen)
+        if left := self._tensors.keys() - {tensor.name for tensor in self._found.values()}:
+            raise UnsupportedModel(
+                f"{self.path} holds {min(left)}, for which transformers' {type(model).__name__} has no place: without "
+                "it the model would be another one. Import its Hugging Face folder instead, or choose another model."
+            )
 
     def _names(self, model: PreTrainedModel, needs: list[Need]) -> dict[str, str]:
         """GGUF names of tensors -> names in the model."""

@@ -132,6 +132,12 @@ class HuggingFaceSource:
             self._found[need.name] = self._entries[names[0]]
             for other in names[1:]:
                 self._refuse_untied(names[0], other)
+        left = self._entries.keys() - {entry.name for _, entry in self._found.values()}
+        if missing and left:
+            raise UnsupportedModel(
+                f"{self.path} has other names for its tensors than transformers has (such as {min(left)} in place of "
+                f"{min(missing)}), and is not converted. Choose another model."
+            )
         refuse_mismatch(self.path, missing, misshapen)
 
     def read(self, need: Need) -> Iterator[torch.Tensor]:

@@ -292,11 +292,13 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
     """Raise ModelFileError when the tokenizer cannot be loaded or does not fit the model."""
     from pocketllm.engine.formats.architectures import MASKED_FAMILIES
+    from pocketllm.engine.generate.tokenizer import name_plainly
 
     try:
         tokenizer = load_tokenizer(folder)
     except ModelFileError as error:
         raise ModelFileError(f"The tokenizer of {source.path} cannot be used: {error.__cause__}.") from error
+    name_plainly(tokenizer, folder)
     embeddings: torch.Tensor = model.get_input_embeddings().get_parameter("weight")
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not 0 < tokens <= embeddings.shape[0]:

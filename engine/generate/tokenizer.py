@@ -1,9 +1,10 @@
-"""A model's tokenizer, without transformers if the result is the same: importing it takes seconds and 300 MB."""
+"""A model's tokenizer, without transformers if the result is the same: that takes seconds, and more memory."""
 
 from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 
 
 class LeanTokenizer:
-    """The part of transformers' tokenizers that generation needs, with the same results."""
+    """The part of transformers' tokenizers that causal models need, with the same results."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special: dict[str, str], chat_template: str | None) -> None:
         tokenizer.no_truncation()
@@ -51,15 +52,21 @@ class LeanTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """The text as tokens, under "input_ids"."""
-        return {"input_ids": list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)}
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool = True, **_options: Any) -> dict[str, Any]:
+        """The text, or each of the texts, as tokens, under "input_ids"."""
+        texts = [text] if isinstance(text, str) else text
+        found = [list(one.ids) for one in self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        return {"input_ids": found[0] if isinstance(text, str) else found}
+
+    @property
+    def eos_token(self) -> str | None:
+        """The end token, if there is one."""
+        return self._special.get("eos_token")
 
     @property
     def eos_token_id(self) -> int | None:
         """The end token's id, if there is an end token."""
-        end = self._special.get("eos_token")
-        return None if end is None else self._tokenizer.token_to_id(end)
+        return None if self.eos_token is None else self._tokenizer.token_to_id(self.eos_token)
 
     def get_vocab(self) -> dict[str, int]:
         """All tokens with their ids."""
@@ -70,7 +77,7 @@ class LeanTokenizer:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(
-        self, messages: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: Literal[False] = False
+        self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False, tokenize: Literal[False] = False
     ) -> str:
         """The chat as text. Raises TemplateError if the template refuses it."""
         assert self.chat_template is not None
@@ -100,23 +107,36 @@ else:
     Tokenizer = Any
 
 
+def name_plainly(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Name a plain class in an imported tokenizer's settings, if its own class adds nothing to tokenizer.json."""
+    with suppress(Exception):  # it has no such file, or none that is read without transformers
+        plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if tokenizer.backend_tokenizer.to_str() == plain.to_str():
+            path = folder / "tokenizer_config.json"
+            settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": _PLAIN_CLASSES[0]}
+            path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def lean_tokenizer(model_folder: ModelFolder) -> Tokenizer:
+    """The tokenizer, without transformers if possible. Raises ModelFileError."""
+    lean = None if model_folder.manifest.is_mlm else LeanTokenizer.open(model_folder.path)
+    return lean or model_folder.tokenizer()
+
+
 def open_tokenizer(model_folder: ModelFolder) -> tuple[Tokenizer, Decoding]:
     """The tokenizer, without transformers if possible, and the parameters of decoding.
 
     Raises ModelFileError or BadRequest.
     """
-    tokenizer = LeanTokenizer.open(model_folder.path)
-    values = _settings(model_folder) if tokenizer else None
-    if tokenizer is None or values is None:
-        with_transformers, config = model_folder.tokenizer(), model_folder.config()
-        context = getattr(config, "max_position_embeddings", None)
-        stop_ids = stop_ids_of(config.eos_token_id, with_transformers)
-        return with_transformers, Decoding(tokenizer=with_transformers, stop_ids=stop_ids, context=context)
+    tokenizer, values = lean_tokenizer(model_folder), _settings(model_folder)
+    if values is None:
+        config = model_folder.config()
+        values = getattr(config, "max_position_embeddings", None), config.eos_token_id
     context, end = values
     return tokenizer, Decoding(tokenizer=tokenizer, stop_ids=stop_ids_of(end, tokenizer), context=context)
 
 
-def _settings(model_folder: ModelFolder) -> tuple[int, Any] | None:
+def _settings(model_folder: ModelFolder) -> tuple[int | None, Any] | None:
     """The context length and the end token by config.json; None if it names them differently."""
     try:
         values = json.loads((model_folder.path / "config.json").read_bytes())

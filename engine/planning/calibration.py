@@ -17,6 +17,7 @@ from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids
+from pocketllm.engine.generate.tokenizer import lean_tokenizer
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 
@@ -131,7 +132,7 @@ def _by_preference(flops: dict[str, float], stored: str) -> list[str]:
 
 def passage(model_folder: ModelFolder) -> Batch:
     """One block of at most TOKENS tokens of plain English, masked for a masked language model."""
-    tokenizer = model_folder.tokenizer()
+    tokenizer = lean_tokenizer(model_folder)
     text = files("pocketllm").joinpath("ordinary_text.txt").read_text(encoding="utf-8")
     blocks = encode(
         [Example(text)],

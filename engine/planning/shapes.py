@@ -39,6 +39,7 @@ class Shapes:
     layer_bytes: int  #: of the largest layer on disk
     weights_bytes: int  #: of everything on disk
     calibration: dict[str, Any]
+    tokenizer_bytes: int = 0  #: of its file
     family: str | None = "llama"  #: one of LLAMA_FAMILIES; None: its layers are of another kind
 
     def __post_init__(self) -> None:
@@ -104,6 +105,7 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
         layer_bytes=max(layers.values(), default=0),
         weights_bytes=manifest.weights_bytes,
         calibration=manifest.calibration or {},
+        tokenizer_bytes=(file := model_folder.path / "tokenizer.json").exists() and file.stat().st_size,
         family=config["model_type"] if is_of_llamas_kind(config.get) else None,
     )
 

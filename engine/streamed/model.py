@@ -60,6 +60,9 @@ class LanguageModel:
         self.network = build(model_folder, dtype)
         self._parameters = parameter_names(self.network)
         check_weights(model_folder, self.network, self._parameters, self.weights)
+        for name, buffer in self.network.named_buffers():
+            if name in self.weights:  # part of the model, as a factor on a layer's output is
+                buffer.copy_(self.weights[name].floats)
         self.linears: dict[str, StreamedLinear] = {}
         self.head = self._replace()
         self.stack = LayerStack(self.network, self._parameters, self.weights, self.context)

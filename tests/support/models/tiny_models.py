@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,16 @@ def tiny_model_folder(
     return models_dir / name
 
 
-def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
+def write_tiny_gguf(
+    path: Path,
+    hf_folder: Path,
+    *,
+    more: Mapping[str, NDArray[np.float32]] | None = None,
+    scaling: Mapping[str, str | float] | None = None,
+) -> Path:
     """Write the tied model of a `tiny_llama_folder` as GGUF, as llama.cpp's converter would, and return `path`.
 
-    Vectors are F32, matrices F16, and the embeddings Q8_0.
+    Vectors are F32, matrices F16, and the embeddings Q8_0. more: tensors under GGUF's names. scaling: of rotations.
     """
     config = json.loads((hf_folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -156,6 +162,11 @@ def write_tiny_gguf(path: Path, hf_folder: Path) -> Path:
         if ".q_proj." in name or ".k_proj." in name:
             numbers = permute(numbers, heads if ".q_proj." in name else kv_heads)
         _add_tensor(writer, gguf_name(name), numbers)
+    for name, numbers in (more or {}).items():
+        writer.add_tensor(name, numbers)
+    for name, value in (scaling or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"llama.rope.scaling.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
