@@ -103,18 +103,15 @@ class Scheduler:
             return f"training: {self._attempts.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to train on"
 
-    @property
-    def settings(self) -> Settings:
-        """The settings, whose model changes with `use_model`."""
-        return self._settings
-
-    def use_model(self, model: str, now: datetime) -> None:
-        """Switch to another model; its worker's job, and all others of the former model, wait. Raises StorageError."""
+    def use(self, settings: Settings, now: datetime) -> None:
+        """Go by settings with another model: the jobs of the former one wait, and its worker is killed. Raises
+        StorageError.
+        """
         with self._lock:
-            self._attempts.pause([f"switched to {model}"])
+            self._attempts.pause([f"switched to {settings.model}"])
             self._settle(now)
-            self._store.texts.use_model(model)
-            self._settings = self._settings.model_copy(update={"model": model})
+            self._store.texts.use_model(settings.model)
+            self._settings = settings
 
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and see to files that are left."""

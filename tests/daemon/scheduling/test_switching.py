@@ -9,7 +9,7 @@ WAITS = "large is in use; `pocketllm models use tiny` switches to its model"
 
 
 def use(world: SchedulerWorld, model: str) -> None:
-    world.scheduler.use_model(model, world.clock.now)
+    world.scheduler.use(world.settings.model_copy(update={"model": model}), world.clock.now)
 
 
 def test_a_worker_is_paused_and_its_job_waits_until_its_model_is_back(world: SchedulerWorld, running: str) -> None:
