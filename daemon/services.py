@@ -10,7 +10,6 @@ from os import getpid
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.wake_lock import INHIBIT, RELEASE, TAKE, WakeLock
-from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.folders import FolderScans
 from pocketllm.daemon.generation.service import Generator
 from pocketllm.daemon.paths import DataFolder
@@ -22,6 +21,7 @@ from pocketllm.daemon.settings import Settings, write_model
 from pocketllm.daemon.uptime import uptime
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.store import Store
 
@@ -70,10 +70,10 @@ class Services:
         return model_problem(self.folder, self.settings)
 
     def use_model(self, model: str) -> None:
-        """Switch to another model, and write it into config.toml. Raises ModelNotReady, BadSettings or StorageError."""
+        """Switch to another model, and write it into config.toml. Raises NotFound, BadSettings or StorageError."""
         settings = self.settings.model_copy(update={"model": model})
         if problem := model_problem(self.folder, settings):
-            raise ModelNotReady(problem)
+            raise NotFound(f"{problem} GET /models lists all models.")
         write_model(settings)
         self.scheduler.use(settings, self.now())
         self.settings, self.generator.model = settings, self.folder.models / model
