@@ -15,15 +15,26 @@ def write(store: Store, *texts: str) -> list[str]:
     return list(store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW).ids)
 
 
-def start(store: Store, model: str, **given: object) -> Job:
-    job = store.jobs.add(new_job(model=model, **given))
+def start(store: Store, model: str) -> Job:
+    job = store.jobs.add(new_job(model=model))
     return store.jobs.start(job.id, now=NOW)
 
 
-def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = LEARNED, **given: object) -> Job:
+def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = LEARNED) -> Job:
     """Let a job of a model make an adapter from what is new."""
     write(store, *texts)
-    job = start(store, model, **given)
+    return succeed(store, start(store, model), name, outcome)
+
+
+def learn_beside(store: Store, name: str, *texts: str) -> Job:
+    """Let a job of `small` make an adapter from the base model and these texts."""
+    given = [NewText(text=text, source="test") for text in texts]
+    job = store.jobs.add(new_job(model="small", tuning={}, start_from="base"), texts=given)
+    return succeed(store, store.jobs.start(job.id, now=NOW), name)
+
+
+def succeed(store: Store, job: Job, name: str, outcome: Outcome = LEARNED) -> Job:
+    model = job.model
     row = Adapter(id=name, job_id=job.id, model=model, parent=job.parent, outcome=outcome, created_at=NOW)
     store.jobs.succeed(job.id, adapter=row, publish=outcome is LEARNED, now=NOW)
     return job
@@ -126,9 +137,11 @@ def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_i
 def test_each_model_holds_out_by_its_own_jobs(store: Store) -> None:
     store.texts.use_model("small")
     write(store, *(f"note {number} of mine" for number in range(20)))
+    notes = [text.text for text in store.texts.page(after=None, limit=99)]
     job = learn(store, "small", "s")
     held_out = {text.id for text in store.texts.of_job(job.id) if text.held_out}
-    learn(store, "small", "t", start_from="base")
+    beside = learn_beside(store, "t", *notes)
+    assert held_out & {text.id for text in store.texts.of_job(beside.id) if not text.held_out}
     store.texts.use_model("large")
     assert {text.id for text in store.texts.of_job(start(store, "large").id) if text.held_out} == held_out
 
