@@ -121,12 +121,7 @@ def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_i
     store.texts.use_model("small")
     [gone] = write(store, "secret")
     learn(store, "small", "s", "one")
-    job = store.jobs.add(
-        new_job(model="small", tuning={}, start_from="base"), texts=[NewText(text="one", source="test")]
-    )
-    store.jobs.start(job.id, now=NOW)
-    row = Adapter(id="beside", job_id=job.id, model="small", outcome=LEARNED, created_at=NOW)
-    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    learn_beside(store, "beside", "one")
     store.deletions.texts([gone], now=NOW)
     assert new(store) == {"one"}
     store.texts.use_model("large")
