@@ -32,6 +32,7 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.StorageTrouble, HTTPStatus.SERVICE_UNAVAILABLE),
     (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),
     (daemon.NothingToLearn, HTTPStatus.CONFLICT),
+    (daemon.BadSettings, HTTPStatus.CONFLICT),
     (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GeneratorBusy, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),

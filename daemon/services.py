@@ -17,10 +17,11 @@ from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
-from pocketllm.daemon.settings import Settings
+from pocketllm.daemon.settings import Settings, write_model
 from pocketllm.daemon.uptime import uptime
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.store import Store
 
@@ -29,18 +30,18 @@ DAEMON_BYTES = 100_000_000
 
 
 class Waker:
-    """Called, it has the scheduler look at once, not when its time comes; while nobody listens, nothing happens."""
+    """Called, it calls its listener; while nobody listens, nothing happens."""
 
     def __init__(self) -> None:
         self.listener: Callable[[], object] | None = None
 
     def __call__(self) -> None:
-        """Wake it. From any thread."""
+        """Call it. From any thread."""
         if self.listener is not None:
             self.listener()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Services:
     """The parts, and the clock that they share."""
 
@@ -52,7 +53,8 @@ class Services:
     fresh_look: FreshLook
     folder_scans: FolderScans
     now: Callable[[], datetime]
-    wake: Waker = field(default_factory=Waker)
+    wake: Waker = field(default_factory=Waker)  #: has the scheduler look at once, not when its time comes
+    announce: Waker = field(default_factory=Waker)  #: tells programs of the same owner the settings
     ending: threading.Event = field(default_factory=threading.Event)  #: set when the daemon is to end
     uptime: Callable[[], float] = uptime  #: seconds, of a clock that nobody sets
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -66,6 +68,17 @@ class Services:
     def model_problem(self) -> str | None:
         """What keeps the configured model from being used; None when it is ready."""
         return model_problem(self.folder, self.settings)
+
+    def use_model(self, model: str) -> None:
+        """Switch to another model, and write it into config.toml. Raises NotFound, BadSettings or StorageError."""
+        settings = self.settings.model_copy(update={"model": model})
+        if problem := model_problem(self.folder, settings):
+            raise NotFound(f"{problem} GET /models lists all models.")
+        write_model(settings)
+        self.scheduler.use(settings, self.now())
+        self.settings, self.generator.model = settings, self.folder.models / model
+        self.announce()
+        self.wake()
 
 
 def build_services(
@@ -104,15 +117,15 @@ def build_services(
         sensor_set,
         runner or WorkerProcess(folder),
         settings,
-        model_problem=lambda: model_problem(folder, settings),
-        planner=lambda training, ahead: plan_job(open_model_folder(folder.models / settings.model), training, ahead),
+        model_problem=lambda: services.model_problem(),
+        planner=lambda training, ahead: plan_job(open_model_folder(generator.model), training, ahead),
         wake_lock=wake_lock,
         scan=folder_scans.begin,
         generator_bytes=lambda: (used := generator.held_bytes) and used + (anonymous_bytes(getpid()) or DAEMON_BYTES),
         uptime=uptime,
     )
     generator.before_start = lambda: scheduler.tick(now())
-    return Services(
+    services = Services(
         settings=settings,
         folder=folder,
         store=store,
@@ -125,6 +138,7 @@ def build_services(
         uptime=uptime,
         started_uptime=uptime(),
     )
+    return services
 
 
 def now() -> datetime:

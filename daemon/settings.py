@@ -1,5 +1,8 @@
-"""Settings: defaults, help and environment names in one table. Read once, from config.toml and the environment."""
+"""Settings: defaults, help and environment names in one table. Read at start from config.toml and the environment."""
 
+import os
+import re
+import tomllib
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -16,7 +19,7 @@ from pydantic_settings import (
 
 from pocketllm.daemon.errors import BadSettings
 from pocketllm.daemon.generation.backend import BackendPreference
-from pocketllm.daemon.paths import config_file, default_data_dir
+from pocketllm.daemon.paths import config_file, default_data_dir, write_private
 
 MB = 10**6
 
@@ -292,6 +295,8 @@ class Settings(BaseSettings):
     )
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
+    #: Names of those that the command line gave.
+    _options: frozenset[str] = frozenset()
 
     @classmethod
     def settings_customise_sources(
@@ -309,13 +314,37 @@ class Settings(BaseSettings):
 def load_settings(overrides: dict[str, Any]) -> Settings:
     """Read the settings, `overrides` on top. Raises BadSettings naming each key and its value."""
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
+        settings._options = frozenset(overrides)
+        return settings
     except ValidationError as error:
         raise BadSettings(_explain(error)) from error
     except SettingsError as error:  # a list or a table in a variable, and not as JSON
         raise BadSettings(f"A POCKETLLM_ variable cannot be read: {error}. Give lists and tables as JSON.") from error
     except (OSError, ValueError) as error:  # not readable, or TOML that does not parse
         raise BadSettings(f"{config_file()} cannot be read: {error}") from error
+
+
+def write_model(settings: Settings) -> None:
+    """Let config.toml name the model of these settings, and leave all else in it as it is.
+
+    Raises BadSettings, saying what to change, where that is not possible or something else overrides the file.
+    """
+    file, name = config_file().resolve(), f'"{settings.model}"'
+    if "model" in settings._options or os.environ.get("POCKETLLM_MODEL"):
+        above = "option --model" if "model" in settings._options else "variable POCKETLLM_MODEL"
+        advice = f"Name {settings.model} there, and restart the daemon."
+        raise BadSettings(f"Nothing was changed: the {above} overrides config.toml. {advice}")
+    try:
+        text = file.read_bytes().decode() if file.exists() else ""
+        changed = re.sub(r"""(?m)^(model *= *)("[^"\n]*"|'[^'\n]*')""", rf"\g<1>{name}", text, count=1)
+        if tomllib.loads(changed) != tomllib.loads(text) | {"model": settings.model}:
+            tomllib.loads(changed := f"model = {name}\n{text}")  # refuses a second one
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_private(file, changed.encode())
+    except (OSError, ValueError) as error:
+        advice = f"Write model = {name} above its first table, and restart the daemon."
+        raise BadSettings(f"{file} was not changed ({error}). {advice}") from error
 
 
 def _explain(error: ValidationError) -> str:

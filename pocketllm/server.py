@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -218,7 +219,8 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
         signal.signal(signal.SIGUSR1, lambda *_: loop.call_soon_threadsafe(look))
         ticker.start()
         services.wake.listener = lambda: loop.call_soon_threadsafe(ticker.tick_now)
-        _announce(services, listeners)
+        services.announce.listener = partial(_announce, services, listeners)
+        services.announce()
         manager.notify("READY=1", f"STATUS=serving {settings.model}")
         threading.Thread(target=register_idle_hook, daemon=True).start()
         try:

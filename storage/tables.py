@@ -104,7 +104,7 @@ class Text(SQLModel, table=True):
     words: int
     #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
     held_out: bool
-    #: The succeeded job that has seen this text; None while it is new.
+    #: The succeeded job of the model in use that has learned this text; None while it is new to that model.
     learned_in: str | None = None
     created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False, index=True))
 
@@ -226,6 +226,8 @@ class JobText(SQLModel, table=True):
     learned_in: str | None = None
     #: Measured with, not trained on.
     held_out: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    #: Of all jobs of its model, this one counts as having learned the text: what `Text.learned_in` is taken from.
+    learned_here: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class Step(SQLModel, table=True):
@@ -296,7 +298,7 @@ class Deletion(SQLModel, table=True):
     erased: bool = Field(default=False, index=True)
     #: The adapters that have learned one of them, or started from such an adapter.
     adapters: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
-    #: One of those was being served, and another one, or the base model, is since.
+    #: One of those was being served by the model in use, and another one, or the base model, is since.
     replaced: bool = False
     #: The jobs that start again, while their files are to be deleted.
     restarts: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))

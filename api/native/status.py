@@ -218,6 +218,15 @@ def models(services: ServicesDep) -> Data[ModelOut]:
     return Data[ModelOut](data=[ModelOut(**vars(one), default=one.name == default) for one in found])
 
 
+@router.post("/models/{name}/use")
+def use_model(services: ServicesDep, name: str) -> ModelStatus:
+    """Switch to another imported model without a restart, and write it into config.toml. Jobs of other models wait, and
+    the adapter that it had before is served. 409 if an option or a variable overrides the file.
+    """
+    services.use_model(name)
+    return _model(services)
+
+
 def _model(services: Services) -> ModelStatus:
     problem, left = services.model_problem(), set_aside_problem(services.folder)
     serving = services.store.adapters.serving(services.settings.model)

@@ -128,7 +128,9 @@ class Generator:
         memory of both, at most. preference: the decoder. look_seconds: the time between looks at whether a process
         that is to answer hangs.
         """
-        self._model, self._database, self._default_keep_alive = model, database, keep_alive_seconds
+        self._database, self._default_keep_alive = database, keep_alive_seconds
+        #: What answers. Set another one: an answer under way is finished, and those that wait raise ModelNotReady.
+        self.model = self._loaded = model
         self._socket, self._preference, self._look_seconds = socket, preference, look_seconds
         self._backend: Backend | None = None
         self._max_waiting, self._clock, self._memory_bytes = max_waiting, clock, memory_bytes
@@ -160,16 +162,17 @@ class Generator:
         if self._alive and self._backend:
             return self._backend
         try:
-            return expected_backend(open_model_folder(self._model), self._preference)
+            return expected_backend(open_model_folder(self.model), self._preference)
         except (ModelNotFound, ModelFileError):
             return None
 
     @property
     def idle_seconds_left(self) -> float | None:
         """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
-        if not self._alive or self._waiting or isinf(self._keep_alive):
+        keep_alive = self._keep_alive if self._loaded == self.model else 0.0
+        if not self._alive or self._waiting or isinf(keep_alive):
             return None
-        return max(0.0, self._last_used + self._keep_alive - self._clock())
+        return max(0.0, self._last_used + keep_alive - self._clock())
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
         """Yield pieces and then Done. Closing the iterator early cancels the generation.
@@ -179,9 +182,12 @@ class Generator:
         if self._waiting > self._max_waiting:
             raise GeneratorBusy
         self._waiting += 1
+        model = self.model  # that its adapter is of
         try:
             async with self._lock:
                 process = await self._running()
+                if model != self._loaded:
+                    raise ModelNotReady(f"{self.model.name} has become the model meanwhile. Send the request again.")
                 self._last_id += 1
                 # aclosing: when the caller goes away, the inner iterator is closed now, and cancels.
                 async with aclosing(self._answers(process, self._last_id, request)) as events:
@@ -234,12 +240,14 @@ class Generator:
         return self._process is not None and self._process.returncode is None
 
     async def _running(self) -> Process:
-        if self._alive and self._process:
+        if self._alive and self._process and self._loaded == self.model:
             return self._process
+        await self.close()
         self._starting = True
         try:
             await asyncio.to_thread(self.before_start)
-            command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._model)]
+            self._loaded = self.model
+            command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._loaded)]
             options = {
                 "--database": self._database,
                 "--backend": self._preference,
@@ -301,7 +309,7 @@ class Generator:
     def _verify_model(self) -> None:
         """Raise ModelNotReady if the weights are not what was imported, which may kill a process, too."""
         try:
-            open_model_folder(self._model, verify=True)
+            open_model_folder(self._loaded, verify=True)
         except (ModelNotFound, ModelFileError) as error:
             raise ModelNotReady(str(error)) from error
 

@@ -103,6 +103,16 @@ class Scheduler:
             return f"training: {self._attempts.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to train on"
 
+    def use(self, settings: Settings, now: datetime) -> None:
+        """Go by settings with another model: the jobs of the former one wait, and its worker is killed. Raises
+        StorageError.
+        """
+        with self._lock:
+            self._attempts.pause([f"switched to {settings.model}"])
+            self._settle(now)
+            self._store.texts.use_model(settings.model)
+            self._settings = settings
+
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and see to files that are left."""
         with self._lock:
@@ -110,6 +120,7 @@ class Scheduler:
             for job in self._store.jobs.open():
                 if job.state is JobState.RUNNING:
                     self._store.jobs.pause(job.id, reasons=["the daemon was restarted"], now=now)
+            self._store.texts.use_model(self._settings.model)
             sweep(self._folder, starting=True)
             self._sweep(now)
             if left := set_aside_problem(self._folder):
@@ -135,7 +146,8 @@ class Scheduler:
         self._carry_out(self._store.deletions.pending(), now)
         self._scan(INTERVAL_SECONDS)
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
-        waiting = self._store.jobs.open()
+        opened, model = self._store.jobs.open(), self._settings.model
+        waiting = [job for job in opened if job.model == model]
         failed = None if waiting else self._came_to_nothing(now)
         if not waiting and (job := self._queue_if_due(failed, now)):
             waiting = [job]
@@ -148,6 +160,8 @@ class Scheduler:
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
+        for other in (job for job in opened if job.model != model and not job.paused_by_owner):
+            self._explain(other, [f"{model} is in use; `pocketllm models use {other.model}` switches to its model"])
         self._attempts.observe(now)
         blocked = {blocker.name for blocker in self.verdict.blockers} if waiting else set()
         self._runs.hold(blocked, night_of(self._local(now)), now)

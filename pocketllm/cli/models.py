@@ -1,4 +1,4 @@
-"""`pocketllm models`: list, import and calibrate models. Works without a daemon."""
+"""`pocketllm models`: list, import, switch and calibrate models. Works without a daemon."""
 
 import json
 import sys
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, Report, make_console, program, progress, show
+from pocketllm.cli.common import Common, Report, connected, make_console, program, progress, show
 from pocketllm.errors import CommandError, Document
+from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,7 +53,7 @@ class Dtype(StrEnum):
     without=("url",),
 )
 def models(options: Common) -> None:
-    """List, add or calibrate models on this device.
+    """List, add, switch or calibrate models on this device.
 
     Without a command, lists them. The daemon trains the default one.
     """
@@ -90,7 +91,36 @@ def add_model(
         manifest = run_import(
             console, report, options.folder.models, source=source, name=name, dtype=dtype, replace=replace
         )
-    show(options, json.loads(manifest.to_json()), added(manifest))
+    use = f"`pocketllm models use {manifest.name}` lets it learn and answer."
+    show(options, json.loads(manifest.to_json()), f"{added(manifest)}\n{use}")
+
+
+@models.command("pocketllm models use smollm2-360m-instruct", name="use", without=("url",))
+def use_model(
+    options: Common,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model; see `pocketllm models`.")],
+) -> None:
+    """Switch to another installed model, by the line `model` of config.toml. A running daemon switches at once.
+
+    Jobs of other models wait. All text that this model has not learned is new to it; the adapter that it had is served.
+    """
+    from pocketllm.daemon.settings import load_settings, write_model
+
+    _check_name(options.folder.models, name)
+    if running := running_settings(options.folder.root) is not None:
+        with connected(Common(data_dir=options.folder.root)) as client:
+            client.post("models", name, "use")
+    else:
+        write_model(load_settings({}).model_copy(update={"model": name}))
+    when = "The daemon uses it from now on." if running else "The daemon will use it when it starts."
+    show(options, {"model": name, "switched": running}, f"config.toml names {name}. {when}")
+
+
+def _check_name(folder: Path, name: str) -> None:
+    """Raise CommandError unless a model of this name is installed."""
+    names = [model["name"] for model in installed(folder)]
+    if name not in names:
+        raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
 
 
 @models.command("pocketllm models calibrate smollm2-135m-instruct", name="calibrate", without=("url",))
@@ -107,8 +137,7 @@ def calibrate_model(
     from pocketllm.engine.formats.importer import calibrate_again
 
     folder = options.folder.models
-    if not any(model["name"] == name for model in installed(folder)):
-        raise CommandError(f"There is no model {name!r}. `pocketllm models` lists the models.")
+    _check_name(folder, name)
     document = json.loads(calibrate_again(folder / name, measure).to_json())
     show(options, document, calibration_text(document))
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import or_
+from sqlalchemy import ColumnElement, or_
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.errors import HasDeletedText, WrongState
 from pocketllm.storage.repositories.base import Repository, found
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, Outcome, Text
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Outcome, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +125,8 @@ def start_of(session: Session, job: Job) -> Adapter | None:
     serving one; None is the base model. Raises NotFound.
     """
     if job.start_from is None:
-        last = undecided(session)
-        can_go_on = last is not None and (last.model, last.mode) == (job.model, job.mode)
-        return last if can_go_on else serving_adapter(session, job.model)
+        last = undecided(session, col(Job.model) == job.model)
+        return last if last is not None and last.mode == job.mode else serving_adapter(session, job.model)
     return None if job.start_from == BASE else found(session, Adapter, job.start_from)
 
 
@@ -138,13 +137,13 @@ def followed(session: Session, start: Adapter | None) -> Job | None:
     return made if goes_on else None
 
 
-def undecided(session: Session) -> Adapter | None:
-    """The adapter of the last job, where that could not tell yet: the next job goes on from it.
+def undecided(session: Session, of_model: ColumnElement[bool]) -> Adapter | None:
+    """The adapter of a model's last job, where that could not tell yet: the next job goes on from it.
 
     None once another adapter is served than it was compared with, it was rolled back, a text that it has seen was
     deleted, or a job that started from it failed.
     """
-    ended = select(Job).where(col(Job.adapter).is_not(None), col(Job.start_from).is_(None))
+    ended = select(Job).where(col(Job.adapter).is_not(None), col(Job.start_from).is_(None), of_model)
     last = session.exec(ended.order_by(col(Job.finished_at).desc())).first()
     if last is None or last.outcome is not Outcome.TOO_LITTLE or last.withdrawn:
         return None
@@ -171,6 +170,7 @@ def use_newest(session: Session, serving: Adapter, *, usable: Callable[[Adapter]
     publish(session, serving.model, newest)
     kept = chain_of(session, newest)
     lost = [adapter.job_id for adapter in (serving, *ancestors) if adapter not in kept]
+    session.exec(update(JobText).where(col(JobText.job_id).in_(lost)).values(learned_here=False))
     session.exec(update(Text).where(col(Text.learned_in).in_(lost)).values(learned_in=None))
     return newest
 

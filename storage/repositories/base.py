@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Select, UpdateBase, func, literal, tuple_
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, UpdateBase, func, literal, tuple_
 from sqlalchemy import select as sql_select
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
@@ -12,7 +12,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.quotas import Quota
-from pocketllm.storage.tables import Adapter, Deletion, Job, Text, UploadedFile
+from pocketllm.storage.tables import Adapter, Deletion, Job, Preference, Text, UploadedFile
 
 Result = TypeVar("Result")
 Row = TypeVar("Row", Adapter, Deletion, Job, Text, UploadedFile)
@@ -20,6 +20,8 @@ Listed = TypeVar("Listed", Job, Text)
 
 #: Fewer characters behind its dash do not abbreviate an id.
 _SHORTEST = 4
+#: The key of the preference that is the name of the model in use.
+MODEL = "model"
 _MISSING: dict[type[object], str] = {
     Adapter: "There is no adapter {!r}. GET /adapters lists all adapters.",
     Deletion: "There is no deletion {!r}.",
@@ -75,6 +77,12 @@ def page(
         older = tuple_(col(table.created_at), col(table.id)) < tuple_(literal(last.created_at), literal(last.id))
         rows = rows.where(older)
     return list(session.exec(rows))
+
+
+def in_use(model: SQLColumnExpression[str]) -> ColumnElement[bool]:
+    """Whether a model is the one in use; any is before `TextStore.use_model`."""
+    used = select(func.json_extract(col(Preference.value), "$")).where(Preference.key == MODEL)
+    return func.coalesce(used.scalar_subquery(), model) == model
 
 
 def among(values: Collection[str] | Collection[int]) -> Select[str]:

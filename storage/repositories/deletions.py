@@ -11,15 +11,15 @@ from contextlib import closing, suppress
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, null, or_
+from sqlalchemy import ColumnElement, Select, and_, func, literal, null, or_
 from sqlmodel import Session, col, delete, select, update
 
 from pocketllm.storage.errors import NotFound, StorageTrouble
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
-from pocketllm.storage.repositories.base import Repository, among, found, missing
+from pocketllm.storage.repositories.base import Repository, among, found, in_use, missing
 from pocketllm.storage.repositories.step_log import forget_steps
-from pocketllm.storage.repositories.texts import UNOWNED, alone, remember_files
+from pocketllm.storage.repositories.texts import UNOWNED, alone, learner, remember_files
 from pocketllm.storage.tables import (
     BASE,
     OPEN_STATES,
@@ -168,7 +168,7 @@ def delete_texts(
         serving = serving_adapter(session, model)
         if serving is not None and serving.id in affected:
             use_newest(session, serving, usable=lambda adapter: adapter.id not in affected)
-            deletion.replaced = True
+            deletion.replaced = deletion.replaced or session.exec(select(in_use(literal(model)))).one()
     contents = select(Text.number, Text.text, Text.completion).where(which)
     passages.forget(session.connection(), session.connection().execute(contents))
     session.exec(delete(UploadedFile).where(col(UploadedFile.id).in_(select(Text.source).where(which))))
@@ -235,8 +235,8 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime, again: Co
         if job.started_at is None:
             continue
         forget_steps(session, job)
-        now_in = select(Text.learned_in).where(col(Text.id) == col(JobText.text_id)).scalar_subquery()
         old = update(JobText).where(col(JobText.job_id) == job.id, col(JobText.learned_in).is_not(None))
+        now_in = learner(col(JobText.text_id), job.model)
         session.exec(old.values(learned_in=now_in))  # that of a withdrawn adapter is new again
         start, serving = start_of(session, job), serving_adapter(session, job.model)
         job.parent = start.id if start and start.mode == job.mode else None

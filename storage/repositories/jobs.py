@@ -13,7 +13,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import Superseded, WrongState
 from pocketllm.storage.repositories.adapters import followed, serving_adapter, start_of
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
-from pocketllm.storage.repositories.base import Repository, found, page
+from pocketllm.storage.repositories.base import Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned, new_words
@@ -32,7 +32,8 @@ _OF_ITS_WORKER = (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)
 _OPEN_IN_ORDER = (
     select(Job)
     .where(col(Job.state).in_(OPEN_STATES))
-    .order_by((col(Job.state) == JobState.RUNNING).desc(), col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
+    .order_by(in_use(col(Job.model)).desc(), (col(Job.state) == JobState.RUNNING).desc())
+    .order_by(col(Job.immediate).desc(), col(Job.created_at), col(Job.id))
 )
 _OPEN_SQL = str(_OPEN_IN_ORDER.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
 
@@ -50,14 +51,15 @@ class JobStore(Repository):
     ) -> Job:
         """Queue a job and store its texts, atomically. texts: to train on; None: what is new at its first start.
 
-        The job that was returned for the same request_key is returned instead. proceed: an open job on new text is
-        returned instead and goes on, at once if this one is immediate. Raises QuotaExceeded.
+        The job that was returned for the same request_key is returned instead. proceed: an open job of this model on
+        new text is returned instead and goes on, at once if this one is immediate. Raises QuotaExceeded.
         """
         now = job.created_at
         with self._database.write() as session:
             if request_key is not None and (known := session.get(RequestKey, request_key)):
                 return found(session, Job, known.job_id)
-            there = session.exec(_OPEN_IN_ORDER.where(col(Job.tuning).is_(None))).first() if proceed else None
+            alike = _OPEN_IN_ORDER.where(col(Job.tuning).is_(None), Job.model == job.model)
+            there = session.exec(alike).first() if proceed else None
             if there is None:
                 session.add(job)
                 session.flush()  # foreign keys want the row
@@ -86,8 +88,9 @@ class JobStore(Repository):
             return page(session, Job, after=after, limit=limit)
 
     def last(self) -> Job | None:
-        """The job that was queued last, whatever the clock said then."""
+        """The job of the model in use that was queued last, whatever the clock said then."""
         queued = select(Job).join(Event, col(Event.job_id) == col(Job.id)).where(Event.kind == "queued")
+        queued = queued.where(in_use(col(Job.model)))
         with self._database.read() as session:
             return session.exec(queued.order_by(col(Event.id).desc()).limit(1)).first()
 
@@ -107,7 +110,8 @@ class JobStore(Repository):
         return {state: found.get(state, 0) for state in JobState}
 
     def open(self) -> list[Job]:
-        """The open jobs in the order in which they run: the running one, immediate ones, by age. Read-only.
+        """The open jobs in the order in which they run: the running one, immediate ones, by age; then those of other
+        models, which wait. Read-only.
 
         Cached, since creating objects from unchanged rows would be most of a tick's time.
         """

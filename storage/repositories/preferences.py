@@ -1,4 +1,4 @@
-"""The owner's preferences that outlive the daemon: so far, until when no job runs."""
+"""The owner's preferences that outlive the daemon: until when no job runs. `TextStore.use_model` stores the model."""
 
 from datetime import datetime
 

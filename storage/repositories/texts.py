@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, ScalarSelect, SQLColumnExpression, func
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import aliased
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, delete, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
-from pocketllm.storage.repositories.base import Repository, found, page
+from pocketllm.storage.repositories.base import MODEL, Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import ROW_BYTES, Quota
-from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Text, TextOwner, WatchedFile
+from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Preference, Text, TextOwner, WatchedFile
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -54,7 +55,7 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCounts:
-    """The number of texts, and of words that no job has learned, nor the last one tried to."""
+    """The number of texts, and of words that no job of the model in use has learned, nor its last one tried to."""
 
     texts: int
     new_words: int
@@ -67,7 +68,7 @@ class SourceCount:
     source: str
     texts: int
     words: int
-    new_words: int  #: that no job has learned
+    new_words: int  #: that no job of the model in use has learned
 
 
 def text_id(new: NewText) -> str:
@@ -133,7 +134,7 @@ class TextStore(Repository):
     def counts(self, *, beside: str = "", until: datetime | None = None) -> TextCounts:
         """The number of texts, and of new words in those that this job does not have, and came until then."""
         with self._database.read() as session:
-            last = undecided(session)
+            last = undecided(session, in_use(col(Job.model)))
             tried = select(JobText.text_id).where(col(JobText.job_id).in_((beside, last.job_id if last else "")))
             new = select(func.coalesce(func.sum(Text.words), 0)).where(
                 col(Text.learned_in).is_(None), LEARNED_BY_JOBS, col(Text.id).not_in(tried)
@@ -142,6 +143,13 @@ class TextStore(Repository):
                 new = new.where(col(Text.created_at) <= until)
             texts, words = session.exec(select(func.count(col(Text.id)))).one(), session.exec(new).one()
         return TextCounts(texts=texts, new_words=words)
+
+    def use_model(self, model: str) -> None:
+        """Count as new what no job of this model has learned; what other models have is known when they are back."""
+        with self._database.write() as session:
+            if (used := session.get(Preference, MODEL)) is None or used.value != model:
+                session.merge(Preference(key=MODEL, value=model))
+                session.exec(update(Text).values(learned_in=learner(col(Text.id), model)))
 
     def labelled(self, labels: Collection[str] | None) -> dict[str, list[str]]:
         """The texts of these labels, or of all, the newest first."""
@@ -217,7 +225,8 @@ def assign_to_job(
     new = [text for text in texts if text.id in own or (not given and text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
-    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None))
+    of_model = col(Job.model) == select(Job.model).where(Job.id == job_id).scalar_subquery()
+    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None), of_model)
     trained = set(session.exec(of_adapters.where(~col(JobText.held_out))))
     held_out = ({text.id for text in texts if text.held_out} | set(session.exec(of_adapters))) - trained
     if new:
@@ -305,8 +314,17 @@ UNOWNED = col(Text.id).not_in(select(TextOwner.text_id))
 
 def mark_learned(session: Session, job_id: str) -> None:
     """Mark a succeeded job's texts as learned."""
-    new = update(Text).where(col(Text.id).in_(_ids_of(job_id)), col(Text.learned_in).is_(None))
-    session.exec(new.values(learned_in=job_id))
+    new = select(Text.id).where(col(Text.id).in_(_ids_of(job_id)), col(Text.learned_in).is_(None))
+    here = update(JobText).where(col(JobText.job_id) == job_id, col(JobText.text_id).in_(new))
+    session.exec(here.values(learned_here=True))
+    session.exec(update(Text).where(col(Text.id).in_(new)).values(learned_in=job_id))
+
+
+def learner(text_id: SQLColumnExpression[str], model: str) -> ScalarSelect[str]:
+    """The job of a model that has learned a text; NULL while it is new to the model."""
+    of = aliased(JobText)
+    learned = select(of.job_id).join(Job, col(Job.id) == col(of.job_id)).where(col(of.text_id) == text_id)
+    return learned.where(col(of.learned_here), Job.model == model).scalar_subquery()
 
 
 def _ids_of(job_id: str) -> SelectOfScalar[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.settings import Settings, TrainingSettings, load_settings
+from pocketllm.daemon.settings import Settings, TrainingSettings, load_settings, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +197,56 @@ def test_settings_do_not_change() -> None:
         settings.port = 5  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         settings.gate.require_power = False  # type: ignore[misc]
+
+
+def use(name: str, **overrides: Any) -> None:
+    write_model(load_settings(overrides).model_copy(update={"model": name}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, 'model = "large"\n'),
+        ("# Mine.\nport = 1\n", 'model = "large"\n# Mine.\nport = 1\n'),
+        (
+            "# Mine.\r\nport = 1\r\nmodel = 'small' # good\r\n[gate]\r\n",
+            '# Mine.\r\nport = 1\r\nmodel = "large" # good\r\n[gate]\r\n',
+        ),
+        ("[training]\nsteps = 5", 'model = "large"\n[training]\nsteps = 5'),
+        ('model = "large"\n', 'model = "large"\n'),
+    ],
+)
+def test_a_model_is_written_into_the_file_and_all_else_stays(config: Path, before: str | None, after: str) -> None:
+    if before is not None:
+        config.write_bytes(before.encode())
+    use("large")
+    assert config.read_bytes().decode() == after and load_settings({}).model == "large"
+
+
+def test_the_file_is_made_with_its_folder_and_a_link_to_it_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, file = tmp_path / "link.toml", tmp_path / "new" / "folder" / "config.toml"
+    link.symlink_to(file)
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(link))
+    use("large")
+    assert link.is_symlink() and file.read_text() == 'model = "large"\n'
+
+
+def test_a_model_that_an_option_or_a_variable_sets_is_not_written(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(text := 'model = "small"\n')
+    with pytest.raises(BadSettings, match=r"option --model overrides config.toml. Name large there"):
+        use("large", model="small")
+    monkeypatch.setenv("POCKETLLM_MODEL", "small")
+    with pytest.raises(BadSettings, match=r"Nothing was changed: the variable POCKETLLM_MODEL"):
+        use("large")
+    assert config.read_text() == text
+
+
+def test_a_file_that_cannot_be_edited_stays_and_the_line_to_write_is_named(config: Path) -> None:
+    config.write_text(text := '"model" = "small"\n')
+    with pytest.raises(BadSettings, match=r'config.toml was not changed .*Write model = "large" above its first table'):
+        use("large")
+    assert config.read_text() == text

@@ -348,6 +348,34 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert "Traceback" not in daemon.log
 
 
+def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for name in ("tiny", "other"):
+        tiny_model_folder(folder / "models", name=name)
+    (folder / "config.toml").write_text('model = "tiny" # the smaller one\n')
+    settings = {name: value for name, value in SMALL_JOB.items() if name != "MODEL"} | {"TRAINING__STEPS": "100000"}
+    use = [sys.executable, "-m", "pocketllm", "models", "use", "other", "--data-dir", str(folder)]
+    with running(folder, **settings) as daemon:
+        post_notes(daemon)
+        job = daemon.start_job()
+        worker = daemon.wait_for_step(job)
+        answer = daemon.client.post("/generate", json={"prompt": "Wind", "max_tokens": 5})
+        assert answer.json()["model"] == "tiny"
+        said = subprocess.run(use, env=environment(folder, settings), capture_output=True, text=True)
+        assert said.returncode == 0 and "from now on" in said.stdout, said.stderr
+        assert not is_running(worker)
+        eventually(lambda: "models use tiny" in str(daemon.job(job)["reasons"]), "its reason")
+        answer = daemon.client.post("/generate", json={"prompt": "Wind", "max_tokens": 5})
+        assert (answer.status_code, answer.json()["model"]) == (200, "other")
+        assert json.loads((folder / "daemon.json").read_text())["settings"]["model"] == "other"
+        assert daemon.status()["texts"]["new_words"] > 0
+        daemon.end()
+    assert (folder / "config.toml").read_text() == 'model = "other" # the smaller one\n'
+    with running(folder, **settings) as daemon:
+        status = daemon.status()
+        assert status["model"]["name"] == "other" and daemon.job(job)["state"] == "paused"
+
+
 def assert_peft_folder(folder: Path, *, rank: int) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["task_type"]) == ("LORA", rank, "CAUSAL_LM")

@@ -2,7 +2,10 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
+
+import pytest
 
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
@@ -18,6 +21,13 @@ def status(api: InProcessApp) -> Document:
     assert response.text.endswith("\n}\n")
     document: Document = response.json()
     return document
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where config.toml is; there is none."""
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "config.toml"))
+    return tmp_path / "config.toml"
 
 
 def test_health(api: InProcessApp) -> None:
@@ -219,3 +229,34 @@ def test_how_many_nights(api: InProcessApp) -> None:
     assert len(set(days)) == 30 and days == sorted(days, reverse=True)
     for number in (0, 31):
         assert_problem(api.get("/nights", params={"days": number}), 422, "invalid_value")
+
+
+def test_a_model_is_switched_and_back_and_each_has_its_adapter(api: InProcessApp, config: Path) -> None:
+    tiny_model_folder(api.services.folder.models, name="other")
+    api.learn("a")
+    switched = api.post("/models/other/use")
+    assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None}
+    assert config.read_text() == 'model = "other"\n'
+    assert status(api)["model"]["name"] == "other" and status(api)["texts"]["new_words"] == 3
+    assert [one["default"] for one in api.get("/models").json()["data"]] == [True, False]
+    assert api.post("/jobs/plan").json()["model"] == "other"
+    job = api.post("/jobs").json()
+    api.tick()
+    assert (job["model"], api.runner.job_id) == ("other", job["id"])
+    assert api.post("/models/tiny/use").json()["adapter"] == "a"
+    api.tick()
+    waits = api.get(f"/jobs/{job['id']}").json()
+    assert waits["state"] == "paused" and "`pocketllm models use other`" in waits["reasons"][0]
+    assert config.read_text() == 'model = "tiny"\n' and status(api)["texts"]["new_words"] == 0
+
+
+def test_a_model_is_not_switched_to_one_that_is_not_there_or_where_a_variable_names_it(
+    api: InProcessApp, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("none", "%2E%2E", "tiny%2F"):
+        assert api.post(f"/models/{name}/use").status_code == 404
+    tiny_model_folder(api.services.folder.models, name="other")
+    monkeypatch.setenv("POCKETLLM_MODEL", "tiny")
+    refused = assert_problem(api.post("/models/other/use"), 409, "bad_settings")
+    assert "variable POCKETLLM_MODEL" in refused["detail"]
+    assert status(api)["model"]["name"] == "tiny" and not config.exists()

@@ -13,7 +13,8 @@ from pocketllm.cli.models import reporting
 from pocketllm.engine.formats.importer import ImportProgress
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME
 from tests.support.daemon.commands import Run, output, terminal
-from tests.support.models.tiny_models import edit_json, loud_llama_folder, tiny_llama_folder
+from tests.support.daemon.served import Served
+from tests.support.models.tiny_models import edit_json, loud_llama_folder, tiny_llama_folder, tiny_model_folder
 
 
 def test_import_progress_on_a_terminal_and_in_a_log() -> None:
@@ -36,7 +37,8 @@ class TestModels:
     @pytest.mark.smoke
     def test_add_and_list(self, alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
-        assert "Added mine: " in alone("models", "add", source, "--name", "mine").stdout
+        said = alone("models", "add", source, "--name", "mine").stdout
+        assert "Added mine: " in said and "`pocketllm models use mine`" in said
         again = alone("models", "add", source, "--name", "mine")
         assert again.exit_code == 1
         assert "--replace" in again.stderr
@@ -88,6 +90,39 @@ class TestModels:
             result = alone("models", "calibrate", name)
             assert result.exit_code == 1
             assert f"There is no model {name!r}" in result.stderr
+
+    def test_use_names_a_model_for_the_next_daemon(self, alone: Run, tmp_path: Path) -> None:
+        for name in ("mine", "other"):
+            tiny_model_folder(tmp_path / "nothing" / "models", name=name)
+        wrong = alone("models", "use", "mien")
+        assert wrong.exit_code == 1 and "There is no model 'mien'. Installed: mine, other." in wrong.stderr
+        used = alone("models", "use", "mine")
+        assert (used.exit_code, used.stderr) == (0, "")
+        assert "The daemon will use it when it starts." in used.stdout
+        assert json.loads(alone("models", "use", "mine", "--json").stdout) == {"model": "mine", "switched": False}
+        listed = json.loads(alone("models", "--json").stdout)["data"]
+        assert [(model["name"], model["default"]) for model in listed] == [("mine", True), ("other", False)]
+
+    def test_use_changes_nothing_where_a_variable_names_the_model(
+        self, alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny_model_folder(tmp_path / "nothing" / "models", name="mine")
+        monkeypatch.setenv("POCKETLLM_MODEL", "other")
+        result = alone("models", "use", "mine")
+        assert result.exit_code == 1 and "POCKETLLM_MODEL overrides config.toml. Name mine there" in result.stderr
+
+    def test_use_lets_a_running_daemon_switch(self, run: Run, served: Served) -> None:
+        models = served.api.services.folder.models
+        shared = models.resolve()
+        models.unlink()
+        models.mkdir()
+        (models / "tiny").symlink_to(shared / "tiny")
+        tiny_model_folder(models, name="other")
+        used = run("models", "use", "other")
+        assert (used.exit_code, used.stderr) == (0, "")
+        assert "The daemon uses it from now on." in used.stdout
+        assert served.requests == ["POST /models/other/use"]
+        assert "other" in run("status").stdout and served.words.model == models / "other"
 
     def test_a_source_that_is_no_model(self, alone: Run, tmp_path: Path) -> None:
         (tmp_path / "weights.bin").write_bytes(b"\x80\x04")

@@ -205,6 +205,29 @@ def test_unloading_leaves_the_socket_of_the_next_process(bench: Bench, models: P
     assert bench.running and socket.exists()
 
 
+def test_another_model_answers_next_and_not_what_was_asked_of_the_former(bench: Bench, models: Path) -> None:
+    tiny, other = bench.generator.model, tiny_model_folder(models, name="other")
+
+    async def scenario() -> int | None:
+        async with aclosing(bench.generator.generate(ENDLESS)) as events:
+            await first_piece(events)
+            waiting = asyncio.create_task(whole(bench.generator, SHORT))
+            await asyncio.sleep(0)
+            pid, bench.generator.model = bench.generator.pid, other
+            await first_piece(events)
+        with pytest.raises(ModelNotReady, match="other has become the model meanwhile"):
+            await waiting
+        return pid
+
+    pid = bench.run(scenario())
+    assert bench.answer(replace(SHORT, keep_alive_seconds=inf))["completion_tokens"] == 8
+    assert bench.running and not is_running(pid)
+    bench.generator.model = tiny
+    assert bench.generator.idle_seconds_left == 0  # whatever its keep-alive time is
+    bench.run(bench.generator.unload_if_idle())
+    assert not bench.running
+
+
 def test_a_request_that_is_cancelled_while_the_process_starts_leaves_it_usable(bench: Bench) -> None:
     bench.run(bench.generator.close())
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -210,14 +210,15 @@ def in_process_app(folder: Path, **settings: Any) -> Iterator[InProcessApp]:
         for name in [name for name in os.environ if name.startswith("POCKETLLM_")]:
             patch.delenv(name)
         patch.setenv("POCKETLLM_CONFIG", str(folder / "no-config.toml"))
-        loaded = load_settings({"data_dir": folder, "model": "tiny", **settings})
+        patch.setenv("POCKETLLM_MODEL", "tiny")  # not above config.toml in a test that switches
+        loaded = load_settings({"data_dir": folder, **settings})
     runner, clock = FakeRunner(), Clock()
     power = FixedSensor("power", True)
     battery = FixedSensor("battery", 80.0, "%")
     memory = FixedSensor("memory", 4e9, "bytes")
     sensor_set = SensorSet(sensors=[power, battery, memory])
-    built = build_services(loaded, sensor_set=sensor_set, runner=runner, uptime=lambda: clock.now.timestamp())
-    services = replace(built, now=clock, started_at=clock.now)
+    services = build_services(loaded, sensor_set=sensor_set, runner=runner, uptime=lambda: clock.now.timestamp())
+    services.now, services.started_at = clock, clock.now
     try:
         yield InProcessApp(services=services, clock=clock, runner=runner, power=power, battery=battery, memory=memory)
     finally:

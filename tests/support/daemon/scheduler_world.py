@@ -91,8 +91,9 @@ class SchedulerWorld:
 
     def succeed(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
         """Let the worker end its job well."""
-        now, parent = self.clock.now, self.job(job_id).parent
-        row = Adapter(id=f"of-{job_id}", job_id=job_id, model="tiny", parent=parent, outcome=outcome, created_at=now)
+        now, job = self.clock.now, self.job(job_id)
+        made: dict[str, Any] = {"model": job.model, "parent": job.parent, "outcome": outcome, "created_at": now}
+        row = Adapter(id=f"of-{job_id}", job_id=job_id, **made)
         write_adapter_files(self.folder.adapter(row.id))
         self.store.jobs.succeed(job_id, adapter=row, publish=outcome is Outcome.LEARNED, now=now, **more)
         self.runner.ends(0)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,7 @@ class Served:
 def announcement(url: str) -> Document:
     """The `daemon.json` of a daemon in this process."""
     process = {"pid": os.getpid(), "process_started": started_ticks(os.getpid())}
-    return {**process, "version": __version__, "url": url, "socket": None}
+    return {**process, "version": __version__, "url": url, "socket": None, "settings": {}}
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def serving(folder: Path, port: Port, **settings: Any) -> Iterator[Served]:
     """Serve the application on a data folder, which then says where it is."""
     with in_process_app(folder, **settings) as api:
         words = Words(api.services.folder)
-        api.services = api.app.state.services = replace(api.services, generator=words)
+        api.services.generator = words
         api.services.scheduler.recover(api.clock.now)  # as the daemon does at its start
         served = Served(api=api, words=words, url=port.url)
         former, port.app = port.app, served

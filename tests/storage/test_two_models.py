@@ -1,0 +1,191 @@
+"""What is new to the model in use, in a real database file: after a switch, a deletion, and a switch back."""
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
+from pocketllm.storage.tables import Adapter, Job, Outcome
+from tests.support.daemon.workers import NOW, new_job
+
+LEARNED, TOO_LITTLE = Outcome.LEARNED, Outcome.TOO_LITTLE
+
+
+def write(store: Store, *texts: str) -> list[str]:
+    return list(store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW).ids)
+
+
+def start(store: Store, model: str) -> Job:
+    job = store.jobs.add(new_job(model=model))
+    return store.jobs.start(job.id, now=NOW)
+
+
+def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = LEARNED) -> Job:
+    """Let a job of a model make an adapter from what is new."""
+    write(store, *texts)
+    return succeed(store, start(store, model), name, outcome)
+
+
+def learn_beside(store: Store, name: str, *texts: str) -> Job:
+    """Let a job of `small` make an adapter from the base model and these texts."""
+    given = [NewText(text=text, source="test") for text in texts]
+    job = store.jobs.add(new_job(model="small", tuning={}, start_from="base"), texts=given)
+    return succeed(store, store.jobs.start(job.id, now=NOW), name)
+
+
+def succeed(store: Store, job: Job, name: str, outcome: Outcome = LEARNED) -> Job:
+    model = job.model
+    row = Adapter(id=name, job_id=job.id, model=model, parent=job.parent, outcome=outcome, created_at=NOW)
+    store.jobs.succeed(job.id, adapter=row, publish=outcome is LEARNED, now=NOW)
+    return job
+
+
+def served(store: Store, model: str) -> str | None:
+    serving = store.adapters.serving(model)
+    return serving.id if serving else None
+
+
+def new(store: Store) -> set[str]:
+    """The texts that are new to the model in use."""
+    return {text.text for text in store.texts.page(after=None, limit=99) if text.learned_in is None}
+
+
+def test_new_is_what_the_model_in_use_has_not_learned(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "s", "one", "two")
+    write(store, "three")
+    store.texts.use_model("large")
+    assert new(store) == {"one", "two", "three"} and store.texts.counts().new_words == 3
+    learn(store, "large", "l")
+    assert new(store) == set() and (served(store, "small"), served(store, "large")) == ("s", "l")
+    store.texts.use_model("small")
+    assert new(store) == {"three"} and served(store, "small") == "s"
+    learn(store, "small", "t")
+    store.texts.use_model("large")
+    assert new(store) == set()
+
+
+def test_what_a_deletion_has_made_new_is_so_for_both_models_also_after_a_switch(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "s-kept", "first")
+    [gone] = write(store, "secret")
+    learn(store, "small", "s", "second")
+    store.texts.use_model("large")
+    learn(store, "large", "l")
+    receipt = store.deletions.texts([gone], now=NOW)
+    assert receipt.adapters == ["l", "s"] and receipt.replaced
+    assert (served(store, "small"), served(store, "large")) == ("s-kept", None)
+    assert new(store) == {"first", "second"}
+    store.texts.use_model("small")
+    assert new(store) == {"second"}
+    learn(store, "small", "again")
+    store.texts.use_model("large")
+    assert new(store) == {"first", "second"}
+    store.texts.use_model("small")
+    assert new(store) == set()
+
+
+def test_only_the_model_in_use_asks_for_a_job_after_a_deletion(store: Store) -> None:
+    store.texts.use_model("small")
+    [gone] = write(store, "secret")
+    learn(store, "small", "s")
+    store.texts.use_model("large")
+    receipt = store.deletions.texts([gone], now=NOW)
+    assert receipt.adapters == ["s"] and not receipt.replaced and served(store, "small") is None
+
+
+def test_what_an_adapter_that_could_not_tell_has_tried_is_new_and_goes_on_at_the_switch_back(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "unsure", "one", outcome=TOO_LITTLE)
+    assert new(store) == {"one"} and store.texts.counts().new_words == 0
+    store.texts.use_model("large")
+    assert store.texts.counts().new_words == 1
+    learn(store, "large", "l")
+    store.texts.use_model("small")
+    assert new(store) == {"one"} and store.texts.counts().new_words == 0
+    write(store, "two")
+    assert start(store, "small").parent == "unsure"
+
+
+def test_what_was_rolled_back_stays_set_aside(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "s", "one")
+    store.adapters.roll_back("small", usable=lambda adapter: True, now=NOW)
+    store.texts.use_model("large")
+    store.texts.use_model("small")
+    write(store, "two")
+    assert [text.text for text in store.texts.of_job(start(store, "small").id)] == ["two"]
+
+
+def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_is_lost(store: Store) -> None:
+    store.texts.use_model("small")
+    [gone] = write(store, "secret")
+    learn(store, "small", "s", "one")
+    learn_beside(store, "beside", "one")
+    store.deletions.texts([gone], now=NOW)
+    assert new(store) == {"one"}
+    store.texts.use_model("large")
+    store.texts.use_model("small")
+    assert new(store) == {"one"}
+
+
+def test_each_model_holds_out_by_its_own_jobs(store: Store) -> None:
+    store.texts.use_model("small")
+    write(store, *(f"note {number} of mine" for number in range(20)))
+    notes = [text.text for text in store.texts.page(after=None, limit=99)]
+    job = learn(store, "small", "s")
+    held_out = {text.id for text in store.texts.of_job(job.id) if text.held_out}
+    beside = learn_beside(store, "t", *notes)
+    assert held_out & {text.id for text in store.texts.of_job(beside.id) if not text.held_out}
+    store.texts.use_model("large")
+    assert {text.id for text in store.texts.of_job(start(store, "large").id) if text.held_out} == held_out
+
+
+def test_a_deletion_that_starts_a_waiting_job_of_another_model_again_leaves_its_old_texts_old(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "s", "old")
+    [gone] = write(store, "secret", "new")[:1]
+    waiting = start(store, "small")
+    store.jobs.pause(waiting.id, reasons=["dark"], now=NOW)
+    before = {text.text: text.learned_in for text in store.texts.of_job(waiting.id)}
+    store.texts.use_model("large")
+    store.deletions.texts([gone], now=NOW)
+    del before["secret"]
+    assert {text.text: text.learned_in for text in store.texts.of_job(waiting.id)} == before
+
+
+def test_jobs_of_other_models_come_last_and_are_not_returned_for_a_request(store: Store) -> None:
+    store.texts.use_model("small")
+    small = store.jobs.add(new_job(model="small"))
+    large = store.jobs.add(new_job(model="large", immediate=False, created_at=NOW.replace(minute=30)))
+    assert [job.id for job in store.jobs.open()] == [small.id, large.id]
+    store.texts.use_model("large")
+    assert [job.id for job in store.jobs.open()] == [large.id, small.id]
+    assert store.jobs.add(new_job(model="large"), proceed=True).id == large.id
+    assert store.jobs.add(new_job(model="small"), proceed=True).id == small.id
+
+
+def test_the_last_job_is_that_of_the_model_in_use(store: Store) -> None:
+    store.texts.use_model("large")
+    assert store.jobs.last() is None
+    jobs = {model: store.jobs.add(new_job(model=model)).id for model in ("large", "small")}
+    for model, job in jobs.items():
+        store.texts.use_model(model)
+        last = store.jobs.last()
+        assert last is not None and last.id == job
+
+
+def test_without_a_switch_nothing_is_written(store: Store) -> None:
+    store.texts.use_model("small")
+    learn(store, "small", "s", "one")
+    written: list[str] = []
+
+    def note(*parts: object) -> None:
+        written.append(str(parts[2]))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        store.texts.use_model("small")
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert not [statement for statement in written if statement.startswith("UPDATE")]
