@@ -102,7 +102,7 @@ class Text(SQLModel, table=True):
     #: A chat's: `role`, `content`, and `weight`, which is 0 where an assistant's message is only read.
     messages: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     words: int
-    #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
+    #: Kept out of training, to measure with. Follows from the content, unless it came in a file that says so.
     held_out: bool
     #: The succeeded job that has seen this text; None while it is new.
     learned_in: str | None = None

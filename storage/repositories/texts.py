@@ -36,7 +36,7 @@ class NewText:
     completion: str | None = None
     label: str | None = None
     messages: list[dict[str, Any]] | None = None
-    held_out: bool | None = None  #: None: by its id
+    held_out: bool | None = None  #: None: by its content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +72,24 @@ class SourceCount:
 
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
-    # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and text, and
-    # 0xff begins a completion, a label or messages.
-    content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
+    # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and content.
+    named = new.source.encode().replace(b"\0", b"\xff") + b"\0" + _content(new)
+    return f"text-{hashlib.sha256(named).hexdigest()[:24]}"
+
+
+def is_held_out(new: NewText) -> bool:
+    """Whether a text is held out: a pure function of its content, and so the same on every device."""
+    return int.from_bytes(hashlib.sha256(_content(new)).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+def _content(new: NewText) -> bytes:
+    """A text without its source; 0xff begins a completion, a label or messages."""
+    content = new.text.encode()
     chat = None if new.messages is None else json.dumps(new.messages, ensure_ascii=False, sort_keys=True)
     for name, more in ((b"completion", new.completion), (b"label", new.label), (b"messages", chat)):
         if more is not None:
             content += b"\xff" + name + b"\0" + more.encode()
-    return f"text-{hashlib.sha256(content).hexdigest()[:24]}"
-
-
-def is_held_out(identity: str) -> bool:
-    """Whether the text with this id is held out: a pure function of the id."""
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+    return content
 
 
 def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -324,6 +329,6 @@ def _row(number: int, identity: str, new: NewText, now: datetime) -> dict[str, A
         "label": new.label,
         "messages": new.messages,
         "words": count_words(new.text) + count_words(new.completion or ""),
-        "held_out": is_held_out(identity) if new.held_out is None else new.held_out,
+        "held_out": is_held_out(new) if new.held_out is None else new.held_out,
         "created_at": now,
     }
