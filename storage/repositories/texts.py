@@ -17,7 +17,7 @@ from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
 from pocketllm.storage.repositories.base import Repository, found, page
 from pocketllm.storage.repositories.quotas import ROW_BYTES, Quota
-from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Text, TextOwner, WatchedFile
+from pocketllm.storage.tables import ADDED, FILE, PERSON, DeletedText, Job, JobText, Text, TextOwner, WatchedFile
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -206,14 +206,15 @@ def give_to_job(
 
 
 def assign_to_job(
-    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None
+    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None, judges: bool = False
 ) -> tuple[int, int]:
     """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
     The choice of old texts depends on the job's id; a tenth of them is held out, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
     the job has its own texts, which count as new. replay: False excludes old text. follows: a job whose new texts are
-    new to this one, too. Returns the number of texts and of words.
+    new to this one, too. judges: it judges an adapter that was trained elsewhere, on what is held out on every device,
+    5,000 words at most, and beside as many of the others. Returns the number of texts and of words.
     """
     columns = select(Text.id, Text.words, Text.learned_in, Text.held_out).where(LEARNED_BY_JOBS)
     texts = [_Weighed(*row) for row in session.exec(columns).all()]
@@ -222,9 +223,12 @@ def assign_to_job(
     new = [text for text in texts if text.id in own or (not given and text.learned_in is None)]
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
-    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None))
+    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None), OWN)
     trained = set(session.exec(of_adapters.where(~col(JobText.held_out))))
     held_out = ({text.id for text in texts if text.held_out} | set(session.exec(of_adapters))) - trained
+    if judges:
+        by_role = ([text for text in sorted(texts) if text.held_out is role] for role in (True, False))
+        new = [text for some in by_role for text in _first(some, MIN_REPLAY_WORDS)]
     if new:
         words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
         kept = _first([text for text in old if text.id in held_out], words // HELD_OUT_ONE_IN)
@@ -302,6 +306,8 @@ def alone(owner: str) -> SelectOfScalar[str]:
 
 #: A text with a label is an example for /classify, which needs no job.
 LEARNED_BY_JOBS = col(Text.label).is_(None)
+#: A job that learns here, and does not only judge what was learned elsewhere.
+OWN = col(Job.start_from).is_distinct_from(ADDED)
 #: The path of the watched file that an owner is. No app's name gives the path of one.
 FILE_PATH = func.substr(col(TextOwner.owner), len(FILE) + 1)
 #: Texts of which every owner has let go.
