@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from bench.common.harness import Limit, finish, parser, start
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
-from pocketllm.storage.repositories.texts import _Weighed, is_held_out, to_hold_out
+from pocketllm.storage.repositories.texts import NewText, _Weighed, is_held_out, to_hold_out
 from pocketllm.storage.tables import Outcome
 
 LIMITS = {
@@ -200,7 +200,8 @@ def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
     night = lengths(random, 3 + 2 * words // MEDIAN_WORDS)
     night = night[: int(np.searchsorted(night.cumsum(), words)) + 1]
     ids = [f"text-{random.integers(2**63):016x}" for _ in night]
-    new = [_Weighed(*one, None, is_held_out(one[0])) for one in zip(ids, night.tolist(), strict=True)]
+    kept = [is_held_out(NewText(text=one, source="")) for one in ids]
+    new = [_Weighed(one, words, None, out) for one, words, out in zip(ids, night.tolist(), kept, strict=True)]
     chosen = to_hold_out(new, trained=())
     return np.array([text.words for text in new if text.id in chosen], dtype=np.int64)
 

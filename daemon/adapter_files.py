@@ -87,7 +87,7 @@ class AdapterFiles:
         known |= {adapter_id_of(job) for job, state in jobs.items() if state in OPEN_STATES}
         ours = known | set(map(adapter_id_of, jobs))
         for left in self._folder.adapters.iterdir() if self._folder.adapters.is_dir() else ():
-            if left.name in known:
+            if left.name in known or left.name.startswith(".st"):  # where Syncthing keeps its state
                 continue
             if final_name(left.name) in ours:
                 shutil.rmtree(left, ignore_errors=True)

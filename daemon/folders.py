@@ -29,12 +29,13 @@ SCAN = (sys.executable, "-m", "pocketllm", "folders", "scan", "--json", "--data-
 
 
 class WatchedFolder(BaseModel, extra="forbid", frozen=True):
-    """A folder whose files are learned from."""
+    """A folder whose files are learned from, or in which adapters appear."""
 
     path: str  #: absolute
     name: str  #: the source of its texts
     me: tuple[str, ...] = ()  #: the owner's names in chats and mail
     as_written: bool = False  #: notes keep their mark-up
+    adapters: bool = False  #: it has no texts, but folders with adapters that were trained elsewhere
 
 
 class Scan(BaseModel):

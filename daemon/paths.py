@@ -69,6 +69,7 @@ class DataFolder:
         self.adapters = root / "adapters"  #: one PEFT folder an adapter
         self.set_aside = root / "set-aside"  #: adapters that the database does not know
         self.starts = root / "starts"  #: one folder an open job
+        self.added = root / "added"  #: one folder an open job: an adapter that was trained elsewhere, to be judged
         self.runs = root / "runs"  #: one folder an open job with checkpoints
         self.backups = root / "backups"  #: where backups were written, each ended by a zero byte; locked while one is
         self.reserve = root / "reserve"  #: room for deleting texts when the disk is full

@@ -43,16 +43,20 @@ def scan_all(
     max_bytes: int,
     forget: bool = False,
     on_file: Callable[[str], None] = lambda name: None,
+    take_adapter: Callable[[WatchedFolder, Scan], Scan] = lambda watched, last: last,
 ) -> list[Scan]:
     """Scan each folder of the list, and keep what was found. Raises BadSettings.
 
     max_bytes: of a text. forget: forget also where many files are gone at once. on_file: called with each file that is
-    read.
+    read. take_adapter: scans a folder of adapters.
     """
     watched = watched_folders(folder)
     store.keep_only([one.path for one in watched])
     found = scans(folder, watched)
     for number, one in enumerate(watched):
+        if one.adapters:
+            found[number] = take_adapter(one, found[number])
+            continue
         options = ReadOptions(me=frozenset(map(name_key, one.me)), max_bytes=max_bytes, as_written=one.as_written)
         found[number] = scan(one, found[number], folder, store, options, now=now, forget=forget, on_file=on_file)
     write_scans(folder, found)

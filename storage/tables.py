@@ -54,6 +54,8 @@ PERSON = "owner"
 FILE = "file:"
 #: What `Job.start_from` says for the base model.
 BASE = "base"
+#: What `Job.start_from` and `Job.method` say of a job that judges an adapter that was trained elsewhere.
+ADDED = "added"
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
 
 
@@ -102,7 +104,7 @@ class Text(SQLModel, table=True):
     #: A chat's: `role`, `content`, and `weight`, which is 0 where an assistant's message is only read.
     messages: list[dict[str, Any]] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
     words: int
-    #: Kept out of training, to measure with. Follows from the id, unless it came in a file that says so.
+    #: Kept out of training, to measure with. Follows from the content, unless it came in a file that says so.
     held_out: bool
     #: The succeeded job of the model in use that has learned this text; None while it is new to that model.
     learned_in: str | None = None
@@ -172,7 +174,7 @@ class Job(SQLModel, table=True):
     chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: The night ended it before it had made all steps that its text is worth: another job follows.
     unfinished: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
-    #: What it was asked to start from: an adapter, or BASE; None is what is served when it first starts.
+    #: What it was asked to start from: an adapter, BASE or ADDED; None is what is served when it first starts.
     start_from: str | None = None
     #: What its adapter must beat to be served: what was served at its first start, an adapter or BASE.
     compared_with: str | None = None
@@ -199,6 +201,11 @@ class Job(SQLModel, table=True):
     def fits_the_night(self) -> bool:
         """Whether the worker chooses the number of steps."""
         return self.settings.get("steps") == "auto"
+
+    @property
+    def judges(self) -> bool:
+        """Whether it makes no step, and judges an adapter that was trained elsewhere."""
+        return self.start_from == ADDED
 
     @property
     def owner(self) -> str:

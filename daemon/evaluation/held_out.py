@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
+from math import isfinite
 
 import torch
 
@@ -13,6 +14,7 @@ from pocketllm.daemon.evaluation.promotion import Comparison, compare
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
+from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids
 from pocketllm.engine.generate.tokenizer import Tokenizer
@@ -109,6 +111,8 @@ class HeldOutEvaluation:
         return compare(before, now, blocks.target_counts.tolist())
 
     def _record(self, job: Job, step: int, losses: Sequence[float]) -> None:
+        if not all(map(isfinite, losses)):
+            raise TrainingDiverged("A held-out loss is no number. Start from another adapter or the base model.")
         by_key = dict(zip(block_keys(self.held_out), losses, strict=True))
         now = datetime.now(UTC)
         self.store.step_log.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
@@ -119,7 +123,7 @@ class HeldOutEvaluation:
 
     def _rival(self, job: Job) -> list[float] | None:
         """The losses of what the job must beat, if it does not start from it."""
-        if job.compared_with in (None, job.parent or BASE):
+        if not job.judges and job.compared_with in (None, job.parent or BASE):
             return None
         rival = None if job.compared_with == BASE else self.store.adapters.get(job.compared_with or "")
         if rival is not None and rival.mode == "full":

@@ -104,7 +104,7 @@ class EvaluationVerdict:
         """What to tell the owner."""
         parts = [f"{self.outcome}: compared with the serving model, held-out loss on new text {_change(self.new)}"]
         if self.outcome is Outcome.TOO_LITTLE:
-            parts.append("this may be chance; the texts stay new, and the next job continues from here")
+            parts.append("this may be chance, and more text can tell")
         if self.repeats:
             proof = "prove nothing" if self.repetitive else "were left out"
             parts.append(f"{self.repeats} of {self.blocks} held-out blocks repeat training text and {proof}")

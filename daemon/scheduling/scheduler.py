@@ -192,7 +192,7 @@ class Scheduler:
         What no job of the database has left stays, or is set aside.
         """
         states = self._store.jobs.states()
-        for place in (self._folder.starts, self._folder.runs):
+        for place in (self._folder.starts, self._folder.runs, self._folder.added):
             for left in place.iterdir() if place.is_dir() else ():
                 if states.get(final_name(left.name), JobState.PAUSED) not in OPEN_STATES:
                     shutil.rmtree(left, ignore_errors=True)

@@ -125,7 +125,7 @@ def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents,
             contents = read_backup(file, Path(scratch))
             former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"
             database = [folder.database.with_name(folder.database.name + end) for end in ("", "-wal", "-shm")]
-            replaced = [*database, folder.tokens, folder.adapters, folder.starts, folder.runs]
+            replaced = [*database, folder.tokens, folder.adapters, folder.starts, folder.runs, folder.added]
             there = [path for path in replaced if path.exists()]
             if there:
                 former.mkdir(mode=0o700)

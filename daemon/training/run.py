@@ -39,6 +39,7 @@ from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
+from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.model_report import ModelReport, sample
 from pocketllm.engine.generate.streaming_text import eos_id, start_ids, stop_ids_of
@@ -114,6 +115,11 @@ class TrainingRun:
 
     def _learn(self) -> tuple[Adapter | FullWeights, EarlyStopping]:
         """Train; returns the parameters, and early stopping, which says what step they are of."""
+        if self.job.judges:  # it makes no step: the adapter is evaluated as if one had made it of the serving one
+            adapter, self._worth = load_adapter(self.folder.added / self.job.id), 0
+            for step in (0, 1):
+                self._measure(step, adapter)
+            return adapter, EarlyStopping(best_step=1)
         samples = self._samples()
         trainable = self._start()
         self.model.set_parameters(trainable)
@@ -236,6 +242,7 @@ class TrainingRun:
         settings, parent = self.settings, self.job.parent
         if (
             parent
+            and not self.job.judges
             and settings.mode == "lora"
             and (rank := read_config(self.folder.adapter(parent)).rank) != settings.rank
         ):
@@ -243,11 +250,13 @@ class TrainingRun:
             settings = settings.model_copy(update={"rank": rank})
         ahead = Ahead(words=self.job.words or 0, seconds=max(1.0, self._ends_at - time.monotonic()))
         planned = plan_job(self.model_folder, settings, ahead)
-        self._say("chosen", method_message(planned))
+        if not self.job.judges:
+            self._say("chosen", method_message(planned))
         for sentence in planned.reductions:
             self._say("reduced", sentence)
         settled, predicted = planned.plan, planned.prediction.peak_bytes
-        self.store.jobs.update(self.job.id, plan=asdict(settled), method=settled.method, predicted_bytes=predicted)
+        method = self.job.method if self.job.judges else settled.method
+        self.store.jobs.update(self.job.id, plan=asdict(settled), method=method, predicted_bytes=predicted)
         return settled
 
     def _examples(self, tokenizer: Tokenizer) -> tuple[Batches, HeldOut, tuple[int, ...]]:
@@ -264,7 +273,10 @@ class TrainingRun:
                 seed=self.job.seed,
             )
 
-        return with_replay(self.store.texts.of_job(self.job.id), encoded)
+        texts = self.store.texts.of_job(self.job.id)
+        if self.job.judges and not any(text.held_out for text in texts):
+            raise BadRequest("No text on this device is held out, so no adapter can be judged. Add more text first.")
+        return with_replay(texts, encoded)
 
     def _start(self) -> Adapter | FullWeights:
         """The initial parameters, the same at each start: the first start saves a new adapter."""

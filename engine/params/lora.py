@@ -5,6 +5,7 @@ needs no step size of its own (MobiZO, arXiv 2409.15520); exact gradients train 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,8 +76,11 @@ class Adapter:
         }
 
 
-def load_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA folder. Raises AdapterError, which names the folder and what is wrong with it."""
+def load_adapter(folder: Path, paths: Sequence[str] = ()) -> Adapter:
+    """Read a PEFT LoRA folder. Raises AdapterError, which names the folder and what is wrong with it.
+
+    paths: of the modules that it adapts, if its config does not say it: see `fitting_paths`.
+    """
     config = read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS_NAME)
@@ -84,10 +88,12 @@ def load_adapter(folder: Path) -> Adapter:
         raise AdapterError(f"The adapter in {folder} cannot be read: {error}. Train a new one.") from error
     # safetensors sorts the names; the config has the model's order, which numbers the tensors in the noise.
     try:
-        a = {path: tensors.pop(name_of_a(path)).float() for path in config.paths}
-        b = {path: tensors.pop(name_of_b(path)).float() for path in config.paths}
+        a = {path: tensors.pop(name_of_a(path)).float() for path in paths or config.paths}
+        b = {path: tensors.pop(name_of_b(path)).float() for path in paths or config.paths}
     except KeyError as error:
         raise AdapterError(f"The adapter in {folder} has no tensor {error}. Train a new one.") from error
+    if not all(tensor.isfinite().all() for tensor in (*a.values(), *b.values())):
+        raise AdapterError(f"The adapter in {folder} holds values that are no numbers. Train a new one.")
     if tensors or not a:
         raise AdapterError(f"The adapter in {folder} does not match its config. Train a new one.")
     return Adapter(base=config.base, alpha=config.alpha, a=a, b=b)

@@ -1,17 +1,20 @@
-"""`pocketllm adapters` and `pocketllm rollback`: list, serve, export and delete adapters, and roll back."""
+"""`pocketllm adapters` and `pocketllm rollback`: list, add, serve, export and delete adapters, and roll back."""
 
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, given, program, show
+from pocketllm.cli.common import Common, connected, given, program, show, stored
+from pocketllm.cli.texts import Place, watch
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import Document, UsageError
+from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,13 +37,43 @@ class Format(StrEnum):
 
 @program.group("pocketllm adapters", "pocketllm adapters serve ID", "pocketllm adapters --json", panel=PANEL)
 def adapters(options: Common) -> None:
-    """List, serve, export or delete adapters.
+    """List, add, serve, export or delete adapters.
 
     Without a command, lists them, newest first. `*` marks the one being served, `.` its ancestors.
     """
     with connected(options) as client:
         found = client.get("adapters")
     show(options, found, adapters_table(found["data"]))
+
+
+@adapters.command("pocketllm adapters add ~/peft/notes", name="add", without=("url",))
+def add(
+    options: Common,
+    folder: Place,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Its model. Default: the configured one.")] = None,
+) -> None:
+    """Add an adapter that was trained elsewhere, by PEFT (a LoRA folder) or by PocketLLM.
+
+    It is copied, and the daemon judges it on this device's held-out text: it is served if it is better than what is.
+    """
+    from pocketllm.added_adapters import add_adapter
+    from pocketllm.daemon.settings import load_settings
+
+    data = options.folder
+    settings = load_settings((running_settings(data.root) or {}) | given(data_dir=options.data_dir, model=model))
+    with stored(data.database) as store:
+        job, said = add_adapter(folder.expanduser(), data, store, settings, now=datetime.now(UTC))
+    document = {"job": job.id, "model": job.model, "message": said}
+    show(options, document, f"Queued {job.id}, which judges it: {said}. See `pocketllm jobs {job.id}`.")
+
+
+@adapters.command("pocketllm adapters watch ~/sync/adapters", name="watch", without=("url",))
+def watch_adapters(options: Common, folder: Place) -> None:
+    """Watch a folder, such as one in sync with another device, and add the newest adapter that appears in it.
+
+    The daemon looks every hour. `pocketllm folders` lists the folder, `pocketllm folders remove FOLDER` ends it.
+    """
+    watch(options, folder, adapters=True)
 
 
 @adapters.command("pocketllm adapters serve ID", name="serve")

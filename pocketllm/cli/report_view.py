@@ -18,7 +18,7 @@ NOTABLE_RECALL = 0.02
 
 MEANING = {
     "learned": "which is more than chance; `pocketllm adapters` shows what is served.",
-    "too little text to tell yet": "so it is kept but not served; the next job continues from it with more text.",
+    "too little text to tell yet": "so it is kept but not served; more text can tell.",
     "no proof of learning": "which may be chance, so it is kept but not served.",
     "worse": "so it is kept but not served.",
 }

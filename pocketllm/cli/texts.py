@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.daemon.paths import is_there
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
+from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +40,7 @@ TextId = Annotated[str, typer.Argument(metavar="ID", help="Text id or its first 
     "pocketllm folders", "pocketllm folders add ~/notes", "pocketllm folders --json", panel=PANEL, without=("url",)
 )
 def folders(options: Common) -> None:
-    """Manage the watched folders, whose notes, mail and chats the model learns from.
+    """Manage the watched folders, whose notes, mail and chats the model learns from, or whose adapters it takes.
 
     The daemon scans them every hour, and before each job that it starts by itself. Without a command, lists them.
     """
@@ -62,6 +63,11 @@ def add_folder(
 
     Skips hidden files, copies made by sync programs, and files listed in its .pocketllmignore (.gitignore syntax).
     """
+    watch(options, folder, name=name, me=tuple(me or ()), as_written=as_written)
+
+
+def watch(options: Common, folder: Path, *, name: str | None = None, **given: Any) -> None:
+    """Watch a folder, and scan it. Raises CommandError."""
     from pocketllm.daemon.folders import WatchedFolder, changed_folders
 
     path = folder.expanduser().resolve()
@@ -71,7 +77,7 @@ def add_folder(
     if not 1 <= len(source) <= MAX_SOURCE:
         raise UsageError(f"--name has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
     data = made_folder(options)
-    added = WatchedFolder(path=str(path), name=source, me=tuple(me or ()), as_written=as_written)
+    added = WatchedFolder(path=str(path), name=source, **given)
     with changed_folders(data) as watched:
         others = [one for one in watched if one.path != added.path]
         for other in (Path(one.path) for one in others):
@@ -112,6 +118,7 @@ def made_folder(options: Common) -> "DataFolder":
 
 def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> None:
     """Scan all folders, name each file that is read, and show the list. Raises CommandError."""
+    from pocketllm.added_adapters import take_newest
     from pocketllm.cli.views import printable
     from pocketllm.daemon.locks import locked
     from pocketllm.daemon.settings import load_settings
@@ -121,6 +128,7 @@ def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> No
     with locked(data.scan_lock, wait_seconds=OTHER_SCAN_SECONDS) as acquired:
         if not acquired:
             raise CommandError("Another scan is running. Try again in a minute.")
+        settings = load_settings(running_settings(data.root) or {"data_dir": data.root})
         store = Store.open_unchecked(data.database)
         try:
             with make_console(stderr=True).status("Scanning ...") as status:
@@ -128,9 +136,12 @@ def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> No
                     data,
                     store.folders,
                     now=lambda: datetime.now(UTC),
-                    max_bytes=load_settings({"data_dir": data.root}).max_text_bytes,
+                    max_bytes=settings.max_text_bytes,
                     forget=forget,
                     on_file=lambda name: status.update(f"Reading {printable(name)}"),
+                    take_adapter=lambda watched, last: take_newest(
+                        watched, last, data, store, settings, now=datetime.now(UTC)
+                    ),
                 )
         finally:
             store.close()
@@ -319,6 +330,9 @@ def export(
     options: Common,
     file: Annotated[Path, typer.Argument(metavar="FILE", help='File to write, readable only by you; "-" is stdout.')],
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Leave out the texts that are held out, to train on the others elsewhere.")
+    ] = False,
 ) -> None:
     """Write every text with its source to a file, newest first, one JSON object per line.
 
@@ -329,13 +343,13 @@ def export(
         if options.json:
             raise UsageError("--json and the texts would both go to stdout. Give a file name.")
         with connected(options) as client:
-            for line in lines(client):
+            for line in lines(client, train=train):
                 typer.echo(line, nl=False)
         return
     check_target(file, force=force)
     document: Document = {"file": str(file), "texts": 0, "bytes": 0}
     with connected(options) as client, whole_file(file) as target:
-        for line in counted(lines(client)):
+        for line in counted(lines(client, train=train)):
             target.write(line)
             document["texts"] += 1
             document["bytes"] += len(line)
@@ -343,11 +357,12 @@ def export(
     show(options, document, f"Wrote {file}: {document['texts']:,} {noun}, {document['bytes']:,} bytes.")
 
 
-def lines(client: "Client") -> Iterator[bytes]:
-    """Yield each text as a line of JSON. Raises CommandError when the texts change in a way that loses the place."""
+def lines(client: "Client", *, train: bool = False) -> Iterator[bytes]:
+    """Yield each text, or each to train on, as a line of JSON. Raises CommandError when a change loses the place."""
     try:
         for text in client.pages("texts", limit=PAGE_TEXTS):
-            yield json.dumps(as_given(text), ensure_ascii=False).encode() + b"\n"
+            if not (train and text["held_out"]):
+                yield json.dumps(as_given(text), ensure_ascii=False).encode() + b"\n"
     except DaemonRefused as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise

@@ -127,7 +127,17 @@ def start_of(session: Session, job: Job) -> Adapter | None:
     if job.start_from is None:
         last = undecided(session, col(Job.model) == job.model)
         return last if last is not None and last.mode == job.mode else serving_adapter(session, job.model)
+    if job.judges:  # a rollback serves it again
+        return serving_adapter(session, job.model)
     return None if job.start_from == BASE else found(session, Adapter, job.start_from)
+
+
+def rival_of(session: Session, job: Job) -> str:
+    """What a job's adapter must beat: what its request named, else what is served. An adapter's id, or BASE."""
+    if job.start_from is not None and not job.judges:
+        return job.start_from
+    serving = serving_adapter(session, job.model)
+    return serving.id if serving else BASE
 
 
 def followed(session: Session, start: Adapter | None) -> Job | None:

@@ -16,12 +16,12 @@ from sqlmodel import Session, col, delete, select, update
 
 from pocketllm.storage.errors import NotFound, StorageTrouble
 from pocketllm.storage.repositories import passages
-from pocketllm.storage.repositories.adapters import chain_of, serving_adapter, start_of, use_newest
+from pocketllm.storage.repositories.adapters import chain_of, rival_of, serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.base import Repository, among, found, in_use, missing
 from pocketllm.storage.repositories.step_log import forget_steps
 from pocketllm.storage.repositories.texts import UNOWNED, alone, learner, remember_files
 from pocketllm.storage.tables import (
-    BASE,
+    ADDED,
     OPEN_STATES,
     Adapter,
     Deletion,
@@ -158,7 +158,7 @@ def delete_texts(
     is the newest adapter that has not learned any of the texts. Texts that only later adapters have learned become new
     again.
     """
-    texts, jobs, adapters = _affected(session, which)
+    texts, jobs, adapters = _affected(session, which, added=withdraw)
     if not texts:
         return receipt
     deletion = receipt or empty_deletion(session, now)
@@ -200,17 +200,21 @@ def empty_deletion(session: Session, now: datetime) -> Deletion:
     return deletion
 
 
-def _affected(session: Session, which: ColumnElement[bool]) -> tuple[int, set[str], Sequence[Adapter]]:
-    """The number of these texts, the jobs that know one of them, and these jobs' adapters."""
+def _affected(session: Session, which: ColumnElement[bool], added: bool = True) -> tuple[int, set[str], list[Adapter]]:
+    """The number of these texts, the jobs that know one of them, and these jobs' adapters. added: see `_knowing`."""
     texts = session.exec(select(func.count()).select_from(Text).where(which)).one()
-    jobs = _knowing(session, which)
-    return texts, jobs, session.exec(select(Adapter).where(col(Adapter.job_id).in_(jobs))).all()
+    jobs = _knowing(session, which, added=added)
+    return texts, jobs, list(session.exec(select(Adapter).where(col(Adapter.job_id).in_(jobs))))
 
 
-def _knowing(session: Session, texts: ColumnElement[bool]) -> set[str]:
-    """The jobs that use one of the texts, and those that start from the adapters of such jobs, and so on."""
-    using: Select[Any] = (
-        select(col(JobText.job_id).label("id")).join(Text, col(Text.id) == col(JobText.text_id)).where(texts)
+def _knowing(session: Session, texts: ColumnElement[bool], *, added: bool) -> set[str]:
+    """The jobs that use one of the texts, and those that start from the adapters of such jobs, and so on.
+
+    added: so do those of adapters that were trained elsewhere, on text that is not known here.
+    """
+    using: Select[Any] = select(col(Job.id).label("id")).where(
+        col(Job.id).in_(select(JobText.job_id).join(Text, col(Text.id) == col(JobText.text_id)).where(texts))
+        | (col(Job.start_from) == ADDED) & literal(added)
     )
     knowing = using.cte("knowing", recursive=True)
     descending = (
@@ -238,9 +242,9 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime, again: Co
         old = update(JobText).where(col(JobText.job_id) == job.id, col(JobText.learned_in).is_not(None))
         now_in = learner(col(JobText.text_id), job.model)
         session.exec(old.values(learned_in=now_in))  # that of a withdrawn adapter is new again
-        start, serving = start_of(session, job), serving_adapter(session, job.model)
+        start = start_of(session, job)
         job.parent = start.id if start and start.mode == job.mode else None
-        job.compared_with = job.start_from or (serving.id if serving else BASE)
+        job.compared_with = rival_of(session, job)
         job.starts += 1
         if job.state is JobState.RUNNING:
             job.state = JobState.PAUSED

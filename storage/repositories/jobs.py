@@ -11,12 +11,12 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import Superseded, WrongState
-from pocketllm.storage.repositories.adapters import followed, serving_adapter, start_of
+from pocketllm.storage.repositories.adapters import followed, rival_of, start_of
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.base import Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
-from pocketllm.storage.repositories.texts import NewText, assign_to_job, give_to_job, mark_learned, new_words
+from pocketllm.storage.repositories.texts import OWN, NewText, assign_to_job, give_to_job, mark_learned, new_words
 from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
@@ -58,7 +58,7 @@ class JobStore(Repository):
         with self._database.write() as session:
             if request_key is not None and (known := session.get(RequestKey, request_key)):
                 return found(session, Job, known.job_id)
-            alike = _OPEN_IN_ORDER.where(col(Job.tuning).is_(None), Job.model == job.model)
+            alike = _OPEN_IN_ORDER.where(col(Job.tuning).is_(None), Job.model == job.model, OWN)
             there = session.exec(alike).first() if proceed else None
             if there is None:
                 session.add(job)
@@ -77,6 +77,11 @@ class JobStore(Repository):
             _event(session, job.id, now, "queued", f"queued by {job.requested_by}")
         return job
 
+    def is_known(self, request_key: str) -> bool:
+        """Whether there is a job for this request_key."""
+        with self._database.read() as session:
+            return session.get(RequestKey, request_key) is not None
+
     def get(self, job_id: str, *, abbreviated: bool = True) -> Job:
         """The job whose id is this, or, if it may be abbreviated, alone begins like this. Raises NotFound."""
         with self._database.read() as session:
@@ -88,8 +93,8 @@ class JobStore(Repository):
             return page(session, Job, after=after, limit=limit)
 
     def last(self) -> Job | None:
-        """The job of the model in use that was queued last, whatever the clock said then."""
-        queued = select(Job).join(Event, col(Event.job_id) == col(Job.id)).where(Event.kind == "queued")
+        """The job of the model in use that was queued last to learn something, whatever the clock said then."""
+        queued = select(Job).join(Event, col(Event.job_id) == col(Job.id)).where(Event.kind == "queued", OWN)
         queued = queued.where(in_use(col(Job.model)))
         with self._database.read() as session:
             return session.exec(queued.order_by(col(Event.id).desc()).limit(1)).first()
@@ -134,17 +139,19 @@ class JobStore(Repository):
                 start = start_of(session, job)
                 # A full-parameter job cannot start from an adapter, nor the other way round.
                 job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
-                given, replay = job.texts is not None, job.start_from is None
+                given, replay = job.texts is not None or job.judges, job.start_from is None
                 before = None if given or not replay else followed(session, start)
                 follows = before.id if before else None
-                job.texts, job.words = assign_to_job(session, job_id, given=given, replay=replay, follows=follows)
+                job.texts, job.words = assign_to_job(
+                    session, job_id, given=given, replay=replay, follows=follows, judges=job.judges
+                )
                 job.chain_words = new_words(session, job_id)
                 if before:
                     _follow(job, before)
             job.reasons = []
             _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
             if first:
-                job.compared_with = job.start_from or _served(session, job.model)
+                job.compared_with = rival_of(session, job)
                 what = "the base model" if job.compared_with == BASE else job.compared_with
                 _event(session, job_id, now, "compared with", what)
         return job
@@ -241,11 +248,11 @@ class JobStore(Repository):
         """
         with self._database.write() as session:
             job = found(session, Job, job_id)
-            aside = job.start_from is not None
-            outdated = not aside and job.compared_with not in (None, _served(session, job.model))
+            aside = job.start_from is not None and not job.judges
+            outdated = job.compared_with not in (None, rival_of(session, job))
             served = publish and not aside and not outdated
             fate = "served" if served else "kept, not served"
-            undecided = not aside and adapter.outcome is Outcome.TOO_LITTLE
+            undecided = job.start_from is None and adapter.outcome is Outcome.TOO_LITTLE
             job.chain_steps, job.unfinished = chain_steps, unfinished and (served or undecided) and not outdated
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
             why += _UNFINISHED if job.unfinished else ""
@@ -258,7 +265,7 @@ class JobStore(Repository):
                 store_report(session, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
-            if not outdated and not undecided:
+            if not outdated and not undecided and not job.judges:
                 mark_learned(session, job_id)
 
     def update(self, job_id: str, **values: object) -> Job:
@@ -296,12 +303,6 @@ def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
             raise Superseded
 
     return check
-
-
-def _served(session: Session, model: str) -> str:
-    """The id of the adapter that is served for a model, or BASE."""
-    serving = serving_adapter(session, model)
-    return serving.id if serving else BASE
 
 
 def _follow(job: Job, before: Job) -> None:

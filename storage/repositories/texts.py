@@ -18,7 +18,18 @@ from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import undecided, withdrawn_jobs
 from pocketllm.storage.repositories.base import MODEL, Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import ROW_BYTES, Quota
-from pocketllm.storage.tables import FILE, PERSON, DeletedText, Job, JobText, Preference, Text, TextOwner, WatchedFile
+from pocketllm.storage.tables import (
+    ADDED,
+    FILE,
+    PERSON,
+    DeletedText,
+    Job,
+    JobText,
+    Preference,
+    Text,
+    TextOwner,
+    WatchedFile,
+)
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -37,7 +48,7 @@ class NewText:
     completion: str | None = None
     label: str | None = None
     messages: list[dict[str, Any]] | None = None
-    held_out: bool | None = None  #: None: by its id
+    held_out: bool | None = None  #: None: by its content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +84,24 @@ class SourceCount:
 
 def text_id(new: NewText) -> str:
     """The id of a text: a hash of its source and content, so that the same text from the same source is one."""
-    # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and text, and
-    # 0xff begins a completion, a label or messages.
-    content = new.source.encode().replace(b"\0", b"\xff") + b"\0" + new.text.encode()
+    # 0xff does not occur in UTF-8, so the encoding is unambiguous: the first zero byte separates source and content.
+    named = new.source.encode().replace(b"\0", b"\xff") + b"\0" + _content(new)
+    return f"text-{hashlib.sha256(named).hexdigest()[:24]}"
+
+
+def is_held_out(new: NewText) -> bool:
+    """Whether a text is held out: a pure function of its content, and so the same on every device."""
+    return int.from_bytes(hashlib.sha256(_content(new)).digest()[:4]) % HELD_OUT_ONE_IN == 0
+
+
+def _content(new: NewText) -> bytes:
+    """A text without its source; 0xff begins a completion, a label or messages."""
+    content = new.text.encode()
     chat = None if new.messages is None else json.dumps(new.messages, ensure_ascii=False, sort_keys=True)
     for name, more in ((b"completion", new.completion), (b"label", new.label), (b"messages", chat)):
         if more is not None:
             content += b"\xff" + name + b"\0" + more.encode()
-    return f"text-{hashlib.sha256(content).hexdigest()[:24]}"
-
-
-def is_held_out(identity: str) -> bool:
-    """Whether the text with this id is held out: a pure function of the id."""
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) % HELD_OUT_ONE_IN == 0
+    return content
 
 
 def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -209,14 +225,15 @@ def give_to_job(
 
 
 def assign_to_job(
-    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None
+    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None, judges: bool = False
 ) -> tuple[int, int]:
     """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
     The choice of old texts depends on the job's id; a tenth of them is held out, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
     the job has its own texts, which count as new. replay: False excludes old text. follows: a job whose new texts are
-    new to this one, too. Returns the number of texts and of words.
+    new to this one, too. judges: it judges an adapter that was trained elsewhere, on what is held out on every device,
+    5,000 words at most, and beside as many of the others. Returns the number of texts and of words.
     """
     columns = select(Text.id, Text.words, Text.learned_in, Text.held_out).where(LEARNED_BY_JOBS)
     texts = [_Weighed(*row) for row in session.exec(columns).all()]
@@ -226,9 +243,12 @@ def assign_to_job(
     # A job whose own texts were deleted has nothing to learn.
     old = _old(session, texts, own, job_id) if replay and (new or not given) else []
     of_model = col(Job.model) == select(Job.model).where(Job.id == job_id).scalar_subquery()
-    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None), of_model)
+    of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None), of_model, OWN)
     trained = set(session.exec(of_adapters.where(~col(JobText.held_out))))
     held_out = ({text.id for text in texts if text.held_out} | set(session.exec(of_adapters))) - trained
+    if judges:
+        by_role = ([text for text in sorted(texts) if text.held_out is role] for role in (True, False))
+        new = [text for some in by_role for text in _first(some, MIN_REPLAY_WORDS)]
     if new:
         words = max(MIN_REPLAY_WORDS, sum(text.words for text in new))
         kept = _first([text for text in old if text.id in held_out], words // HELD_OUT_ONE_IN)
@@ -306,6 +326,8 @@ def alone(owner: str) -> SelectOfScalar[str]:
 
 #: A text with a label is an example for /classify, which needs no job.
 LEARNED_BY_JOBS = col(Text.label).is_(None)
+#: A job that learns here, and does not only judge what was learned elsewhere.
+OWN = col(Job.start_from).is_distinct_from(ADDED)
 #: The path of the watched file that an owner is. No app's name gives the path of one.
 FILE_PATH = func.substr(col(TextOwner.owner), len(FILE) + 1)
 #: Texts of which every owner has let go.
@@ -342,6 +364,6 @@ def _row(number: int, identity: str, new: NewText, now: datetime) -> dict[str, A
         "label": new.label,
         "messages": new.messages,
         "words": count_words(new.text) + count_words(new.completion or ""),
-        "held_out": is_held_out(identity) if new.held_out is None else new.held_out,
+        "held_out": is_held_out(new) if new.held_out is None else new.held_out,
         "created_at": now,
     }

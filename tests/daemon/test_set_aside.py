@@ -70,3 +70,11 @@ def test_nothing_is_said_where_nothing_was_set_aside(tmp_path: Path) -> None:
         assert "database does not list" not in str(api.get("/status").json()["model"]["message"])
         findings = _of_folder(api.services.folder, load_settings({"data_dir": folder}))
         assert "set aside" not in [finding.name for finding in findings]
+
+
+def test_the_folder_may_be_in_sync_with_another_device(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    learned(tmp_path)
+    marker = tmp_path / "data/adapters/.stfolder"  # without which Syncthing stops
+    marker.mkdir()
+    started_anew(tmp_path, caplog)
+    assert marker.is_dir()

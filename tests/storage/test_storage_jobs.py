@@ -15,7 +15,7 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
+from pocketllm.storage.tables import ADDED, BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
 from tests.support.daemon.workers import NOW, new_job
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
@@ -319,3 +319,15 @@ def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> Non
     assert won.count(True) == 1
     assert store.jobs.get(job.id).starts == 1
     assert [event.kind for event in store.jobs.events(job.id)] == ["queued", "started", "compared with"]
+
+
+def test_a_job_that_judges_an_adapter_from_elsewhere_is_not_in_the_way_of_one_that_learns(store: Store) -> None:
+    judge = store.jobs.add(new_job(start_from=ADDED, immediate=False), request_key="adapter 1")
+    assert store.jobs.is_known("adapter 1") and not store.jobs.is_known("adapter 2")
+    own = store.jobs.add(new_job(), proceed=True)
+    assert own.id != judge.id
+    store.jobs.cancel(own.id, message="no", now=LATER)
+    later = store.jobs.add(new_job(start_from=ADDED, created_at=LATER))
+    store.jobs.fail(later.id, error="bang", now=LATER)
+    last = store.jobs.last()
+    assert last is not None and last.id == own.id

@@ -66,7 +66,7 @@ def test_of_little_text_more_is_held_out(tmp_path: Path) -> None:
             ids = nights.write(texts)
             found = nights.held_out(nights.start())
             rows = store.texts.page(after=None, limit=99)
-        always = {name for name in ids if is_held_out(name)}
+            always = {name for name in ids if store.texts.get(name).held_out}
         assert len(found) == max(held_out, len(always) if len(always) < texts else 0), texts
         assert always <= found or not found
         most = max(MAX_HELD_OUT_SHARE, len(always) / texts) * words(rows)
@@ -75,13 +75,13 @@ def test_of_little_text_more_is_held_out(tmp_path: Path) -> None:
 
 def test_of_much_text_a_tenth_is(nights: Nights) -> None:
     ids = nights.write(300)
-    assert nights.held_out(nights.start()) == {name for name in ids if is_held_out(name)}
+    assert nights.held_out(nights.start()) == {name for name in ids if nights.store.texts.get(name).held_out}
 
 
 def test_a_long_text_is_not_held_out_of_a_few_short_ones(nights: Nights) -> None:
     [long] = nights.store.texts.add([NewText(text="long " * 5000, source="s")], now=NOW).ids
     short = set(nights.write(4))
-    assert not is_held_out(long)
+    assert not nights.store.texts.get(long).held_out
     assert nights.held_out(nights.start()) == short
 
 
@@ -92,13 +92,13 @@ def test_which_are_depends_on_the_texts_alone(nights: Nights) -> None:
 
 
 def test_a_file_of_a_job_is_held_out_as_it_says(nights: Nights) -> None:
-    """And what only the id says of a job's own texts stays so."""
+    """And what only the content says of a job's own texts stays so."""
     texts = [NewText(text=f"{number} one", source="f", held_out=number > 6) for number in range(8)]
     job = nights.start(tuning={}, texts=texts)
     assert nights.held_out(job) == {text_id(text) for text in texts[7:]}
     plain = [NewText(text=f"{number} two", source="f") for number in range(30)]
     job = nights.start(tuning={}, texts=plain)
-    assert nights.held_out(job) == {text_id(text) for text in plain if is_held_out(text_id(text))}
+    assert nights.held_out(job) == {text_id(text) for text in plain if is_held_out(text)}
 
 
 def test_an_undecided_jobs_texts_stay_new_and_the_next_job_goes_on_from_it(nights: Nights) -> None:
@@ -133,10 +133,8 @@ def test_evidence_adds_up_and_is_never_what_the_candidate_was_trained_on(nights:
 
 
 def test_a_single_text_that_was_trained_on_to_its_last_blocks_is_no_evidence_later(nights: Nights) -> None:
-    name = next(
-        f"{number} alone" for number in count() if is_held_out(text_id(NewText(text=f"{number} alone", source="s")))
-    )
-    [single] = nights.store.texts.add([NewText(text=name, source="s")], now=NOW).ids
+    alone = (NewText(text=f"{number} alone", source="s") for number in count())
+    [single] = nights.store.texts.add([next(filter(is_held_out, alone))], now=NOW).ids
     first = nights.start()
     assert nights.trained(first) == {single}
     nights.end(first, Outcome.TOO_LITTLE)
@@ -159,7 +157,9 @@ def test_what_was_held_out_more_is_measured_as_old_text_until_there_is_enough(ni
     last = nights.start()
     measured = nights.held_out(last) & known
     assert len(measured) * WORDS == 500
-    assert nights.trained(last) & known == {name for name in known - measured if not is_held_out(name)}
+    assert nights.trained(last) & known == {
+        name for name in known - measured if not nights.store.texts.get(name).held_out
+    }
 
 
 class TestNewWords:

@@ -23,7 +23,7 @@ class VerdictOut(BaseModel):
 
     outcome: Outcome
     overall: ComparisonOut = Field(
-        description="Compared with what was served before, on new text; up to 0.1.0, on all text."
+        description="Compared with what was served before, on new text; of an added adapter, on all held-out text."
     )
     old: ComparisonOut | None = Field(description="The same on text of earlier jobs; null if there is none.")
     worst: ComparisonOut | None = Field(

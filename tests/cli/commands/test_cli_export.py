@@ -52,6 +52,16 @@ def test_what_is_exported_is_imported_to_the_same_ids(
         assert {text["id"] for text in other.texts()} == {text["id"] for text in served.texts()}
 
 
+def test_to_train_elsewhere_nothing_is_exported_that_judges_what_comes_back(
+    run: Run, served: Served, file: Path
+) -> None:
+    assert run("export", "--train", str(file)).exit_code == 0
+    texts = served.api.get("/texts", params={"limit": 500}).json()["data"]
+    kept = {key(as_given(text)) for text in texts if not text["held_out"]}
+    assert {key(json.loads(line)) for line in file.read_bytes().splitlines()} == kept
+    assert 0 < len(kept) < len(texts)
+
+
 def test_the_file_is_its_owners_and_nothing_else_is_left(run: Run, file: Path) -> None:
     document = json.loads(run("export", str(file), "--json").stdout)
     assert document == {"file": str(file), "texts": len(GIVEN), "bytes": file.stat().st_size}

@@ -88,7 +88,7 @@ def test_a_texts_blocks_count_by_their_targets() -> None:
 
 def test_sentence_says_what_to_do_when_there_is_too_little() -> None:
     sentence = evaluate([4.0], [1.0], [10]).sentence
-    assert "too little text to tell yet" in sentence and "the texts stay new, and the next job" in sentence
+    assert "too little text to tell yet" in sentence and "more text can tell" in sentence
 
 
 def test_new_text_the_base_and_old_text_are_judged_by_themselves() -> None:

@@ -20,7 +20,7 @@ from pocketllm.engine.data.batches import pack
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
+from pocketllm.storage.repositories.texts import NewText, is_held_out
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Outcome
 from tests.support.daemon.workers import NOW, changed, data_folder, queue_job, run_here
@@ -157,7 +157,7 @@ def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_repla
     learned: Chain, bases: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first = learned.served
-    held_out = [note for note in owners_notes() if is_held_out(text_id(NewText(text=note, source="test")))]
+    held_out = [note for note in owners_notes() if is_held_out(NewText(text=note, source="test"))]
     for new in formal_text():
         learned.job(new)
     with_replay = learned.change(held_out, first, learned.served)

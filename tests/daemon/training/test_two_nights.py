@@ -7,7 +7,7 @@ import pytest
 
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.params.lora import load_adapter
-from pocketllm.storage.repositories.texts import NewText, is_held_out, text_id
+from pocketllm.storage.repositories.texts import NewText, is_held_out
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Job, Outcome, Requester
 from tests.support.daemon.workers import NOW, data_folder, new_job, run_here
@@ -32,7 +32,7 @@ def test_two_small_nights_add_up(tmp_path: Path) -> None:
     store = Store.open(folder.database)
     notes = sample_notes()
     unknown = notes[len(notes) // 2 :]
-    ordinary = [note for note in unknown if not is_held_out(text_id(NewText(text=note, source="test")))]
+    ordinary = [note for note in unknown if not is_held_out(NewText(text=note, source="test"))]
 
     first = run_here(folder, store, started(store, ordinary[:3], 1))  # of three texts one is held out
     assert (first.outcome, store.adapters.serving("tiny")) == (Outcome.TOO_LITTLE, None)

@@ -1,11 +1,14 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pocketllm.engine.errors import MezoError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
@@ -90,3 +93,45 @@ def test_a_corrupt_gguf_header_never_surprises(tmp_path: Path, tiny_gguf: Path, 
             import_model(str(path), models)
         except MezoError as error:
             assert str(path) in str(error)
+
+
+def import_scaled(llama: Path, models: Path, **written: Any) -> Path:
+    path = write_tiny_gguf(models.parent / "scaled.gguf", llama, **written)
+    import_model(str(path), models, dtype="float32", replace=True)
+    return models / "scaled"
+
+
+def test_rotations_that_llama3_scales_are_scaled(llama: Path, models: Path) -> None:
+    """llama.cpp's converter writes what llama3's parameters come to: a factor for each rotation."""
+    parameters = {
+        **{"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0},
+        **{"high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+    }
+    ids = torch.arange(240)[None] % 200 + 10
+
+    def of(folder: Path, **settings: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings)
+
+    plain, scaled = of(llama), of(llama, rope_parameters=parameters)
+    frequencies = [LlamaRotaryEmbedding(model.config).inv_freq for model in (plain, scaled)]
+    folder = import_scaled(llama, models, more={"rope_freqs.weight": (frequencies[0] / frequencies[1]).numpy()})
+    imported = of(folder)
+    scaled.load_state_dict(imported.state_dict())
+    plain.load_state_dict(imported.state_dict())
+    with torch.no_grad():
+        got, expected, dropped = (model(ids).logits for model in (imported, scaled, plain))
+    assert torch.allclose(got, expected, atol=1e-3)
+    assert not torch.allclose(got, dropped, atol=1)
+
+
+def test_what_the_metadata_says_of_rotations_is_used_or_refused(llama: Path, models: Path) -> None:
+    config = open_model_folder(import_scaled(llama, models, scaling={"type": "linear", "factor": 4.0})).config()
+    assert config.rope_parameters == {"rope_theta": 10000.0, "rope_type": "linear", "factor": 4.0}
+    for scaling in ({"type": "magic", "factor": 2.0}, {"type": "linear", "factor": 2.0, "spin": 1.0}):
+        with pytest.raises(UnsupportedModel, match="scales rotations by position in a way that is not supported"):
+            import_scaled(llama, models, scaling=scaling)
+
+
+def test_a_tensor_that_the_model_has_no_place_for(llama: Path, models: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"holds blk\.0\.layer_scale\.weight, for which .* has no place"):
+        import_scaled(llama, models, more={"blk.0.layer_scale.weight": np.ones(32, dtype=np.float32)})

@@ -45,8 +45,10 @@ def trained_daemon(root: Path) -> Iterator[TrainedDaemon]:
     (root / "data").mkdir()
     import_model(str(source), root / "data" / "models", name="tiny", dtype="float32")
     with running(root / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as daemon:
-        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(300)]
-        assert daemon.client.post("/texts", json=notes).status_code == 201
+        # With numbers enough that not every held-out block repeats another text.
+        notes = [f"Wind {i * 31}, glass {i * 7919}. Mug of tea number {i}." for i in range(300)]
+        texts = [{"text": note, "source": "test"} for note in notes]
+        assert daemon.client.post("/texts", json=texts).status_code == 201
         # So much is learned that the adapter is served.
         job = daemon.wait_for_job(daemon.start_job(steps=8, seed=1), "succeeded")
         assert job["outcome"] == "learned", job

@@ -165,8 +165,11 @@ def write_tiny_gguf(
     for name, numbers in (more or {}).items():
         writer.add_tensor(name, numbers)
     for name, value in (scaling or {}).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_float32
-        add(f"llama.rope.scaling.{name}", value)
+        key = f"llama.rope.scaling.{name}"
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_float32(key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
