@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "pocketllm.json"
 WEIGHTS_NAME = "model.safetensors"
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
+#: transformers' model types that are tested each night against transformers' loss and autograd's gradients.
+TESTED_FAMILIES = (
+    *("apertus", "arcee", "ernie4_5", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "granite", "helium", "llama"),
+    *("minicpm3", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta"),
+    *("seed_oss", "smollm3", "starcoder2"),
+)
 #: How weights may be stored; the last two are the packings of engine/streamed/quantization.py.
 DTYPES = (*FLOAT_DTYPES, "int8", "int4")
 #: A model's name: safe as a folder name, in a URL and on a command line.

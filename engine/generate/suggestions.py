@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from pocketllm.engine.errors import UnsupportedModel
 from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary, is_word_character
 from pocketllm.engine.generate.word_counts import WORD, WordCounts
 from pocketllm.engine.streamed.model import LanguageModel
@@ -115,6 +116,12 @@ class Suggester:
     """
 
     def __init__(self, model: LanguageModel, vocabulary: Vocabulary, dictionary: Dictionary | None = None) -> None:
+        """Raises UnsupportedModel for a model whose cache cannot be cut where a candidate ends."""
+        if set(getattr(model.network.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+            raise UnsupportedModel(
+                "This model keeps a state of all that it has read, so it cannot suggest words. It can answer; for "
+                "suggestions, use another model."
+            )
         self._model, self._vocabulary, self._dictionary = model, vocabulary, dictionary
         self._cache = DynamicCache()  # no sliding windows in it: they could not be cut
         self._tokens: list[int] = []

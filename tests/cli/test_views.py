@@ -65,6 +65,11 @@ BARE = STATUS | {
 }
 WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01, "texts": 9}
 MODEL: Document = {
+    "memory_bytes": 561_400_000,
+    "seconds_per_step": 1.28,
+    "nights": 0.02,
+    "problem": None,
+    "held_out_losses": [3.6012, 3.1187],
     "name": "smol",
     "parameters": 134_515_008,
     "weights_bytes": 269_060_000,
@@ -79,6 +84,18 @@ MODEL: Document = {
         "gemm_flops_by_dtype": {"float32": 2.15e11, "bfloat16": 1.2345e12},
         "machine": this_machine(),
     },
+}
+#: One that was never tried, and does not fit into memory.
+OTHER_MODEL = MODEL | {
+    **{
+        "name": "other",
+        "license": "",
+        "default": False,
+        "memory_bytes": None,
+        "seconds_per_step": None,
+        "nights": None,
+    },
+    **{"problem": "The job needs at least 900 MB beyond the libraries.", "held_out_losses": None},
 }
 COMPLETION: Document = {
     "id": "text-1",
@@ -132,7 +149,7 @@ VIEWS: dict[str, Callable[[int], RenderableType]] = {
     "report, undecided": lambda width: report(width, UNDECIDED),
     "report, without content": lambda width: report(width, words=None, completions=None),
     "report, empty": lambda width: report(width, words=[], completions=[], verbatim_recall=None, curve=NO_CURVE),
-    "models": lambda _: models_table([MODEL, MODEL | {"name": "other", "license": "", "default": False}], Path("/m")),
+    "models": lambda _: models_table([MODEL, OTHER_MODEL], Path("/m")),
     "models, none": lambda _: models_table([], Path("/models")),
     "texts": lambda width: texts_table({"data": [COMPLETION, CHAT], "next": "text-1"}, width=width, now=NOW),
     "text of each kind": lambda _: Group(*(text_details(text, NOW) for text in (COMPLETION, LABELLED, CHAT))),

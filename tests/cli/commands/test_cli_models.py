@@ -45,8 +45,9 @@ class TestModels:
         replaced = alone("models", "add", source, "--name", "mine", "--replace", "--dtype", "float32", "--json")
         assert json.loads(replaced.stdout)["dtype"] == "float32"
         assert "mine" in alone("models").stdout
-        listed = json.loads(alone("models", "--json").stdout)["data"]
-        assert [(model["name"], model["default"]) for model in listed] == [("mine", False)]
+        (listed,) = json.loads(alone("models", "--json").stdout)["data"]
+        assert (listed["name"], listed["default"], listed["held_out_losses"]) == ("mine", False, None)
+        assert listed["memory_bytes"] > 50_000_000 and listed["seconds_per_step"] > 0 and listed["nights"] > 0
 
     @pytest.mark.slow
     def test_packed_weights_state_their_error(self, alone: Run, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ WINDOW = 8
 MASK_TOKEN = "<mask>"
 
 #: What every decoder below has in common. Hidden and intermediate sizes can be packed as int8 and as int4.
-_DECODER: dict[str, Any] = {
+DECODER: dict[str, Any] = {
     "vocab_size": ODD_VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -70,22 +70,22 @@ def masking_tokenizer() -> PreTrainedTokenizerFast:
 
 def llama_folder(path: Path) -> Path:
     """Llama with grouped queries and tied embeddings."""
-    return _write(path, LlamaConfig(**_DECODER, tie_word_embeddings=True))
+    return _write(path, LlamaConfig(**DECODER, tie_word_embeddings=True))
 
 
 def qwen2_folder(path: Path) -> Path:
     """Qwen 2: biases on queries, keys and values, and an output head of its own."""
-    return _write(path, Qwen2Config(**_DECODER, tie_word_embeddings=False))
+    return _write(path, Qwen2Config(**DECODER, tie_word_embeddings=False))
 
 
 def qwen3_folder(path: Path) -> Path:
     """Qwen 3: norms on queries and keys, heads wider than hidden size / heads, tied embeddings."""
-    return _write(path, Qwen3Config(**_DECODER, head_dim=32, tie_word_embeddings=True))
+    return _write(path, Qwen3Config(**DECODER, head_dim=32, tie_word_embeddings=True))
 
 
 def mistral_folder(path: Path) -> Path:
     """Mistral, each token of which sees the last WINDOW ones."""
-    return _write(path, MistralConfig(**_DECODER, sliding_window=WINDOW, tie_word_embeddings=False))
+    return _write(path, MistralConfig(**DECODER, sliding_window=WINDOW, tie_word_embeddings=False))
 
 
 def gemma3_folder(path: Path) -> Path:
@@ -93,7 +93,7 @@ def gemma3_folder(path: Path) -> Path:
     return _write(
         path,
         Gemma3TextConfig(
-            **_DECODER,
+            **DECODER,
             head_dim=16,
             query_pre_attn_scalar=16,
             sliding_window=WINDOW,
