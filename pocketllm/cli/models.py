@@ -278,7 +278,7 @@ def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import RIGHT, Shown, bytes_text, table
+    from pocketllm.cli.views import RIGHT, Shown, bytes_text, cell, table
 
     columns: dict[str, Shown] = {
         "Model": lambda model: Text.assemble(model["name"], (" *" * model["default"], "green")),
@@ -294,7 +294,7 @@ def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
     notes = [moved_text(model) or (model["problem"] and f"{model['name']}: {model['problem']}") for model in found]
     legend = "* is in use. Memory, a step and usual nights are predicted of a job on as much text as starts one."
     made = table(found, columns, empty=empty, options=right)
-    return Group(made, *map(Text, filter(None, [*notes, legend if found else None])))
+    return Group(made, *map(cell, filter(None, [*notes, legend if found else None])))
 
 
 def encoding_text(model: Document) -> str:

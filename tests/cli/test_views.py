@@ -229,7 +229,7 @@ def test_words_of_others_cannot_steer_the_terminal(width: int, subtests: pytest.
         "report": report_view(hostile(REPORT), width=width),
         "words": words_table(hostile(REPORT["words"])),
         "answers": answers_table(hostile(REPORT["completions"])),
-        "models": models_table([hostile(MODEL) | {"source": HOSTILE}], Path("/models")),
+        "models": models_table([hostile(MODEL) | {"problem": HOSTILE}], Path("/models")),
         "texts": texts_table({"data": texts, "next": None}, width=width, now=NOW),
         **{text["kind"]: text_details(text, NOW) for text in texts},
     }
