@@ -23,6 +23,7 @@ from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.run import pass_size
 from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.generate.tokenizer import lean_tokenizer
 from pocketllm.engine.method import Method
 from pocketllm.engine.noise import Direction, Perturbation
 from pocketllm.engine.params.activation_pca import adapter_along_activations
@@ -275,6 +276,9 @@ def steps(folder: str, count: int, **work: Any) -> dict[str, object]:
     # What the libraries take is measured here, as it is for the worker when a model is imported.
     libraries = memory_of()
     prediction = plan.prediction
+    if (Path(folder) / "tokenizer.json").exists():  # read and dropped, as the worker does
+        lean_tokenizer(open_model_folder(Path(folder)))
+        give_back_free_memory()
     predicted = prediction.peak_bytes - prediction.library_bytes + libraries["RssAnon"] + libraries["RssFile"]
     step = prepare_step(folder, **work)
     seconds, loss = [], float("nan")

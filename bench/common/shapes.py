@@ -42,12 +42,28 @@ _SHAPES = {
     "opt-1.3b": ("opt", 2048, 8192, 24, 32, 50272, 2048),
     "roberta-large": ("roberta", 1024, 4096, 24, 16, 50265, 514),
     "llama-2-7b": ("llama", 4096, 11008, 32, 32, 32000, 4096),
+    "smollm2-360m": ("llama", 960, 2560, 32, 15, 49152, 8192),
+    "gemma-3-270m": ("gemma3_text", 640, 2048, 18, 4, 262144, 32768),
+    "gemma-3-1b": ("gemma3_text", 1152, 6912, 26, 4, 262144, 32768),
+    "qwen3-0.6b": ("qwen3", 1024, 3072, 28, 16, 151936, 40960),
+    "llama-3.2-1b": ("llama", 2048, 8192, 16, 32, 128256, 131072),
     # For --quick.
     "opt-tiny": ("opt", 64, 256, 2, 4, _TINY_VOCABULARY, 128),
     "roberta-tiny": ("roberta", 64, 256, 2, 4, _TINY_VOCABULARY, 130),
     "llama-tiny": ("llama", 64, 128, 2, 4, _TINY_VOCABULARY, 128),
+    "gemma-tiny": ("gemma3_text", 64, 128, 2, 4, _TINY_VOCABULARY, 128),
 }
-#: Family -> the rest of its config. There is no dropout, and no output head of Llama's is tied.
+#: What a shape's config needs besides.
+_GEMMA: Mapping[str, Any] = {"head_dim": 256, "num_key_value_heads": 1, "sliding_window": 512}
+_MORE: Mapping[str, Mapping[str, Any]] = {
+    "smollm2-360m": {"num_key_value_heads": 5, "tie_word_embeddings": True},
+    "gemma-3-270m": _GEMMA,
+    "gemma-3-1b": _GEMMA,
+    "qwen3-0.6b": {"num_key_value_heads": 8, "head_dim": 128},
+    "llama-3.2-1b": {"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
+    "gemma-tiny": {"head_dim": 16, "num_key_value_heads": 1},
+}
+#: Family -> the rest of its config. There is no dropout, and no output head of Llama's is tied but where _MORE says so.
 _FAMILIES: Mapping[str, dict[str, Any]] = {
     "opt": {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0},
     "roberta": {
@@ -57,6 +73,8 @@ _FAMILIES: Mapping[str, dict[str, Any]] = {
         "attention_probs_dropout_prob": 0.0,
     },
     "llama": {"tie_word_embeddings": False},
+    "gemma3_text": {"query_pre_attn_scalar": 256},
+    "qwen3": {"tie_word_embeddings": True},
 }
 
 
@@ -126,7 +144,7 @@ def config_of(shape: str) -> PreTrainedConfig:
         vocab_size=vocabulary,
         max_position_embeddings=positions,
         **{"ffn_dim" if family == "opt" else "intermediate_size": feed_forward},
-        **_FAMILIES[family],
+        **{**_FAMILIES[family], **_MORE.get(shape, {})},
     )
     config.use_cache = False  # a cache of keys and values is for generating
     return config

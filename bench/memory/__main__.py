@@ -46,6 +46,7 @@ LIMITS = {
     "smollm2_exact_peak_mb": Limit(at_most=640),
     "smollm2_exact_small_peak_mb": Limit(at_most=480),
     "smollm2_exact_over_peer": Limit(at_most=0.35),
+    "gemma270_exact_peak_mb": Limit(at_most=1000),
     "roberta_lora_bs8_peak_mb": Limit(at_most=450),
     "roberta_lora_bs64_peak_mb": Limit(at_most=450),
     "opt13_bs64_over_bs8": Limit(at_most=_FLAT),

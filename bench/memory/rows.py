@@ -17,6 +17,7 @@ FORWARD, TEXTBOOK, BACKPROP, ADAM = "two forwards", "MeZO, textbook", "LoRA, exa
 CHUNKS = "LoRA, exact, loss in chunks"
 #: --quick: shape -> the tiny one that stands for it, and batch size -> a smaller one.
 _TINY = {"opt-1.3b": "opt-tiny", "roberta-large": "roberta-tiny", "llama-2-7b": "llama-tiny", SMOLLM2: "llama-tiny"}
+_TINY |= {"gemma-3-270m": "gemma-tiny", "qwen3-0.6b": "llama-tiny"}
 _QUICK_TOKENS = 16
 
 
@@ -91,6 +92,8 @@ OUR_ROWS: Sequence[Row] = (
     _exact("opt13_exact_bs64", "opt-1.3b", paper_gb=_PAPER_OPT, batch=64),
     _exact("smollm2_exact", SMOLLM2, dtype="bfloat16", tokens=64),
     _exact("smollm2_exact_small", SMOLLM2, dtype="bfloat16", tokens=64, memory_mb=_SMALL_MB),
+    _exact("gemma270_exact", "gemma-3-270m", dtype="bfloat16", tokens=64),
+    _exact("qwen06_exact", "qwen3-0.6b", dtype="bfloat16", tokens=64),
     # As the worker runs MeZO by default: 15 directions that share four blocks.
     _ours("smollm2_directions", SMOLLM2, dtype="bfloat16", mode="directions", batch=4, tokens=64),
     # All four batch sizes are in the plot.

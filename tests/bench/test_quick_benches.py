@@ -44,6 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("bench", "arguments"),
     [
         ("memory", [*MODELS, "--rows", *ROWS]),
+        ("models", MODELS),
         ("parity", MODELS),
         ("harm", MODELS),
         ("idle", MODELS),
