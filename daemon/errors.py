@@ -37,7 +37,7 @@ class GeneratorFailed(DaemonError):
 
 
 class CalibrationFailed(DaemonError):
-    """The model could not be calibrated on this device. Run `pocketllm models calibrate` to try again."""
+    """The model could not be calibrated on this device."""
 
 
 class ExportFailed(DaemonError):

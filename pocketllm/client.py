@@ -21,7 +21,7 @@ CONNECT_SECONDS = 3.0
 # The first request loads the model from a phone's flash, and a long answer takes minutes, as does writing a file.
 LONG_TIMEOUT = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
 #: The routes that ask the model.
-LONG_ROUTES = {"generate", "compare", "suggest", "classify", "v1"}
+LONG_ROUTES = {"generate", "suggest", "classify", "v1"}
 
 
 class Client:

@@ -1,10 +1,8 @@
-"""/generate: text from the personal model, from a named adapter, or from the base; /compare: two answers."""
+"""/generate: text from the personal model, from a named adapter, or from the base."""
 
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
-from http import HTTPStatus
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
-from pocketllm.api.errors import Problem, problem_of
+from pocketllm.api.errors import problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
@@ -43,7 +41,7 @@ class Message(Body):
     content: str
 
 
-class AskIn(Body):
+class GenerateIn(Body):
     """A `prompt` to continue or chat `messages` to answer, and how to generate."""
 
     model_config = ConfigDict(
@@ -81,6 +79,8 @@ class AskIn(Body):
         "never. Default: the setting keep_alive_seconds, which is also the maximum for apps.",
     )
 
+    stream: bool = Field(False, description="Stream the text as server-sent events.")
+
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
@@ -91,12 +91,6 @@ class AskIn(Body):
 def seconds_of(keep_alive: float | None) -> float | None:
     """The duration that a request asks for; infinite where that is negative."""
     return inf if keep_alive is not None and keep_alive < 0 else keep_alive
-
-
-class GenerateIn(AskIn):
-    """A request to generate text."""
-
-    stream: bool = Field(False, description="Stream the text as server-sent events.")
 
 
 class GenerateOut(BaseModel):
@@ -126,7 +120,7 @@ async def generate(request: Request, body: GenerateIn, services: ServicesDep) ->
     return StreamingResponse(_stream(first, events, about), media_type="text/event-stream")
 
 
-async def asked(request: Request, services: Services, body: AskIn) -> tuple[GenerationRequest, dict[str, Any]]:
+async def asked(request: Request, services: Services, body: GenerateIn) -> tuple[GenerationRequest, dict[str, Any]]:
     """What the generator is to do, and what the answer says of how it was made."""
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     seed = secrets.randbits(31) if body.seed is None else body.seed
@@ -168,51 +162,3 @@ async def _stream(
             yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
         except DaemonError as error:
             yield server_sent_event("error", problem_of(error).body())
-
-
-class AnswerOut(BaseModel):
-    """One model's answer."""
-
-    text: str
-    finish_reason: str
-    completion_tokens: int
-
-
-class TokenGainOut(BaseModel):
-    """A token of the personal answer, with the natural logarithm of its probability under each model."""
-
-    id: int = Field(description="The token's id in the model's vocabulary.")
-    token: str
-    personal: float
-    base: float
-
-
-class CompareOut(BaseModel):
-    """Both answers to the same prompt with the same seed."""
-
-    personal: AnswerOut
-    base: AnswerOut
-    tokens: list[TokenGainOut]
-    gained_nats_per_token: float | None = Field(
-        description="Mean of `personal` minus `base` over the tokens; null for an empty answer."
-    )
-    prompt_tokens: int
-    model: str
-    adapter: str
-    seed: int
-    recalled: list[RecalledOut]
-
-
-@router.post("/compare")
-async def compare(request: Request, body: AskIn, services: ServicesDep) -> CompareOut:
-    """Answer with the base model and with an adapter: the serving one, or a named one.
-
-    Both models then score the tokens of the personal answer, in fp32.
-    """
-    generation, about = await asked(request, services, body)
-    if generation.adapter is None:
-        detail = "There is no adapter to compare with the base model. Name one, or start a job with `pocketllm train`."
-        raise Problem(HTTPStatus.CONFLICT, detail, param="adapter")
-    summary = await services.generator.ask(replace(generation, compare=True))
-    gains = [token["personal"] - token["base"] for token in summary["tokens"]]
-    return CompareOut(**summary, **about, gained_nats_per_token=sum(gains) / len(gains) if gains else None)

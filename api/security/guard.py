@@ -46,7 +46,7 @@ _POLICY_VIOLATION = 1008
 _ALLOWED = {
     Scope.INGEST: re.compile(r"POST /(texts|status/screen)"),
     Scope.GENERATE: re.compile(
-        r"POST /(generate|compare|suggest|classify|v1/chat/completions|v1/completions)"
+        r"POST /(generate|suggest|classify|v1/chat/completions|v1/completions)"
         r"|GET /(models|adapters|v1/models(/.+)?)"
     ),
     Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),

@@ -167,7 +167,7 @@ class Answerer:
 
     def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer a request. Raises MezoError."""
-        tasks = {"suggest": self._suggest, "classify": self._classify, "compare": self._compare}
+        tasks = {"suggest": self._suggest, "classify": self._classify}
         tasks.get(request["task"], self._generate)(request, requests, say)
 
     def _generate(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
@@ -287,39 +287,6 @@ class Answerer:
         """Allow what is left of this process's share, and enough for short answers, however little that is."""
         more = self._memory_bytes - (process_memory.anonymous_bytes(os.getpid()) or 0)
         process_memory.cap_anonymous_memory(max(_LEAST_BYTES, more))
-
-    def _compare(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Answer with the adapter and with the base model, and score the first answer by both."""
-        before, asked = self._prompt(request)
-        prompt = [*before, *asked]
-        models = {"personal": _folder(request), "base": None}
-        answers: dict[str, Generation] = {}
-        for name, folder in models.items():
-            answers[name] = generation = self._generation(
-                folder, prompt, _sampling(request), lambda: requests.cancelled(request["id"])
-            )
-            for _ in generation.pieces:
-                pass
-        given = [*prompt, *answers["personal"].tokens]
-        scored = {name: self._models().score(folder, given, 0)[len(prompt) :] for name, folder in models.items()}
-        tokens = [
-            {
-                "id": ours.token,
-                "token": self._tokenizer.decode([ours.token]),
-                "personal": ours.logprob,
-                "base": theirs.logprob,
-            }
-            for ours, theirs in zip(scored["personal"], scored["base"], strict=True)
-        ]
-        parts = {
-            name: {
-                "text": answer.text,
-                "finish_reason": answer.finish_reason,
-                "completion_tokens": answer.completion_tokens,
-            }
-            for name, answer in answers.items()
-        }
-        say(id=request["id"], done={**parts, "prompt_tokens": len(prompt), "tokens": tokens})
 
     def _shown(self, scored: Scored) -> dict[str, Any]:
         process_memory.check_room()

@@ -54,7 +54,6 @@ class GenerationRequest(Sampling):
     echo: bool = False  #: begin the answer with the prompt, and score it too if the answer is scored
     alternatives: int | None = None  #: score each token and this many of the likeliest alternatives; None: no scores
     keep_alive_seconds: float | None = None  #: time until the idle process is unloaded; None: the setting
-    compare: bool = False  #: answer with the adapter and without, and score the first answer by both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +99,12 @@ class Done:
 
 def _line(request: Request, request_id: int) -> bytes:
     """The request as a line of the protocol."""
-    if isinstance(request, GenerationRequest):
-        task = "compare" if request.compare else "generate"
-    else:
-        task = "suggest" if isinstance(request, SuggestionRequest) else "classify"
+    tasks = {GenerationRequest: "generate", SuggestionRequest: "suggest", ClassifyRequest: "classify"}
     adapter = str(request.adapter) if request.adapter else None
-    return json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "task": task}).encode() + b"\n"
+    return (
+        json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "task": tasks[type(request)]}).encode()
+        + b"\n"
+    )
 
 
 class Generator:

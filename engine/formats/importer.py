@@ -32,7 +32,6 @@ from pocketllm.engine.formats.model_folder import (
     WEIGHTS_NAME,
     Manifest,
     load_tokenizer,
-    open_model_folder,
 )
 
 if TYPE_CHECKING:
@@ -135,20 +134,6 @@ def import_model(
             ) from error
         raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
     return manifest
-
-
-def calibrate_again(folder: Path, calibrate: Calibrate) -> Manifest:
-    """Measure an imported model again, for a folder from another device; returns its new manifest.
-
-    The manifest is replaced atomically. Raises ModelNotFound, ModelFileError,
-    MezoError (an import is running, or the disk failed), or what `calibrate` raises.
-    """
-    model_folder = open_model_folder(folder)
-    try:
-        with _only_importer(folder.parent):
-            return _calibrate(folder, model_folder.manifest, calibrate)
-    except OSError as error:
-        raise MezoError(f"The calibration could not be written to {folder}: {error}.") from error
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:

@@ -1,4 +1,4 @@
-"""`pocketllm models`: list, import, switch and calibrate models. Works without a daemon."""
+"""`pocketllm models`: list, import and switch models. Works without a daemon."""
 
 import json
 import sys
@@ -55,7 +55,7 @@ class Dtype(StrEnum):
     without=("url",),
 )
 def models(options: Common) -> None:
-    """List, add, switch or calibrate models on this device.
+    """List, add or switch models on this device.
 
     Without a command, lists them, with what a job on each would take here. The daemon uses the one with the star.
     """
@@ -123,25 +123,6 @@ def _check_name(folder: Path, name: str) -> None:
     names = [model["name"] for model in installed(folder)]
     if name not in names:
         raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
-
-
-@models.command("pocketllm models calibrate smollm2-135m-instruct", name="calibrate", without=("url",))
-def calibrate_model(
-    options: Common,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model; see `pocketllm models`.")],
-) -> None:
-    """Measure again which dtype is best for a model on this device.
-
-    Importing a model does this by itself. Run it for a model folder that you copied from another device, and after you
-    installed another torch.
-    """
-    from pocketllm.daemon.tools.calibrate import measure
-    from pocketllm.engine.formats.importer import calibrate_again
-
-    folder = options.folder.models
-    _check_name(folder, name)
-    document = json.loads(calibrate_again(folder / name, measure).to_json())
-    show(options, document, calibration_text(document))
 
 
 def installed(folder: Path) -> list[Document]:
@@ -317,17 +298,6 @@ def moved_text(model: Document) -> str:
     if there in (None, here):
         return ""
     return (
-        f"{model['name']} was measured on {there}, but this is {here}. Run "
-        f"`pocketllm models calibrate {model['name']}`."
-    )
-
-
-def calibration_text(model: Document) -> str:
-    """Return what was measured of a model on this device."""
-    found, computes = model["calibration"], model["compute_dtype"]
-    speeds = [f"{SHORT_DTYPES[dtype]} {speed / 1e9:,.0f}" for dtype, speed in found["gemm_flops_by_dtype"].items()]
-    deviation = f", {found['loss_deviation']:.4f} nats per token from fp32's loss" if computes != "float32" else ""
-    return (
-        f"{model['name']} computes in {SHORT_DTYPES[computes]} here{deviation}. "
-        f"Billion operations per second: {', '.join(speeds)}."
+        f"{model['name']} was measured on {there}, but this is {here}: add it again "
+        f"(`pocketllm models add SOURCE --name {model['name']} --replace`)."
     )

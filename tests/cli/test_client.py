@@ -180,7 +180,7 @@ def test_a_daemon_that_does_not_answer() -> None:
         client.get("status")
 
 
-@pytest.mark.parametrize("route", ["generate", "compare", "suggest", "classify", "v1/chat/completions", "jobs"])
+@pytest.mark.parametrize("route", ["generate", "suggest", "classify", "v1/chat/completions", "jobs"])
 def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
     """The model's answer, or the end of a job, comes when the client has given up on another route."""
     asked, is_late = Event(), Event()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,14 +100,15 @@ def test_the_idle_hook_may_run_while_the_daemon_starts_and_ends(phone: Installed
 
 
 def test_a_restart_does_not_wait_for_the_back_off(phone: InstalledPhone) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        phone.environment |= {"POCKETLLM_PORT": port, "POCKETLLM_BACKOFF_SECONDS": "613"}
-        phone.boot()
-        eventually(lambda: "ended with code 1; starting again" in phone.log, "the first failure")
-        eventually(lambda: waiting("613"), "the back-off")
-        assert phone.sv("restart").startswith("ok: run: ")
-        eventually(lambda: phone.log.count("starting again") == 2, "the second failure")
+    damaged = phone.data / "pocketllm.db"
+    damaged.write_bytes(b"no database")
+    phone.environment["POCKETLLM_BACKOFF_SECONDS"] = "613"
+    phone.boot()
+    eventually(lambda: "ended with code 1; starting again" in phone.log, "the first failure")
+    eventually(lambda: waiting("613"), "the back-off")
+    assert phone.sv("restart").startswith("ok: run: ")
+    eventually(lambda: phone.log.count("starting again") == 2, "the second failure")
+    damaged.unlink()
     eventually(lambda: waiting("613"), "the back-off")
     assert phone.sv("restart").startswith("ok: run: ")
     eventually(lambda: phone.daemon, "an answer")

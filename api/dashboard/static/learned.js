@@ -117,36 +117,19 @@ async function compare() {
   const prompt = element("prompt").value;
   element("answers").replaceChildren(made("p", "Both models are answering…", "faint"));
   try {
-    const found = await call("POST", "/compare", { prompt, max_tokens: 60 });
-    const sides = made("div", undefined, "answers");
-    for (const [name, answer] of [["Base", found.base], ["Personal", found.personal]]) {
+    const sides = made("div", undefined, "answers"), seed = Math.floor(Math.random() * 2 ** 31);
+    for (const [name, adapter] of [["Base", "base"], ["Personal", "serving"]]) {
+      const answer = await call("POST", "/generate", { prompt, max_tokens: 60, seed, adapter });
       const side = made("div"), words = made("pre");
       words.textContent = prompt + answer.text;
-      side.append(made("h3", name), words);
+      side.append(made("h3", answer.adapter || adapter === "base" ? name : "Base: nothing is learned yet"), words);
       sides.append(side);
     }
-    const gained = found.gained_nats_per_token;
-    const text = gained === null ? "The personal answer is empty."
-      : `Training made each token of the personal answer ${Math.exp(gained).toFixed(2)} times as likely. Largest gains:`;
-    element("answers").replaceChildren(sides, made("p", text, "faint"), risen(found.tokens));
+    element("answers").replaceChildren(sides);
   } catch (error) {
     element("answers").replaceChildren();
     throw error;
   }
-}
-
-// The tokens of the personal answer that learning has made likelier, the first the one that has risen most.
-function risen(tokens) {
-  const list = made("ul", undefined, "words");
-  const best = new Map();
-  for (const { token, personal, base } of tokens) {
-    const word = token.trim();
-    if (word && personal > base) best.set(word, Math.max(best.get(word) ?? 0, personal - base));
-  }
-  const most = [...best].sort((one, other) => other[1] - one[1]).slice(0, 6);
-  const times = (nats) => Math.exp(nats).toLocaleString("en", { maximumSignificantDigits: 2 });
-  list.append(...most.map(([word, nats]) => made("li", `${word} ×${times(nats)}`)));
-  return list;
 }
 
 // again: shows everything anew.

@@ -1,4 +1,4 @@
-"""/suggest, /classify, /compare and recall with a real daemon that has learned once.
+"""/suggest, /classify and recall with a real daemon that has learned once.
 
 Texts of one test are there for the next: each uses words of its own, and classifying, which counts examples, comes
 first. The tiny model invents words, which are not offered behind an English text.
@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from pocketllm.api.native.recall import PASSAGES, front
 from tests.support.daemon.in_process_app import Document, assert_problem
-from tests.support.daemon.trained_daemon import TrainedDaemon, theirs, trained_daemon
-from tests.support.models.tiny_models import byte_tokenizer
+from tests.support.daemon.trained_daemon import TrainedDaemon, trained_daemon
 
 pytestmark = pytest.mark.slow
 
@@ -134,30 +132,6 @@ def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:
     ask(trained, "/suggest", context=f"It lies {secret} ")
     data = trained.adapter.parent.parent
     assert not [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
-
-
-# Comparing.
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.smoke
-def test_both_answers_and_what_has_become_likelier(trained: TrainedDaemon) -> None:
-    asked = {"prompt": "Wind west", "max_tokens": 8, "seed": 3, "adapter": trained.adapter.name}
-    answer = ask(trained, "/compare", **asked)
-    assert answer["adapter"] == trained.adapter.name
-    assert answer["personal"]["completion_tokens"] == len(answer["tokens"]) == 8
-    assert answer["base"]["text"] and answer["base"]["completion_tokens"] == 8
-    prompt = [0, *byte_tokenizer()("Wind west")["input_ids"]]
-    assert answer["prompt_tokens"] == len(prompt)
-    given = [token["id"] for token in answer["tokens"]]
-    assert byte_tokenizer().decode(given) == answer["personal"]["text"]
-    for name, personal in (("personal", True), ("base", False)):
-        wanted = theirs(trained, [*prompt, *given], personal=personal)[-8:]
-        found = torch.tensor([token[name] for token in answer["tokens"]])
-        assert float((found - wanted).abs().max()) < 1e-3
-    gains = [token["personal"] - token["base"] for token in answer["tokens"]]
-    assert answer["gained_nats_per_token"] == pytest.approx(sum(gains) / 8)
-    assert ask(trained, "/compare", **asked) == answer, "the same seed gives the same"
 
 
 # Recall.

@@ -32,10 +32,9 @@ def test_how_long_the_model_is_kept() -> None:
 
 def test_either_a_prompt_or_messages(bare: InProcessApp) -> None:
     both = {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}
-    for path in ("/generate", "/compare"):
-        for requested in ({}, both):
-            document = assert_problem(bare.post(path, json=requested), 422, "invalid_value")
-            assert document["error"]["param"] is None and "send either prompt or messages" in document["detail"]
+    for requested in ({}, both):
+        document = assert_problem(bare.post("/generate", json=requested), 422, "invalid_value")
+        assert document["error"]["param"] is None and "send either prompt or messages" in document["detail"]
 
 
 def test_without_a_model(bare: InProcessApp) -> None:
@@ -50,12 +49,6 @@ def test_an_adapter_of_another_model(api: InProcessApp) -> None:
     document = assert_problem(response, 409, "conflict")
     assert "belongs to the model other" in document["detail"]
     assert document["error"]["param"] == "adapter"
-
-
-def test_before_anything_was_learned_there_is_nothing_to_compare(api: InProcessApp) -> None:
-    for adapter in ("serving", "base"):
-        refused = api.post("/compare", json={"prompt": "Wind west", "adapter": adapter})
-        assert "pocketllm train" in assert_problem(refused, 409, "conflict")["detail"]
 
 
 # With a generator.

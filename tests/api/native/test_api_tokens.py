@@ -19,7 +19,6 @@ LETS_IN = {
     ("POST", "/generate"): {"generate"},
     ("POST", "/suggest"): {"generate"},
     ("POST", "/classify"): {"generate"},
-    ("POST", "/compare"): {"generate"},
     ("GET", "/models"): {"generate"},
     ("GET", "/v1/models"): {"generate"},
     ("GET", "/v1/models/{model_id}"): {"generate"},

@@ -102,9 +102,7 @@ def test_scores_are_torchs_and_change_no_answer(from_gguf: Path, double: LlamaDo
         prompt = run(whole(made, replace(SHORT, echo=True, alternatives=1, max_tokens=0)))
         assert (prompt["text"], prompt["completion_tokens"]) == ("Wind", 0)
         assert [one["token"] for one in prompt["scored"]] == list("Wind")
-        compared = run(whole(made, replace(SHORT, compare=True)))
-        assert compared["personal"]["text"] == compared["base"]["text"] == ANSWER
-        assert len(double.notes("request")) == 4
+        assert len(double.notes("request")) == 2
 
 
 @pytest.mark.smoke

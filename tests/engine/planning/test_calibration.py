@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pocketllm.engine.errors import ModelFileError
-from pocketllm.engine.formats.importer import calibrate_again, import_model
-from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, ModelFolder, open_model_folder
+from pocketllm.engine.formats.importer import import_model
+from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, ModelFolder, open_model_folder
 from pocketllm.engine.planning.calibration import (
     ROWS,
     TIMED_ROWS,
@@ -168,20 +168,3 @@ def test_without_a_measurement(llama: Path, tmp_path: Path) -> None:
     for dtype, computes in (("float16", "float16"), ("int4", "bfloat16")):
         manifest = import_model(str(llama), tmp_path, name=dtype, dtype=dtype, calibrate=lambda _: None)
         assert (manifest.compute_dtype, manifest.calibration) == (computes, None)
-
-
-def test_calibrating_again_changes_what_was_measured_alone_and_nothing_if_it_fails(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path)
-    before, files = open_model_folder(folder).manifest, {file.name for file in folder.iterdir()}
-    found = calibrate_again(folder, lambda _: FOUND)
-    assert open_model_folder(folder, verify=True).manifest == found
-    assert (found.compute_dtype, found.weights_sha256) == ("float16", before.weights_sha256)
-    written = (folder / MANIFEST_NAME).read_bytes()
-
-    def fail(_: Path) -> None:
-        raise ModelFileError
-
-    with pytest.raises(ModelFileError):
-        calibrate_again(folder, fail)
-    assert (folder / MANIFEST_NAME).read_bytes() == written
-    assert {file.name for file in folder.iterdir()} == files

@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from bench.common import measured
 from bench.common.child import command
 from bench.common.harness import Limit, as_by_itself, finish, parser, progress, start, table
@@ -48,8 +46,8 @@ def measure(shape: str, models: Path, *, rounds: int, tokens: int) -> dict[str, 
         {
             "ours": (command("bench.common.ours", "prepare_step", "--turns", mode="exact", **work), None),
             "autograd": (command("bench.learn.peers", "prepare_step", "--turns", chunks=True, **work), as_by_itself()),
-            "head": (command("bench.models", "prepare_head", "--turns", **work), None),
-            "head's products": (command("bench.models", "prepare_head", "--turns", alone=True, **work), None),
+            "head": (command("bench.models.work", "prepare_head", "--turns", **work), None),
+            "head's products": (command("bench.models.work", "prepare_head", "--turns", alone=True, **work), None),
         },
         rounds=rounds,
     )
@@ -60,58 +58,6 @@ def measure(shape: str, models: Path, *, rounds: int, tokens: int) -> dict[str, 
         "autograd_peak_bytes": theirs.peak_rss_bytes,
         "seconds": seconds,
     }
-
-
-def prepare_head(folder: str, *, batch: int, tokens: int, alone: bool = False) -> Any:
-    """Return what does the head's part of a step: the loss and its gradient; or the two products in it alone."""
-    from bench.common.ours import load_model
-    from pocketllm.backprop.output_error import output_error
-
-    model, numbers = load_model(Path(folder)), torch.Generator().manual_seed(0)
-    head, rows = model.head.at(None), batch * tokens
-    hidden = torch.randn(rows, model.head.weight.shape[1], generator=numbers).to(model.context.dtype)
-    targets = torch.randint(0, head.vocabulary, (rows,), generator=numbers)
-    columns = min(2048, head.vocabulary)
-    logits = torch.empty(rows, columns, dtype=hidden.dtype)
-    total = torch.zeros(hidden.shape, dtype=hidden.dtype)
-
-    @torch.no_grad()
-    def products() -> None:
-        for first in range(0, head.vocabulary - columns + 1, columns):
-            some = head.rows(first, first + columns)
-            torch.mm(hidden, some.t(), out=logits)
-            torch.mm(logits, some, out=total)
-
-    return products if alone else lambda: output_error(hidden, head, targets)
-
-
-@torch.no_grad()
-def losses(folder: str) -> dict[str, float]:
-    """Nats per token of the sample notes, each from its beginning: by our model, and by transformers in its dtype."""
-    from importlib.resources import files
-
-    import torch.nn.functional as F
-
-    from bench.common.ours import load_model
-    from bench.common.peers import build
-    from pocketllm.engine.data.batches import Batch
-    from pocketllm.engine.generate.tokenizer import lean_tokenizer
-
-    model, peer = load_model(Path(folder)), build(Path(folder))
-    theirs_encode, encode = model.folder.tokenizer(), lean_tokenizer(model.folder)
-    notes = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8").split("\n\n")
-    ours = theirs = 0.0
-    tokens = 0
-    for note in filter(str.strip, notes):
-        ids = torch.tensor([encode(note)["input_ids"]])
-        if ids.shape[1] < 2:
-            continue
-        ours += model.block_losses(Batch(inputs=ids[:, :-1], targets=ids[:, 1:]))[0] * (ids.shape[1] - 1)
-        expected = theirs_encode(note, return_tensors="pt").input_ids
-        logits = peer(expected).logits.float()[0, :-1]
-        theirs += float(F.cross_entropy(logits, expected[0, 1:], reduction="sum"))
-        tokens += ids.shape[1] - 1
-    return {"ours": ours / tokens, "transformers": theirs / tokens}
 
 
 def values_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -146,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = values_of(rows)
         if options.gemma:
             folder = models / f"{GEMMA}-bfloat16"
-            raw["losses"] = measured.report_of(command("bench.models", "losses", folder=folder), "The losses")
+            raw["losses"] = measured.report_of(command("bench.models.work", "losses", folder=folder), "The losses")
             values["gemma_loss_difference"] = abs(raw["losses"]["ours"] - raw["losses"]["transformers"])
     cells = [
         [
@@ -156,10 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for row in rows
     ]
-    columns = ["model", "a step, s", "autograd, s", "peak RSS, MB", "predicted, MB", "autograd, MB"]
-    shown = table(f"A step of {_BATCH} x {tokens} tokens in bf16", columns, cells)
+    steps: dict[str, Any] = {
+        "columns": ["model", "a step, s", "autograd, s", "peak RSS, MB", "predicted, MB", "autograd, MB"],
+        "rows": cells,
+    }
+    shown = table(f"A step of {_BATCH} x {tokens} tokens in bf16", **steps)
     limits = {name: limit for name, limit in LIMITS.items() if name in values}
-    return finish("models", [shown], values=values, limits=limits, raw={**raw, "models": rows}, options=options)
+    raw |= {"tables": {"steps": steps}, "models": rows}
+    return finish("models", [shown], values=values, limits=limits, raw=raw, options=options)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
