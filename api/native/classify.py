@@ -12,6 +12,7 @@ from pocketllm.api.bodies import Body, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
+from pocketllm.api.native.schemas.jobs import Data
 from pocketllm.daemon.generation.service import ClassifyRequest
 from pocketllm.daemon.services import Services
 
@@ -69,6 +70,23 @@ class ClassifyOut(BaseModel):
     accuracy: float | None = Field(description="Leave-one-out accuracy on the examples, from 0 to 1; null for apps.")
     model: str
     adapter: str | None
+
+
+class LabelExamplesOut(BaseModel):
+    """A label, and the texts that have it."""
+
+    label: str
+    examples: int = Field(description="Number of texts.")
+    newest: list[str] = Field(description="The first 100 characters of the newest five.")
+
+
+@router.get("/labels")
+def list_labels(services: ServicesDep) -> Data[LabelExamplesOut]:
+    """List the labels and their newest examples, the label with the newest first."""
+    found = services.store.texts.labelled(None).items()
+    return Data(
+        data=[LabelExamplesOut(label=name, examples=len(t), newest=[x[:100] for x in t[:5]]) for name, t in found]
+    )
 
 
 @router.post("/classify")

@@ -44,6 +44,10 @@ class ModelStatus(BaseModel):
     ready: bool
     message: str | None
     adapter: str | None
+    withdrawn: Literal["deletion", "rollback", "damage"] | None = Field(
+        description="Why the base model is served although an adapter was proven: one of its texts was deleted, you "
+        "rolled back, or its files are damaged."
+    )
 
 
 class TrainingStatus(BaseModel):
@@ -235,4 +239,5 @@ def _model(services: Services) -> ModelStatus:
         ready=problem is None,
         message=" ".join(filter(None, (problem, services.scheduler.adapter_files.notice, left))) or None,
         adapter=serving.id if serving else None,
+        withdrawn=services.store.adapters.withdrawn(services.settings.model),
     )

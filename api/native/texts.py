@@ -98,13 +98,15 @@ def list_texts(
         rows = services.store.texts.page(after=after, limit=limit + 1, source=source)
     else:
         rows = services.store.passages.texts(query, after=after, limit=limit + 1)
-    return Page.of([TextOut.of(row) for row in rows], limit)
+    files = services.store.folders.files_of([row.id for row in rows])
+    return Page.of([TextOut.of(row, files) for row in rows], limit)
 
 
 @router.get("/texts/{text_id}")
 def get_text(text_id: str, services: ServicesDep) -> TextOut:
     """Return a text by its id or a unique prefix of it."""
-    return TextOut.of(services.store.texts.get(text_id))
+    row = services.store.texts.get(text_id)
+    return TextOut.of(row, services.store.folders.files_of([row.id]))
 
 
 @router.get("/sources")

@@ -67,9 +67,12 @@ def report(
 
 
 def report_content(found: ModelReport, model_folder: ModelFolder, texts: Sequence[Text]) -> dict[str, Any]:
-    """The words and completions, as JSON. Loads the tokenizer, which takes much memory, and drops it."""
+    """The words, completions and tokens per word. Loads the tokenizer, which takes much memory, and drops it."""
     tokenizer = lean_tokenizer(model_folder)
+    words = sum(text.words for text in texts)
+    tokens = sum(1 + len(tokenizer(text.text + (text.completion or ""))["input_ids"]) for text in texts)  # 1: its end
     return {
+        "tokens_per_word": round(tokens / words, 3) if words else None,
         "words": _words(found.shifts, tokenizer, _words_of(texts)),
         "completions": [
             {

@@ -7,6 +7,7 @@ that it can be undone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from sqlalchemy import ColumnElement, or_
 from sqlmodel import Session, col, select, update
@@ -42,6 +43,17 @@ class AdapterStore(Repository):
         """The serving adapter of a model; None is the base model."""
         with self._database.read() as session:
             return serving_adapter(session, model)
+
+    def withdrawn(self, model: str) -> Literal["deletion", "rollback", "damage"] | None:
+        """Why no adapter is served although one was proven; None where one is served, or none ever was."""
+        proven = select(Adapter).where(Adapter.model == model, Adapter.outcome == Outcome.LEARNED)
+        with self._database.read() as session:
+            newest = session.exec(proven.order_by(col(Adapter.created_at).desc())).first()
+            if newest is None or serving_adapter(session, model) is not None:
+                return None
+            if _has_deleted_text(session, newest):
+                return "deletion"
+            return "rollback" if newest.job_id in withdrawn_jobs(session) else "damage"
 
     def roll_back(self, model: str, *, usable: Callable[[Adapter], bool], now: datetime) -> Change:
         """Serve the parent of the serving adapter, at last the base model.

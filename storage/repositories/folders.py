@@ -66,6 +66,12 @@ class FolderStore(Repository):
                     known.missing[name] = missing_since
         return known
 
+    def files_of(self, ids: Collection[str]) -> dict[str, str]:
+        """A file that has each of these texts, by the text's id."""
+        of_files = select(TextOwner.text_id, FILE_PATH).where(col(TextOwner.owner).startswith(FILE))
+        with self._database.read() as session:
+            return dict(session.exec(of_files.where(col(TextOwner.text_id).in_(among(ids)))).all())
+
     def put(self, read: Sequence[Read], now: datetime, is_watched: Callable[[], bool]) -> bool:
         """Store what files have now, in place of what they had, but for what was deleted. All or nothing of it.
 

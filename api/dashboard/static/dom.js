@@ -1,49 +1,58 @@
-// Small helpers around the document. Everything that is shown is put in as text, never as markup.
-const UNDO_MS = 10000;
+// Helpers around the document. Everything that is shown is put in as text, never as markup.
+const UNDO_SECONDS = 10;
 
-export const element = (id) => document.getElementById(id);
+export const $ = (id) => document.getElementById(id);
 
-export function made(tag, text, kind) {
-  const found = document.createElement(tag);
-  if (text !== undefined) found.append(...said(text));
-  if (kind) found.className = kind;
+// tag: with its classes, as in "p.hint". given: attributes, if there are any, and children.
+export function h(tag, ...given) {
+  const [name, ...classes] = tag.split("."), found = document.createElement(name);
+  if (classes.length) found.className = classes.join(" ");
+  const attributes = given[0]?.constructor === Object ? given.shift() : {};
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) found.addEventListener(key.slice(2), value);
+    else found.setAttribute(key, value === true ? "" : value);
+  }
+  found.append(...given.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return found;
+}
+
+export function s(tag, attributes = {}, text) {
+  const found = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+  if (text !== undefined) found.textContent = text;
+  return found;
+}
+
+export function icon(name) {
+  const found = s("svg", { "aria-hidden": "true" });
+  found.append(s("use", { href: `#i-${name}` }));
   return found;
 }
 
 // A sentence, with what stands between backticks as code.
-export function said(text) {
-  return String(text).split("`").map((part, place) => {
-    if (place % 2 === 0) return part;
-    const code = document.createElement("code");
-    code.textContent = part;
-    return code;
-  });
-}
+export const said = (text) => text.split("`").map((part, place) => (place % 2 ? h("code", part) : part));
 
-// Put children into a list, unless they are there already, and leave the focus where it was.
-export function fill(parent, children) {
-  const before = made("div");
-  before.append(...children);
-  if (before.innerHTML === parent.innerHTML) return;
+// Put elements into a parent, unless they are there already, and leave the focus where it was.
+export function fill(parent, ...children) {
+  const found = children.flat().filter(Boolean), shell = parent.cloneNode(false);
+  shell.append(...found.map((one) => (one.cloneNode ? one.cloneNode(true) : one)));
+  if (shell.innerHTML === parent.innerHTML) return;
   const focused = parent.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
-  parent.replaceChildren(...children);
+  parent.replaceChildren(...found);
   if (focused) parent.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
 }
 
-export function button(name, about, act) {
-  const found = made("button", name);
-  found.type = "button";
-  found.setAttribute("aria-label", `${name}: ${about}`);
-  found.addEventListener("click", () => during(found, act));
-  return found;
-}
+// about: what a screen reader says, where the name alone is not enough.
+export const button = (name, kind, act, about) =>
+  h("button", { type: "button", class: kind, "aria-label": about && `${name}: ${about}`, onclick: (event) => during(event.currentTarget, act) }, name);
 
-// A button that was pressed waits until what it does is done, and says what went wrong, or what the act returns to say.
+// A button that was pressed waits until what it does is done, and says what went wrong.
 export async function during(pressed, act) {
   pressed.disabled = true;
+  tell(null);
   try {
-    const told = await act();
-    tell(typeof told === "string" ? told : null);
+    await act();
   } catch (error) {
     tell(error.message);
   } finally {
@@ -51,54 +60,85 @@ export async function during(pressed, act) {
   }
 }
 
-export function onClick(id, act) {
-  element(id).addEventListener("click", (event) => during(event.target, act));
-}
+// Nothing is written where it stands already: a screen reader would say it again.
+export const put = (id, text) => { if ($(id).textContent !== text) $(id).textContent = text; };
 
-// act: called with the button that was pressed.
+export const onClick = (id, act) => $(id).addEventListener("click", (event) => during(event.currentTarget, act));
+
 export function onSubmit(id, act) {
-  element(id).addEventListener("submit", (event) => {
+  $(id).addEventListener("submit", (event) => {
     event.preventDefault();
-    const pressed = event.submitter ?? event.target.querySelector("button");
-    during(pressed, () => act(pressed));
+    during(event.submitter ?? event.target.querySelector("button"), act);
   });
 }
 
-// At the bottom of the window, wherever one has scrolled to.
+// At the foot of the window, wherever one has scrolled to.
 export function tell(problem) {
-  const place = element("problem");
-  place.hidden = !problem;
-  place.replaceChildren(...said(problem ?? ""));
+  $("problem").hidden = !problem;
+  $("problem").replaceChildren(...(problem ? [h("span", said(problem)), button("Close", "plain", () => {})] : []));
 }
 
-// What is to happen in ten seconds unless it is taken back, by a key; leaving the page does it at once.
+// A word at the foot of the window, with a way back.
+let toasted = 0;
+export function toast(text, undo) {
+  clearTimeout(toasted);
+  const hide = () => $("toast").replaceChildren();
+  const back = () => { hide(); return undo(); };
+  $("toast").replaceChildren(h("span", said(text)), ...(undo ? [button("Undo", "plain", back)] : []));
+  toasted = setTimeout(hide, UNDO_SECONDS * 1000);
+}
+
+// What is to happen in ten seconds unless it is taken back; leaving the page does it at once.
 const pending = new Map();
 
-export const isPending = (key) => pending.has(key);
+// The row that says what is to happen to this.
+export const waiting = (key) => pending.get(key)?.row;
 
-// failed: called when it could not be done.
-export function later(key, act, failed = () => {}) {
-  const run = () => {
-    clearTimeout(pending.get(key)?.timer);
-    if (pending.delete(key)) return act();
-  };
-  const late = (error) => { tell(error.message); failed(); };
-  pending.set(key, { run, timer: setTimeout(() => run().catch(late), UNDO_MS) });
-}
-
-export function takeBack(key) {
-  clearTimeout(pending.get(key)?.timer);
-  pending.delete(key);
+// In the place of a row: what happens to it, and what it costs. done: called afterwards, whether it worked or not.
+export function later(key, row, text, cost, act, done = () => {}) {
+  const kept = [...row.childNodes];
+  row.style.minHeight = `${row.offsetHeight}px`; // nothing below it moves
+  let left = UNDO_SECONDS;
+  const clock = h("span", { "aria-hidden": "true" }, `${left} s`);
+  const stop = () => { clearInterval(timer); pending.delete(key); };
+  const restore = () => { stop(); row.replaceChildren(...kept); row.style.minHeight = ""; };
+  const back = () => { restore(); row.querySelector("button:last-child")?.focus(); };
+  const run = async () => { stop(); await act(); };
+  const timer = setInterval(() => {
+    clock.textContent = `${--left} s`;
+    if (!left) run().catch((error) => { restore(); tell(error.message); }).then(done);
+  }, 1000);
+  const undo = button("Undo", "plain", back);
+  row.replaceChildren(h("div", { class: "what going", role: "status" }, h("p", text, " ", clock), h("small", cost)), undo);
+  undo.focus();
+  pending.set(key, { row, run });
 }
 
 window.addEventListener("pagehide", () => [...pending.values()].forEach(({ run }) => run().catch(() => {})));
 
-export const loss = (value) => (value === null ? "–" : value.toFixed(4));
-export const number = (value) => value.toLocaleString("en");
+// A command, or a key, with a button that copies it.
+export const command = (text) => h("div.command", h("code", text), button("Copy", "plain", () => navigator.clipboard.writeText(text).then(() => toast("Copied.")), text));
+
+
+export const number = (value) => (value < 1e6 ? value.toLocaleString("en") : value.toLocaleString("en", { notation: "compact" }));
 export const count = (value, one) => `${number(value)} ${one}${value === 1 ? "" : "s"}`;
-export const when = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+export const plain = (text) => text.trim().split(/\s+/).filter(Boolean).length;
+export const clock = (date) => new Date(date).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+export const shortDay = (date) => new Date(date).toLocaleDateString("en-GB", { day: "numeric", month: "short" });
+export const day = (date) => new Date(date).toLocaleDateString("en-GB", { weekday: "short", day: "numeric", month: "short" });
+
+// A time as one says it today.
+export function when(text, now = new Date()) {
+  const date = new Date(text), off = Math.round((new Date(date).setHours(0, 0, 0, 0) - new Date(now).setHours(0, 0, 0, 0)) / 864e5);
+  const name = { "-1": "yesterday", 0: "today", 1: "tomorrow" }[off];
+  return Math.abs(off) > 300 ? date.toLocaleDateString("en-GB") : `${name ?? day(date)} ${clock(date)}`;
+}
 
 export function duration(seconds) {
   const minutes = Math.round(seconds / 60);
-  return minutes < 1 ? "less than a minute" : minutes < 60 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
+  return minutes < 1 ? "less than a minute" : minutes < 60 ? count(minutes, "minute") : `${(minutes / 60).toFixed(1)} hours`;
 }
+
+export const size = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
+
+for (const place of document.querySelectorAll("[data-command]")) place.replaceWith(command(place.dataset.command));

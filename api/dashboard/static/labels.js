@@ -1,29 +1,41 @@
-// Which label a text has, and examples for it.
-import { call } from "/dashboard/call.js";
-import { element, made, onSubmit } from "/dashboard/dom.js";
+// Which label a text has, and the examples that say so.
+import { call } from "./call.js";
+import { $, button, count, fill, h, onSubmit, put } from "./dom.js";
+import { keep } from "./texts.js";
 
-async function give(text, label) {
-  if (!label) throw new Error("Enter the label of this example.");
-  await call("POST", "/texts", { text, label, source: "labels" });
-  element("label-text").value = "";
-  element("label-answer").replaceChildren(made("li", "Added."));
+const ENOUGH = 3;
+
+export async function showLabels() {
+  const { data } = await call("GET", "/labels");
+  const row = ({ label, examples, newest }) => h("li", h("details.what", h("summary", h("b", label), ` ${count(examples, "example")}${examples < ENOUGH ? `, ${ENOUGH - examples} more needed` : ""}`),
+    h("ul", newest.map((text) => h("li.hint", text)))));
+  if (!$("label-list").querySelector("[open]")) fill($("label-list"), data.map(row));
+  fill($("label-names"), data.map(({ label }) => h("option", { value: label })));
+  if (data.filter((one) => one.examples >= ENOUGH).length < 2) put("label-right", "Two labels with three examples each are enough to begin.");
 }
 
-async function ask(text) {
-  element("label-answer").replaceChildren(made("li", "Reading the examples…"));
+const give = (text, label) => keep(text, `Kept as an example of “${label}”.`, { label, source: "labels" });
+
+async function ask() {
+  const text = $("label-text").value, answer = $("label-answer");
+  answer.replaceChildren(h("p.hint", "Reading the examples…"));
   try {
-    const { labels, examples, accuracy } = await call("POST", "/classify", { text });
-    element("label-answer").replaceChildren(...labels.map((one) => made("li", `${one.label}: ${(100 * one.probability).toFixed(0)} %`)));
-    element("labels-about").textContent = `Based on ${examples} examples; they predict ${(100 * accuracy).toFixed(0)} % of each other's labels correctly.`;
+    const found = await call("POST", "/classify", { text });
+    const bar = ({ label, probability }) => h("div.bar", h("b", label), h("meter", { value: probability, "aria-label": label }), h("span", `${Math.round(100 * probability)} %`));
+    const none = found.familiar === false;
+    answer.replaceChildren(h("p", none ? "None of these: it is unlike all the examples." : h("b", found.label)), h("div", { class: none ? "bars aside" : "bars" }, found.labels.slice(0, 6).map(bar)),
+      h("div.line.wrap", h("span.hint", "Which one is right?"), found.labels.slice(0, 3).map(({ label }) => button(label, "plain", () => give(text, label), "an example"))));
+    put("label-right", `Tested on your own examples, each by the others: right for ${Math.round(found.accuracy * found.examples)} of ${found.examples}.`);
   } catch (error) {
-    element("label-answer").replaceChildren();
+    answer.replaceChildren();
     throw error;
   }
 }
 
 export function onLabels() {
-  onSubmit("label", (pressed) => {
-    const text = element("label-text").value, label = element("label-name").value.trim();
-    return pressed.name === "give" ? give(text, label) : ask(text);
+  onSubmit("classify", ask);
+  onSubmit("give", async () => {
+    await give($("example").value, $("label-name").value.trim());
+    $("example").value = "";
   });
 }

@@ -1,146 +1,141 @@
-// What the last job won, the loss of a job, the jobs, the adapters, and both models side by side.
-import { call } from "/dashboard/call.js";
-import { button, count, duration, element, fill, isPending, later, loss, made, onClick, onSubmit, takeBack, when } from "/dashboard/dom.js";
-import { plot } from "/dashboard/plot.js";
+// What it has learned: one number, the line of all nights, sentences before and after, words, and versions.
+import { call } from "./call.js";
+import { $, button, day, fill, h, number, onClick, onSubmit, put, shortDay, toast, when } from "./dom.js";
+import { plot } from "./plot.js";
 
-const MOST_JOBS = 200, MORE_JOBS = 40, OPEN = ["queued", "running", "paused"];
-const SMOOTH = 0.8; // how much of the training line's last point is kept in the next
-let shown = 20;
-let reported = null; // the job whose words are shown
-let look = async () => {};
+const MOST = 20, COMPARED_TOKENS = 40, WORDS = 8;
+// Why there is no personal model any more.
+export const GONE = {
+  deletion: "Your personal model had learned a text that you deleted, so it is withdrawn until it has learned the rest anew. Until then the model as it came answers.",
+  rollback: "You went back to the model as it came.",
+  damage: "Your personal model was damaged, so the model as it came answers.",
+};
+let look = async () => {}, known = "", versions = [], model = {}, sentences = [], sentence = 0, unit = "word";
+const reports = new Map(); // of jobs that have ended
 
-const title = (job) => (job.words === null ? "Job" : `${count(job.words, "word")} in ${count(job.texts, "text")}`);
+// A loss as the number of equally likely words that it is as unsure as among.
+function choices(one, loss) {
+  const found = Math.exp(loss * (one.tokens ?? 1));
+  return number(found < 10 ? Math.round(found * 10) / 10 : Math.round(found));
+}
+const inUse = () => versions.find((one) => one.serving);
 
-// Returns the running job.
-export async function showLearned(status) {
-  const { data, has_more } = await call("GET", `/jobs?limit=${shown}`);
-  element("more-jobs").hidden = !has_more || shown >= MOST_JOBS;
-  fill(element("jobs"), data.length ? data.map(jobItem) : [made("li", "None yet. One starts when there are enough new words.")]);
-  const running = data.find((job) => job.state === "running");
-  if (running && !running.step) { // what it does before the first step, which can take minutes
-    const { events } = await call("GET", `/jobs/${running.id}`);
-    running.preparing = events.findLast((event) => event.kind === "preparing")?.message;
+// Reads the versions anew if something has changed. Returns a sentence about the one in use, or nothing.
+export async function showLearned(status, jobs) {
+  const now = JSON.stringify([status.model, status.worker.job, jobs.map((job) => job.outcome)]);
+  if (now !== known) {
+    model = status.model;
+    versions = await read(status.worker.job);
+    known = now;
+    show();
   }
-  const ended = data.filter((job) => job.state === "succeeded" && job.id !== status.worker.job); // else it is being written
-  await showWon(ended[0]);
-  if (element("loss").open) await showCurve(data, running ?? ended[0] ?? data[0]);
-  if (element("adapter-list").open) await showAdapters();
-  return running;
+  const one = inUse();
+  return one && `${choices(one, one.now)} choices for your next ${unit} now, ${choices(one, one.before)} before.`;
 }
 
-async function showWon(job) {
-  if (!job || job.id === reported) return;
-  if (!(await call("GET", `/jobs/${job.id}`)).report) return;
-  const report = await call("GET", `/jobs/${job.id}/report`);
-  reported = job.id;
-  const { before, now } = report.verdict.overall;
-  element("won").textContent = job.outcome === "learned"
-    ? `The last job made each token of your held-out text ${Math.exp(before - now).toFixed(2)} times as likely.`
-    : `The last job's adapter is not served: ${job.outcome}.`;
-  const words = (report.words ?? []).slice(0, 8).map(({ word, base, personal }) => {
-    const found = made("li", word);
-    found.title = `base model ${(100 * base).toFixed(2)} %, personal model ${(100 * personal).toFixed(2)} %`;
-    return found;
-  });
-  element("won-words").replaceChildren(...words);
-  element("won-words-title").hidden = !words.length;
+async function read(busy) {
+  const adapters = (await call("GET", "/adapters")).data.filter((one) => one.model === model.name).slice(0, MOST), found = [];
+  for (const adapter of adapters.reverse()) {
+    const report = await reportOf(adapter.job, busy);
+    if (!report) continue;
+    const { before, now } = report.verdict.overall, base = report.verdict.base?.before ?? before;
+    found.push({ ...adapter, report, before, now, base, tokens: report.tokens_per_word });
+  }
+  const tokens = found.findLast((one) => one.tokens)?.tokens ?? null; // an older report does not say
+  unit = tokens ? "word" : "piece of a word";
+  return found.map((one) => ({ ...one, tokens: one.tokens ?? tokens }));
 }
 
-function jobItem(job) {
-  const item = made("li");
-  const outcome = job.outcome ? `: ${job.outcome}` : "";
-  item.append(made("strong", `${job.state}${outcome}`), ` ${title(job)}`);
-  const left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
-  const change = job.held_out_loss_now === null ? "" : `; held-out loss ${loss(job.held_out_loss_before)} to ${loss(job.held_out_loss_now)}`;
-  item.append(made("p", `${when(job.created_at)}, step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ""}${left}${change}`, "faint"));
-  for (const reason of job.reasons) item.append(made("p", reason, "faint"));
-  if (job.error) item.append(made("p", job.error, "bad"));
-  if (OPEN.includes(job.state)) item.append(...jobButtons(job));
-  return item;
+async function reportOf(job, busy) {
+  if (reports.has(job)) return reports.get(job);
+  const report = await call("GET", `/jobs/${job}/report`).catch((error) => { if (error.status) return null; throw error; });
+  if (job !== busy) reports.set(job, report); // else it is being written
+  return report;
 }
 
-function jobButtons(job) {
-  const post = (name) => async () => { await call("POST", `/jobs/${job.id}/${name}`); await look(); };
-  const about = `job of ${when(job.created_at)}`;
-  if (isPending(job.id))
-    return [made("span", "Cancelling in ten seconds. "), button("Undo", about, async () => { takeBack(job.id); await look(); })];
-  const cancel = async () => { later(job.id, post("cancel"), look); await look(); };
-  return [job.paused_by_owner ? button("Resume", about, post("resume")) : button("Pause", about, post("pause")), button("Cancel", about, cancel)];
+function show() {
+  const one = inUse(), last = one ?? versions.at(-1), words = one?.report.words ?? [];
+  $("learned-empty").hidden = Boolean(last);
+  $("learned-all").hidden = !last;
+  put("g-now", one ? choices(one, one.now) : "");
+  put("g-say", one ? `choices for your next ${unit}` : GONE[model.withdrawn] ?? "Nothing yet: tonight, while the device charges.");
+  put("g-was", one ? `${choices(one, one.base)} before it knew you. Fewer is better.` : "");
+  $("spark").hidden = !one;
+  fill($("g-words"), words.slice(0, 4).map(({ word }) => h("span.tag.mine", word)));
+  if (!last) return;
+  fill($("learned-lead"), one ? [`When you write, it wavers between about `, h("b", `${choices(one, one.now)} choices`), ` for your next ${unit}. Before it knew you: ${choices(one, one.base)}. Fewer is better.`] : GONE[model.withdrawn] ?? "No version is in use: none was better by more than chance yet.");
+  $("chart-pick").max = $("chart-pick").value = versions.length - 1;
+  draw();
+  sentences = last.report.completions ?? [];
+  $("sentence-on").hidden = sentences.length < 2;
+  if (sentences.length) showSentence(sentences[0]); else $("sentence").replaceChildren(h("p.hint", "Begin a sentence below to see both."));
+  fill($("risen"), words.length ? words.slice(0, WORDS).map(({ word, base, personal }) => h("li", h("b", word), h("span", `${oneIn(personal)}, before ${oneIn(base)}`))) : h("li", "None to show."));
+  showVersions();
 }
 
-// usual: of which the curve is shown unless another one was picked.
-async function showCurve(jobs, usual) {
-  const choice = element("curve-job");
-  const options = jobs.map((job) => {
-    const option = made("option", `${when(job.created_at)}: ${title(job)}, ${job.state}`);
-    option.value = job.id;
-    return option;
-  });
-  const picked = choice.dataset.picked;
-  fill(choice, options);
-  for (const part of [choice, element("curve"), element("loss").querySelector(".key")]) part.toggleAttribute("hidden", !usual);
-  if (!usual) { element("curve-text").textContent = "No job yet."; return; }
-  choice.value = jobs.some((job) => job.id === picked) ? picked : usual.id;
-  const { curve } = await call("GET", `/jobs/${choice.value}`);
-  const training = curve.training.map((point) => [point.step, point.loss]);
-  const heldOut = curve.held_out.map((point) => [point.step, point.held_out_loss]);
-  const last = training.at(-1);
-  element("curve-text").textContent = last ? `${last[1].toFixed(3)} nats per token at step ${last[0]}.` : "No steps yet.";
-  let mean = training[0]?.[1];
-  const smoothed = training.map(([step, value]) => [step, (mean = SMOOTH * mean + (1 - SMOOTH) * value)]);
-  const lines = [{ name: "single", points: training }, { name: "training", points: smoothed }, { name: "held-out", points: heldOut, dots: true }];
-  plot(element("curve"), lines, { writeX: (x) => `step ${Math.round(x)}`, writeY: (y) => y.toFixed(2) });
+// ---- The line of all nights, each against the model as it came, on the same texts
+export function draw() {
+  if (!versions.length) return;
+  const at = (one) => +new Date(one.created_at), count = (one, loss) => Math.exp(loss * (one.tokens ?? 1)), picked = versions[$("chart-pick").value];
+  const span = Math.max(864e5, at(versions.at(-1)) - at(versions[0])), start = [at(versions[0]) - span * 0.1, count(versions[0], versions[0].base)];
+  const used = versions.filter((one) => one.outcome === "learned" || one.serving), dot = (one) => [at(one), count(one, one.now), one === picked ? "picked" : used.includes(one) ? "" : "aside"];
+  const lines = [{ name: "base", points: [start, ...versions.map((one) => [at(one), count(one, one.base)])] }, { name: "mine", points: [start, ...used.map(dot)] }];
+  const labels = [...new Set([versions[0], versions[versions.length >> 1], versions.at(-1)])].map((one) => [at(one), shortDay(one.created_at)]);
+  plot($("chart").firstElementChild, { lines, dots: versions.map(dot), labels, area: true });
+  plot($("spark"), { lines, dots: used.slice(-1).map((one) => [at(one), count(one, one.now), ""]), area: true });
+  const not = picked.outcome.startsWith("too") ? " Too little text to tell, so it is not used yet." : " No better than the one before, so it is not used.";
+  $("chart-say").replaceChildren(h("b", `${day(picked.created_at)}: `), `${choices(picked, picked.now)} choices after it, ${choices(picked, picked.base)} for the model as it came, on the same texts of yours.${used.includes(picked) ? "" : not}`);
+  const { verdict: { overall, ordinary, blocks }, verbatim_recall: recall } = picked.report;
+  put("chart-details", `${picked.id}: tested on ${number(overall.texts ?? blocks)} held-out texts; held-out loss ${picked.before.toFixed(4)} to ${picked.now.toFixed(4)} nats per token, base model ${picked.base.toFixed(4)}${picked.tokens ? `, ${picked.tokens} tokens per word` : ""}${ordinary ? `; ordinary text ${(ordinary.before - ordinary.now).toFixed(4)} nats better` : ""}.${recall ? ` It repeats you word for word at ${Math.round(recall.personal * recall.places)} of ${recall.places} places that were tested; as it came, at ${Math.round(recall.base * recall.places)}.` : ""}`);
+  $("chart-pick").setAttribute("aria-valuetext", $("chart-say").textContent);
 }
 
-async function showAdapters() {
-  const { data } = await call("GET", "/adapters");
-  fill(element("adapters"), data.length ? data.map(adapterItem) : [made("li", "None yet.")]);
-  element("roll-back").hidden = !data.some((adapter) => adapter.serving);
+// ---- Sentences, and words
+function showSentence({ prompt, base, personal }) {
+  const line = (name, kind, rest) => h("div", { class: kind }, h("small", name), h("p", prompt, h("mark", rest)));
+  $("sentence").replaceChildren(line("As it came", "was", base), line("Your model", "is", personal));
 }
 
-function adapterItem(adapter) {
-  const item = made("li");
-  const name = `adapter of ${when(adapter.created_at)}`;
-  item.append(made("strong", adapter.serving ? "serving" : "not served"), ` ${name}`);
-  const change = `held-out loss ${loss(adapter.held_out_loss_before)} to ${loss(adapter.held_out_loss_now)}`;
-  item.append(made("p", `${adapter.id}: ${adapter.outcome}, from ${adapter.parent ?? "the base model"}; ${change}`, "faint"));
-  const serve = async (allowed) => { await call("POST", `/adapters/${adapter.id}/serve?deleted_text=${allowed}`); await look(); };
-  const asked = (error) => {
-    if (error.code !== "has_deleted_text" || !confirm(`${error.message}\n\nServe it anyway?`)) throw error;
-    return serve(true);
-  };
-  if (!adapter.serving) item.append(button("Serve", name, () => serve(false).catch(asked)));
-  return item;
-}
-
+// Both models go on with a text, by the same chance.
 async function compare() {
-  const prompt = element("prompt").value;
-  element("answers").replaceChildren(made("p", "Both models are answering…", "faint"));
+  const prompt = $("prompt").value, seed = Math.floor(Math.random() * 2 ** 31), ask = (adapter) => call("POST", "/generate", { prompt, max_tokens: COMPARED_TOKENS, seed, adapter });
+  if (!model.adapter) throw new Error(GONE[model.withdrawn] ?? "There is nothing to compare yet: no version is in use.");
+  $("sentence").replaceChildren(h("p.hint", "Both are writing…"));
   try {
-    const sides = made("div", undefined, "answers"), seed = Math.floor(Math.random() * 2 ** 31);
-    for (const [name, adapter] of [["Base", "base"], ["Personal", "serving"]]) {
-      const answer = await call("POST", "/generate", { prompt, max_tokens: 60, seed, adapter });
-      const side = made("div"), words = made("pre");
-      words.textContent = prompt + answer.text;
-      side.append(made("h3", answer.adapter || adapter === "base" ? name : "Base: nothing is learned yet"), words);
-      sides.append(side);
-    }
-    element("answers").replaceChildren(sides);
+    showSentence({ prompt, base: (await ask("base")).text, personal: (await ask("serving")).text });
   } catch (error) {
-    element("answers").replaceChildren();
+    $("sentence").replaceChildren();
     throw error;
   }
+}
+
+function oneIn(value) {
+  const found = 1 / value, digits = 10 ** Math.max(0, Math.floor(Math.log10(found)) - 1);
+  return `1 in ${number(Math.round(found / digits) * digits)}`;
+}
+
+// ---- Versions
+function versionRow(one) {
+  const at = when(one.created_at), learned = one.outcome === "learned", tag = one.serving ? "in use" : learned ? null : one.outcome.startsWith("too") ? "cannot tell yet" : "not better";
+  const serve = async (allowed) => { await call("POST", `/adapters/${one.id}/serve?deleted_text=${allowed}`); toast(`The version of ${at} is in use.`); await look(); };
+  const asked = (error) => {
+    if (error.code !== "has_deleted_text") throw error;
+    return confirm("It has learned a text that you deleted since, and may repeat it. Use it anyway?") && serve(true);
+  };
+  const back = async () => { await call("POST", "/adapters/rollback", {}); toast("The version before it is in use."); await look(); };
+  return h("li", h("div.what", h("p", h("b", at), " ", tag && h("span", { class: one.serving ? "tag mine" : "tag" }, tag)), h("small", `${choices(one, one.before)} → ${choices(one, one.now)} choices`)),
+    one.serving ? button("Go back one", "plain", back, at) : button(learned ? "Use" : "Use anyway", "plain", () => serve(false).catch(asked), at));
+}
+
+function showVersions() {
+  fill($("versions"), versions.toReversed().map(versionRow), h("li", h("p", h("b", "As it came"), " ", !model.adapter && h("span.tag.mine", "in use"))));
 }
 
 // again: shows everything anew.
 export function onLearned(again) {
   look = again;
-  for (const id of ["loss", "job-list", "adapter-list"]) element(id).addEventListener("toggle", look);
-  element("curve-job").addEventListener("change", (event) => {
-    event.target.dataset.picked = event.target.value;
-    look();
-  });
-  onClick("more-jobs", async () => { shown = Math.min(MOST_JOBS, shown + MORE_JOBS); await look(); });
-  onClick("roll-back", async () => { await call("POST", "/adapters/rollback", {}); await look(); });
+  $("chart-pick").addEventListener("input", draw);
+  for (const id of ["chart", "spark"]) new ResizeObserver(draw).observe($(id));
+  onClick("sentence-on", () => showSentence(sentences[sentence = (sentence + 1) % sentences.length]));
   onSubmit("compare", compare);
 }

@@ -1,41 +1,31 @@
-// Line plots in SVG: axes with a few numbers, and a line for each series.
-const SPACE = "http://www.w3.org/2000/svg";
-const LEFT = 56, RIGHT = 632, TOP = 12, BOTTOM = 190;
+// Line plots in SVG, as large as their place.
+import { number, s } from "./dom.js";
 
-function shape(name, attributes, text) {
-  const made = document.createElementNS(SPACE, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
+const BOTTOM = 26;
+
+// lines: [{ name, points: [[x, y], ...] }, ...]; dots: [[x, y, name], ...]; labels: [[x, text], ...] of the x axis, none for a small plot.
+// area: whether what lies between the first two lines is filled, and y begins at 0. write: how numbers on the y axis are shown.
+export function plot(place, { lines, dots = [], labels = [], area = false, write = number }) {
+  const points = [...lines.flatMap((line) => line.points), ...dots];
+  const { clientWidth: width, clientHeight: height } = place;
+  if (!points.length || !width) return place.replaceChildren();
+  const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]), x0 = Math.min(...xs), across = Math.max(...xs) - x0 || 1;
+  const high = Math.max(...ys), low = area ? 0 : Math.min(...ys), top = high + ((high - low) * 0.08 || 1), step = steps((top - low) / 4);
+  const ticks = labels.length ? Array.from({ length: 9 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((value) => value <= top) : [];
+  const left = ticks.length ? 14 + 7 * Math.max(...ticks.map((value) => write(value).length)) : 0, bottom = height - (ticks.length ? BOTTOM : 4);
+  const x = (value) => (left + (value - x0) / across * (width - left - 8)).toFixed(1), y = (value) => (8 + (top - value) / (top - low) * (bottom - 8)).toFixed(1);
+  const path = (some) => some.map((point) => `${x(point[0])},${y(point[1])}`).join(" ");
+  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  for (const value of ticks) svg.append(s("line", { class: "grid", x1: left, x2: width - 8, y1: y(value), y2: y(value) }), s("text", { x: left - 8, y: Number(y(value)) + 4, "text-anchor": "end" }, write(value)));
+  for (const [at, text] of labels) svg.append(s("text", { x: x(at), y: height - 4, "text-anchor": at - x0 < across / 4 ? "start" : at - x0 > 0.75 * across ? "end" : "middle" }, text));
+  if (area) svg.append(s("polygon", { class: "area", points: path([...lines[0].points, ...lines[1].points.toReversed()]) }));
+  for (const { name, points: some } of lines) svg.append(s("polyline", { class: `l-${name}`, points: path(some.length === 1 ? [some[0], some[0]] : some) }));
+  for (const [at, value, name] of dots) svg.append(s("circle", { class: `dot ${name}`, cx: x(at), cy: y(value), r: 5 }));
+  place.replaceChildren(svg);
 }
 
-// series: [{name, points: [[x, y], ...], dots}, ...]; the name is the line's class, dots: whether points are marked. write: how numbers on an axis are shown.
-export function plot(svg, series, { writeX = String, writeY = String, from = null, to = null } = {}) {
-  const points = series.flatMap((one) => one.points);
-  if (!points.length) {
-    svg.replaceChildren();
-    return;
-  }
-  const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
-  const x0 = from ?? Math.min(...xs), x1 = to ?? Math.max(...xs), width = x1 - x0 || 1;
-  const low = Math.min(...ys), high = Math.max(...ys), margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
-  const y0 = low - margin, y1 = high + margin;
-  const place = ([x, y]) => [
-    (LEFT + ((x - x0) / width) * (RIGHT - LEFT)).toFixed(1),
-    (BOTTOM - ((y - y0) / (y1 - y0)) * (BOTTOM - TOP)).toFixed(1),
-  ];
-  const parts = [];
-  for (const value of [low, (low + high) / 2, high]) {
-    const [, y] = place([x0, value]);
-    parts.push(shape("line", { class: "grid", x1: LEFT, x2: RIGHT, y1: y, y2: y }));
-    parts.push(shape("text", { x: LEFT - 8, y: Number(y) + 5, "text-anchor": "end" }, writeY(value)));
-  }
-  parts.push(shape("text", { x: LEFT, y: 212 }, writeX(x0)));
-  parts.push(shape("text", { x: RIGHT, y: 212, "text-anchor": "end" }, writeX(x1)));
-  for (const { name, points: line, dots } of series) {
-    const drawn = line.length === 1 ? [line[0], line[0]] : line;
-    parts.push(shape("polyline", { class: name, points: drawn.map((point) => place(point).join(",")).join(" ") }));
-    if (dots) for (const [cx, cy] of line.map(place)) parts.push(shape("circle", { class: name, cx, cy, r: 4 }));
-  }
-  svg.replaceChildren(...parts);
+// The next of 1, 2, 5, 10, ...
+function steps(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * [1, 2, 5, 10].find((one) => one * power >= least);
 }

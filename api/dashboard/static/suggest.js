@@ -1,47 +1,87 @@
-// A text field that suggests the next words as one types: a click or Alt+1 to Alt+3 takes one. Nothing typed is stored.
+// A text field with the likeliest word in grey at the cursor, and three to choose from. Nothing typed is stored.
+import { h } from "./dom.js";
 
-const LETTERS = /[\p{L}\p{N}\p{M}'’]*$/u; // of the word that is being typed
+const LETTERS = /[\p{L}\p{N}\p{M}'’-]*$/u; // of the word that is being typed
+const HEARD_MS = 900;
 
-// list: takes a button for each suggestion. ask: gives the suggestions behind a text, or throws.
-export function suggestAsTyped(field, list, ask) {
-  let asking = false, again = false;
+// field: in a box with a mirror and chips. ask: gives the suggestions behind a text, or throws. say: told what went wrong, or null.
+// hear: told the suggestions once the writer rests.
+export function suggests(field, ask, say = () => {}, hear = () => {}) {
+  const box = field.closest(".paper"), mirror = box.querySelector(".mirror"), chips = box.querySelector(".chips");
+  let found = [], about = null, hidden = false, asking = false, again = false, heard = 0;
+  const slots = [0, 1, 2].map((place) => {
+    const slot = h("button", { type: "button", class: "chip", onclick: () => take(place) }, h("span"), h("kbd", place ? `Alt ${place + 1}` : "Tab"));
+    slot.addEventListener("pointerdown", (event) => event.preventDefault()); // the keyboard of a phone stays
+    return slot;
+  });
+  chips.append(...slots);
+  const before = () => field.value.slice(0, field.selectionStart);
+  const begun = () => before().match(LETTERS)[0];
+  const atEnd = () => field.selectionStart === field.selectionEnd && /^(\n|$)/.test(field.value.slice(field.selectionStart));
+  const isFresh = () => about === before(); // else they are for another text
+  const isShown = () => found.length > 0 && !hidden && isFresh() && atEnd() && document.activeElement === field;
 
-  async function suggest() {
+  function paint() {
+    const caret = field.selectionStart, old = !isFresh();
+    const rest = isShown() ? found[0].text.slice(begun().length) : "";
+    mirror.replaceChildren(`${field.value.slice(0, caret)}\u200b`, h("span.ghost", rest), `${field.value.slice(caret)}\u200b`); // the first of both marks lets the grey part wrap by itself
+    chips.classList.toggle("old", old && found.length > 0 && !hidden);
+    slots.forEach((slot, place) => {
+      const one = hidden ? null : found[place];
+      slot.disabled = !one || old;
+      slot.classList.toggle("none", !one);
+      slot.firstChild.textContent = one?.text ?? "";
+      slot.lastChild.hidden = !one;
+    });
+  }
+
+  async function look() {
     again = asking;
     if (asking) return; // one question at a time; the last state of the field is asked about in the end
     asking = true;
-    const before = field.value.slice(0, field.selectionStart);
+    const asked = before();
     try {
-      const found = before.trim() ? await ask(before) : [];
-      list.replaceChildren(...found.map(({ text, probability }, place) => {
-        const one = document.createElement("button");
-        one.type = "button";
-        one.textContent = text;
-        one.title = `${(100 * probability).toFixed(1)} %, Alt+${place + 1}`;
-        one.addEventListener("click", () => take(text));
-        return one;
-      }));
+      found = asked.trim() ? await ask(asked) : [];
+      about = asked;
+      say(null);
     } catch (error) {
-      list.replaceChildren(error.message);
+      [found, about] = [[], null];
+      say(error);
     } finally {
       asking = false;
-      if (again) suggest();
+      paint();
+      clearTimeout(heard);
+      heard = setTimeout(() => { if (isShown()) hear(`Suggestions: ${found.map((one) => one.text).join(", ")}`); }, HEARD_MS);
+      if (again) look();
     }
   }
 
-  function take(text) {
-    const at = field.selectionStart;
-    const begun = field.value.slice(0, at).match(LETTERS)[0];
-    field.setRangeText(`${text} `, at - begun.length, at, "end");
+  function take(place) {
+    const at = field.selectionStart, start = at - begun().length;
+    if (!found[place] || !isFresh()) return;
+    field.setRangeText(`${found[place].text} `, start, at, "end");
     field.focus();
-    suggest();
+    field.dispatchEvent(new Event("input"));
   }
 
-  field.addEventListener("input", suggest);
-  field.addEventListener("keydown", (event) => {
-    const one = event.altKey && list.querySelectorAll("button")[Number(event.key) - 1];
-    if (!one) return;
-    event.preventDefault();
-    one.click();
+  field.addEventListener("input", () => {
+    hidden = false;
+    paint();
+    look();
   });
+  for (const event of ["focus", "blur"]) field.addEventListener(event, paint);
+  document.addEventListener("selectionchange", () => {
+    if (document.activeElement !== field) return;
+    paint();
+    if (!isFresh()) look();
+  });
+  field.addEventListener("keydown", (event) => {
+    const digit = event.altKey && /^Digit[123]$/.test(event.code) ? Number(event.code[5]) : 0;
+    const isTab = event.key === "Tab" && !event.shiftKey && !event.altKey && !event.ctrlKey;
+    if (isTab && isShown()) { event.preventDefault(); take(0); }
+    else if (isTab && found.length && !hidden && !isFresh() && asking) event.preventDefault(); // the word that was meant is about to change
+    else if (event.key === "Escape" && found.length) { hidden = true; paint(); }
+    else if (digit && found[digit - 1]) { event.preventDefault(); take(digit - 1); }
+  });
+  paint();
 }

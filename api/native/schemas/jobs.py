@@ -1,5 +1,6 @@
 """The documents that the routes give. Loss in nats per token, sizes in bytes, durations in seconds."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Generic, Self, TypeVar
 
@@ -50,12 +51,15 @@ class TextOut(Identified):
     messages: list[dict[str, Any]] | None = Field(description="The messages of a chat; null for other texts.")
     words: int
     held_out: bool = Field(description="Used for evaluation, not for training.")
+    learned: bool = Field(description="Whether a job of the model in use has learned it.")
+    file: str | None = Field(description="A file of a watched folder that has it.")
     created_at: datetime
 
     @classmethod
-    def of(cls, row: Text) -> Self:
-        """From its row."""
-        return cls.model_validate(row, from_attributes=True)
+    def of(cls, row: Text, files: Mapping[str, str]) -> Self:
+        """From its row, and the files of texts by their ids."""
+        more = {"kind": row.kind, "learned": row.learned_in is not None, "file": files.get(row.id)}
+        return cls(**row.model_dump(), **more)
 
 
 class AddedOut(BaseModel):

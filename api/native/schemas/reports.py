@@ -108,6 +108,9 @@ class ReportOut(ReportNumbersOut):
         description="Most telling first. Null if a text of the job was deleted, or if the report is incomplete."
     )
     completions: list[CompletionOut] | None = Field(description="Null if `words` is null.")
+    tokens_per_word: float | None = Field(
+        None, description="Of the job's texts: turns nats per token into nats per word. Null if `words` is null."
+    )
 
 
 def report_numbers(report: Report | None) -> ReportNumbersOut | None:
