@@ -3,8 +3,8 @@
 python -m bench.pictures [--models DIR] [--docs docs]
 
 Needs Chromium. At 360 pixels the page is shown on a new daemon (empty), when it is snoozed (stopped), while a job runs
-(learning), and when the daemon is gone (error). Once the notes of `pocketllm demo` are learned, with a text begun in
-its field, it is shown at 1280 and 360 pixels, by day and in the dark.
+(learning), and when the daemon is gone (error). Once the notes of `pocketllm demo` are learned, in two jobs, with a
+text begun in its field, it is shown at 1280 and 360 pixels, by day and in the dark, and what it has learned (learned).
 """
 
 from __future__ import annotations
@@ -37,16 +37,23 @@ _STATE = {"width": 360, "height": 740}
 _WRITING = "Wind in the west and the gla"
 _MILLISECONDS = 120_000
 #: Of the job, when it is shown.
-_STEPS = 40
+_STEPS = 20
 
 
 def learned(page: Page) -> None:
     """Let the page show what it can."""
-    page.get_by_label("Type, and accept a suggestion").fill(_WRITING)
-    expect(page.locator("#suggestions button")).to_have_count(3, timeout=_MILLISECONDS)
-    expect(page.locator("#won-words li")).not_to_have_count(0, timeout=_MILLISECONDS)
-    expect(page.locator("#now")).to_contain_text("Nothing to do", timeout=_MILLISECONDS)
+    page.locator("#draft").fill(_WRITING)
+    expect(page.locator("#write .ghost")).not_to_be_empty(timeout=_MILLISECONDS)
+    expect(page.locator("#g-words .tag")).not_to_have_count(0, timeout=_MILLISECONDS)
+    expect(page.locator("#now-line")).to_contain_text("It learned", timeout=_MILLISECONDS)
     page.evaluate("window.scrollTo(0, 0)")
+
+
+def versions(page: Page) -> None:
+    """Show what it has learned."""
+    learned(page)
+    page.get_by_role("link", name="Learned", exact=True).click()
+    expect(page.locator("#chart circle")).to_have_count(2)
 
 
 def main() -> int:
@@ -65,7 +72,8 @@ def main() -> int:
             page = context.new_page()
             page.set_default_timeout(_MILLISECONDS)
             page.goto(f"{client.target.url}/#code={client.post('sessions')['code']}")
-            expect(page.locator("#now")).not_to_be_empty()
+            expect(page.locator("#now-line")).not_to_be_empty()
+            expect(page.locator("#home")).to_be_visible()
             show(page)
             page.screenshot(path=options.docs / f"dashboard-{name}.png")
             progress(f"dashboard-{name}.png")
@@ -73,21 +81,25 @@ def main() -> int:
 
         with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client:
             picture("empty", client, lambda page: None, _STATE)
-            client.post("texts", body=[{"text": text, "source": "logbook"} for text in sample_notes()])
+            notes = [{"text": text, "source": "logbook"} for text in sample_notes()]
+            client.post("texts", body=notes[: len(notes) // 2])
+            ended(client, str(client.post("jobs", body={})["id"]))
+            client.post("texts", body=notes[len(notes) // 2 :])
             client.post("status", "snooze", body={"minutes": 600})
-            picture("stopped", client, lambda page: page.locator("#why summary").click(), _STATE)
+            picture("stopped", client, lambda page: None, _STATE)
             client.post("status", "snooze", body={})
             job = str(client.post("jobs", body={})["id"])
             until(lambda: client.get("jobs", job)["step"] >= _STEPS, "some steps")
             picture("learning", client, lambda page: None, _STATE)
             ended(client, job)
+            picture("learned", client, versions, SIZES["wide"])
             for size, viewport in SIZES.items():
                 for suffix, scheme in SCHEMES.items():
                     picture(f"{size}{suffix}", client, learned, viewport, scheme)
 
             def gone(page: Page) -> None:
                 os.kill(client.get("health")["pid"], signal.SIGKILL)
-                expect(page.get_by_role("alert")).to_contain_text("does not answer")
+                expect(page.locator("#now-line")).to_contain_text("does not answer")
 
             picture("error", client, gone, _STATE)
         browser.close()

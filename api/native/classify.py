@@ -84,9 +84,8 @@ class LabelExamplesOut(BaseModel):
 def list_labels(services: ServicesDep) -> Data[LabelExamplesOut]:
     """List the labels and their newest examples, the label with the newest first."""
     found = services.store.texts.labelled(None).items()
-    return Data(
-        data=[LabelExamplesOut(label=name, examples=len(t), newest=[x[:100] for x in t[:5]]) for name, t in found]
-    )
+    rows = [LabelExamplesOut(label=name, examples=len(t), newest=[x[:100] for x in t[:5]]) for name, t in found]
+    return Data(data=rows)
 
 
 @router.post("/classify")

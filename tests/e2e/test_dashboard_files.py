@@ -16,3 +16,9 @@ def test_the_files_let_nothing_in(tmp_path: Path) -> None:
             assert response.headers["x-content-type-options"] == "nosniff", path
         for other in ("/dashboard/../app.py", "/dashboard/none", "/dashboard/page.html/x", "/dashboard/"):
             assert api.get(other, token=None).status_code in (401, 404), other
+
+
+def test_they_stay_small() -> None:
+    whole = [file.read_bytes() for file in _FILES.values()]
+    assert sum(map(len, whole)) <= 96 << 10
+    assert sum(content.count(b"\n") for content in whole) <= 1900

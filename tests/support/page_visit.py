@@ -1,9 +1,8 @@
 """A browser's tab on the page."""
 
-import re
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
 from tests.support.daemon.commands import handed_to_browser
 from tests.support.daemon.real_daemon import Daemon
@@ -26,9 +25,11 @@ def _told(said: ConsoleMessage) -> str:
 class Visit:
     """A browser's tab on the page; notes what must not be."""
 
-    def __init__(self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light", context: BrowserContext | None = None
+    ) -> None:
         self.daemon = daemon
-        self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
+        self.context = context or browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
         self.page: Page = self.context.new_page()
         self.page.clock.install()
         self.wrong: list[str] = []
@@ -44,12 +45,19 @@ class Visit:
     def sign_in(self) -> None:
         """As `pocketllm dashboard` does."""
         self.page.goto(handed_to_browser(self.daemon.folder))
-        expect(self.page.get_by_role("heading", name="Now")).to_be_visible(timeout=SECONDS)
+        expect(self.page.locator("#now-line")).not_to_be_empty(timeout=SECONDS)
+        expect(self.page.locator("#home")).to_be_visible(timeout=SECONDS)
 
-    def open(self, name: str) -> None:
-        """Unfold a part of the page."""
-        self.page.locator("summary", has_text=re.compile(f"^{name}$")).click()
+    def go(self, section: str) -> None:
+        """Open a section by its link."""
+        link = self.page.get_by_role("navigation").get_by_role("link", name=section)
+        link.click()
+        expect(link).to_have_attribute("aria-current", "page")
+
+    def look(self) -> None:
+        """Let the page look at the daemon's state again."""
+        self.page.clock.run_for(LOOK_MS)
 
     def end(self) -> None:
-        assert self.wrong == []
+        assert not self.wrong, self.wrong
         self.context.close()

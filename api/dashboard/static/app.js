@@ -47,16 +47,17 @@ async function look() {
   if (shown === "apps") await showApps();
 }
 
+async function tryToLook() {
+  try {
+    await look();
+  } catch (error) {
+    if (error instanceof TypeError) { showLost(); showWriting(null); showView(); } else tell(error.message);
+  }
+}
+
 async function watch(mine) {
   if (mine !== round) return;
-  if (document.visibilityState === "visible") {
-    try {
-      await look();
-    } catch (error) {
-      if (mine !== round) return;
-      if (error instanceof TypeError) { showLost(); showWriting(null); } else tell(error.message);
-    }
-  }
+  if (document.visibilityState === "visible") await tryToLook();
   setTimeout(watch, LOOK_MS, mine);
 }
 
@@ -72,15 +73,10 @@ function signOut() {
 }
 
 async function signIn() {
-  try {
-    await look();
-  } catch (error) {
-    tell(error.message);
-    return;
-  }
   tell(null);
+  await tryToLook();
+  if (!isSignedIn()) return;
   show(true);
-  await look(); // what has a width is drawn now
   watch(++round);
 }
 
@@ -114,6 +110,6 @@ async function enter() {
 
 window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#code=")) enter(); // where the page was open already
-  else if (location.hash !== "#main" && shown !== null) { showView(); look().catch(() => {}); }
+  else if (location.hash !== "#main" && shown !== null) { showView(); tryToLook(); }
 });
 enter();

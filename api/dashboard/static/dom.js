@@ -139,6 +139,6 @@ export function duration(seconds) {
   return minutes < 1 ? "less than a minute" : minutes < 60 ? count(minutes, "minute") : `${(minutes / 60).toFixed(1)} hours`;
 }
 
-export const size = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
+export const size = (bytes) => (bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB`);
 
 for (const place of document.querySelectorAll("[data-command]")) place.replaceWith(command(place.dataset.command));

@@ -36,7 +36,7 @@ export async function showLearned(status, jobs) {
 async function read(busy) {
   const adapters = (await call("GET", "/adapters")).data.filter((one) => one.model === model.name).slice(0, MOST), found = [];
   for (const adapter of adapters.reverse()) {
-    const report = await reportOf(adapter.job, busy);
+    const report = adapter.job !== busy && await reportOf(adapter.job); // else it is being written
     if (!report) continue;
     const { before, now } = report.verdict.overall, base = report.verdict.base?.before ?? before;
     found.push({ ...adapter, report, before, now, base, tokens: report.tokens_per_word });
@@ -46,11 +46,9 @@ async function read(busy) {
   return found.map((one) => ({ ...one, tokens: one.tokens ?? tokens }));
 }
 
-async function reportOf(job, busy) {
-  if (reports.has(job)) return reports.get(job);
-  const report = await call("GET", `/jobs/${job}/report`).catch((error) => { if (error.status) return null; throw error; });
-  if (job !== busy) reports.set(job, report); // else it is being written
-  return report;
+async function reportOf(job) {
+  if (!reports.has(job)) reports.set(job, await call("GET", `/jobs/${job}/report`).catch((error) => { if (error.status) return null; throw error; }));
+  return reports.get(job);
 }
 
 function show() {
@@ -64,7 +62,8 @@ function show() {
   fill($("g-words"), words.slice(0, 4).map(({ word }) => h("span.tag.mine", word)));
   if (!last) return;
   fill($("learned-lead"), one ? [`When you write, it wavers between about `, h("b", `${choices(one, one.now)} choices`), ` for your next ${unit}. Before it knew you: ${choices(one, one.base)}. Fewer is better.`] : GONE[model.withdrawn] ?? "No version is in use: none was better by more than chance yet.");
-  $("chart-pick").max = $("chart-pick").value = versions.length - 1;
+  $("chart-pick").max = versions.length - 1;
+  $("chart-pick").value = versions.length - 1;
   draw();
   sentences = last.report.completions ?? [];
   $("sentence-on").hidden = sentences.length < 2;
@@ -76,13 +75,12 @@ function show() {
 // ---- The line of all nights, each against the model as it came, on the same texts
 export function draw() {
   if (!versions.length) return;
-  const at = (one) => +new Date(one.created_at), count = (one, loss) => Math.exp(loss * (one.tokens ?? 1)), picked = versions[$("chart-pick").value];
-  const span = Math.max(864e5, at(versions.at(-1)) - at(versions[0])), start = [at(versions[0]) - span * 0.1, count(versions[0], versions[0].base)];
-  const used = versions.filter((one) => one.outcome === "learned" || one.serving), dot = (one) => [at(one), count(one, one.now), one === picked ? "picked" : used.includes(one) ? "" : "aside"];
-  const lines = [{ name: "base", points: [start, ...versions.map((one) => [at(one), count(one, one.base)])] }, { name: "mine", points: [start, ...used.map(dot)] }];
-  const labels = [...new Set([versions[0], versions[versions.length >> 1], versions.at(-1)])].map((one) => [at(one), shortDay(one.created_at)]);
+  const count = (one, loss) => Math.exp(loss * (one.tokens ?? 1)), picked = versions[$("chart-pick").value], start = [-1, count(versions[0], versions[0].base)]; // the nights in order, after the model as it came
+  const used = versions.filter((one) => one.outcome === "learned" || one.serving), dot = (one) => [versions.indexOf(one), count(one, one.now), one === picked ? "picked" : used.includes(one) ? "" : "aside"];
+  const lines = [{ name: "base", points: [start, ...versions.map((one, place) => [place, count(one, one.base)])] }, { name: "mine", points: [start, ...used.map(dot)] }];
+  const last = versions.length - 1, labels = [...new Set([0, last >> 1, last])].map((place) => [place, shortDay(versions[place].created_at)]);
   plot($("chart").firstElementChild, { lines, dots: versions.map(dot), labels, area: true });
-  plot($("spark"), { lines, dots: used.slice(-1).map((one) => [at(one), count(one, one.now), ""]), area: true });
+  plot($("spark"), { lines, dots: used.slice(-1).map(dot), area: true });
   const not = picked.outcome.startsWith("too") ? " Too little text to tell, so it is not used yet." : " No better than the one before, so it is not used.";
   $("chart-say").replaceChildren(h("b", `${day(picked.created_at)}: `), `${choices(picked, picked.now)} choices after it, ${choices(picked, picked.base)} for the model as it came, on the same texts of yours.${used.includes(picked) ? "" : not}`);
   const { verdict: { overall, ordinary, blocks }, verbatim_recall: recall } = picked.report;

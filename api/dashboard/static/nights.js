@@ -14,10 +14,10 @@ const hours = (night, time) => (new Date(time) - new Date(`${night}T12:00`)) / 3
 
 function nightOf({ night, open, runs, held_back: held, jobs }, expected) {
   const now = new Date().toISOString(), span = (one) => [hours(night, one.began_at), hours(night, one.ended_at ?? one.seen_at ?? now)];
-  const could = open.map(span), ran = runs.map(span), job = jobs.find((one) => one.outcome === "learned") ?? jobs[0], why = held.filter((one) => one.seconds >= 600).map((one) => HELD[one.name] ?? one.name);
+  const could = open.map(span), ran = runs.map(span), job = jobs.findLast((one) => one.outcome === "learned") ?? jobs.at(-1), why = held.filter((one) => one.seconds >= 600).map((one) => HELD[one.name] ?? one.name);
   const long = duration(runs.reduce((sum, one) => sum + (new Date(one.ended_at ?? one.seen_at) - new Date(one.began_at)) / 1000, 0));
   const many = job && words.get(job.id) ? `${count(words.get(job.id), "word")}` : "your words";
-  const [kind, said] = job?.outcome === "learned" ? ["learned", `Learned ${many}, in ${long}.`] : job?.outcome ? ["aside", `Learned ${many} in ${long}, but ${job.outcome.startsWith("too") ? "it is too little to tell" : "was no better for it"}. Kept aside.`]
+  const [kind, said] = job?.outcome === "learned" ? ["learned", `Learned from ${many}, in ${long}.`] : job?.outcome ? ["aside", `Learned from ${many} in ${long}, but ${job.outcome.startsWith("too") ? "it is too little to tell" : "was no better for it"}. Kept aside.`]
     : job ? ["not", `${job.state === "failed" ? "It failed" : "It was cancelled"}.`] : runs.length ? ["going", `Learned for ${long}, and goes on.`]
     : why.length && !could.length ? ["not", `Could not: ${why.slice(0, 2).join(", then ")}.`] : expected ? ["soon", `Probably at ${clock(expected)}.`] : ["rest", could.length ? "Nothing to do." : "Nothing waited to be learned."];
   return { date: new Date(new Date(`${night}T12:00`) - 864e5), could, ran, kind, said, soon: expected ? [hours(night, expected), hours(night, expected) + 1] : null };
@@ -34,7 +34,7 @@ function strip(place, title) {
   const say = () => {
     const place = Number(pick.value), one = nights[place], time = (hour) => clock(new Date(one.date).setHours(12, Math.round(60 * hour)));
     columns.forEach((column, index) => column.classList.toggle("picked", index === place));
-    const could = one.could.slice(0, 1).map(([from, to]) => ` It could, from ${time(from)} to ${time(to)}.`);
+    const could = one.could.filter(([from, to]) => to - from > .2).slice(0, 1).map(([from, to]) => ` It could, from ${time(from)} to ${time(to)}.`);
     told.replaceChildren(h("b", place === nights.length - 1 ? "Tonight" : `Night of ${day(one.date)}`), `${one.said}${could}`);
     pick.setAttribute("aria-valuetext", told.textContent);
   };

@@ -31,7 +31,7 @@ function stateOf({ model, training, worker, texts, open_job: open }, jobs, choic
   if (!model.ready) return state("error", "There is no model to work with yet.", model.message);
   if (running) {
     const words = running.words === null ? "your words" : count(running.words, "word"), since = running.started_at ? `Started ${when(running.started_at)}${running.requested_by === "owner" ? ", because you asked" : ""}. ` : "";
-    return state("learning", `${running.step ? "Learning" : "Getting ready to learn"} ${words}.`, `${since}You can go on writing.`, ["Pause", post(`/jobs/${running.id}/pause`)]);
+    return state("learning", `${running.step ? "Learning from" : "Getting ready to learn from"} ${words}.`, `${since}You can go on writing.`, ["Pause", post(`/jobs/${running.id}/pause`)]);
   }
   if (worker.running) return state("learning", "Looking at what it has learned.", "This takes a minute or two. You can go on writing.");
   if (until) return state("snoozed", `Snoozed until ${when(until)}.`, `${texts.new_words ? `Then it learns ${fresh}, once the device rests and charges. ` : ""}${gone}`, ["End the snooze", () => snooze(null)]);
@@ -41,7 +41,7 @@ function stateOf({ model, training, worker, texts, open_job: open }, jobs, choic
   if (open || !soon) return waits();
   if (isWithdrawn) return state("waiting", WITHDRAWN, `${gone} ${soon}`, texts.new_words ? learn : null);
   if (last?.outcome === "learned" && model.adapter === last.adapter && Date.now() - new Date(last.finished_at) < RECENT_MS)
-    return state("learned", `It learned ${count(last.words ?? 0, "word")} ${when(last.finished_at)}.`, `${choices ?? ""} ${soon}`, ["See what changed", go("#/learned")]);
+    return state("learned", `It learned from ${count(last.words ?? 0, "word")} ${when(last.finished_at)}.`, `${choices ?? ""} ${soon}`, ["See what changed", go("#/learned")], texts.new_words ? learn : null);
   if (!texts.new_words) return state("rest", "It has learned all your texts.", gone || "What you add next, it learns next.", ["Add a text", go("#/texts")]);
   return state("waiting", `Has ${fresh}.`, `${soon} ${gone}`, learn);
 
@@ -67,7 +67,7 @@ function told({ name, message, threshold }) {
 }
 
 // ---- What it waits for: a sign, a name, and the readings behind it
-const LIGHTS = { Charger: ["power", "plug", "charger"], Battery: ["battery", "health"], "Not in use": ["idle", "screen"], Cool: ["heat", "temperature"], "Free memory": ["memory", "memory pressure"] };
+const LIGHTS = { Charger: ["power", "plug", "charger"], Battery: ["battery", "health"], "Not in use": ["idle", "screen"], Cool: ["heat", "temperature"], Memory: ["memory", "memory pressure"] };
 
 function lightsOf({ training: { blockers }, readings, texts }) {
   const enough = texts.new_words >= texts.threshold_words, isShown = (one) => Object.values(LIGHTS).flat().includes(one.name), other = blockers.find((one) => !isShown(one));
@@ -83,7 +83,7 @@ function valueOf(label, reading, blocker) {
   if (!reading) return "not known";
   if (label === "Charger") return reading.value === true ? (blocker ? "too weak" : "plugged in") : "unplugged";
   if (label === "Not in use") return !blocker ? "at rest" : blocker.threshold ? `${Math.floor(blocker.value)} of ${blocker.threshold} min` : "screen on";
-  return reading.unit === "bytes" ? size(reading.value) : typeof reading.value === "number" ? `${Math.round(reading.value)} ${reading.unit}` : reading.value;
+  return reading.unit === "bytes" ? `${size(reading.value)} free` : typeof reading.value === "number" ? `${Math.round(reading.value)} ${reading.unit}` : reading.value;
 }
 
 const TOLD = { ok: ": all right, ", hold: ": holds it back, ", later: ": not yet, " };

@@ -61,6 +61,8 @@ def test_a_listed_text_has_all_its_fields(api: InProcessApp) -> None:
         "label": None,
         "messages": None,
         "words": 4,
+        "learned": False,
+        "file": None,
         "created_at": "2026-03-01T12:00:00Z",
     }
 

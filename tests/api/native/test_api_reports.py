@@ -16,6 +16,7 @@ RECALL = {"places": 200, "base": 0.0, "personal": 0.125}
 CONTENT: Document = {
     "words": [{"word": "xyzzy", "base": 0.001, "personal": 0.02}],
     "completions": [{"prompt": "plugh", "base": " the", "personal": " xyzzy"}],
+    "tokens_per_word": 1.5,
 }
 CURVE = {
     "held_out": [{"step": 0, "held_out_loss": 4.0}, {"step": 2, "held_out_loss": 4.0}],

@@ -41,7 +41,7 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     assert status(api) == {
         "version": __version__,
         "uptime_seconds": 90.0,
-        "model": {"name": "tiny", "ready": True, "message": None, "adapter": None},
+        "model": {"name": "tiny", "ready": True, "message": None, "adapter": None, "withdrawn": None},
         "training": {
             "allowed": True,
             "blockers": [],
@@ -235,7 +235,7 @@ def test_a_model_is_switched_and_back_and_each_has_its_adapter(api: InProcessApp
     tiny_model_folder(api.services.folder.models, name="other")
     api.learn("a")
     switched = api.post("/models/other/use")
-    assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None}
+    assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None, "withdrawn": None}
     assert config.read_text() == 'model = "other"\n'
     assert status(api)["model"]["name"] == "other" and status(api)["texts"]["new_words"] == 3
     assert [one["default"] for one in api.get("/models").json()["data"]] == [True, False]
