@@ -68,6 +68,9 @@ class ClassifyOut(BaseModel):
     labels: list[LabelOut]
     examples: int | None = Field(description="Number of examples used; null for apps.")
     accuracy: float | None = Field(description="Leave-one-out accuracy on the examples, from 0 to 1; null for apps.")
+    threshold: float | None = Field(
+        description="Below it a text may have no label: nine in ten examples, left out, are above. Null for apps."
+    )
     model: str
     adapter: str | None
 
@@ -83,8 +86,8 @@ class LabelExamplesOut(BaseModel):
 @router.get("/labels")
 def list_labels(services: ServicesDep) -> Data[LabelExamplesOut]:
     """List the labels and their newest examples, the label with the newest first."""
-    found = services.store.texts.labelled(None).items()
-    rows = [LabelExamplesOut(label=name, examples=len(t), newest=[x[:100] for x in t[:5]]) for name, t in found]
+    found = services.store.texts.labelled(None)
+    rows = [LabelExamplesOut(label=one, examples=len(t), newest=[x[:100] for x in t[:5]]) for one, t in found.items()]
     return Data(data=rows)
 
 
@@ -106,6 +109,7 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
         labels=labels,
         examples=None if is_app else len(examples),
         accuracy=None if is_app else summary["accuracy"],
+        threshold=None if is_app else summary["threshold"],
         model=services.settings.model,
         adapter=adapter,
     )

@@ -44,10 +44,7 @@ class ModelStatus(BaseModel):
     ready: bool
     message: str | None
     adapter: str | None
-    withdrawn: Literal["deletion", "rollback", "damage"] | None = Field(
-        description="Why the base model is served although an adapter was proven: one of its texts was deleted, you "
-        "rolled back, or its files are damaged."
-    )
+    withdrawn: Literal["deletion", "rollback", "damage"] | None = Field(description="Why no proven adapter is served.")
 
 
 class TrainingStatus(BaseModel):

@@ -242,7 +242,7 @@ class Answerer:
         from pocketllm.engine.generate.label_probe import LabelProbe
 
         probe = LabelProbe(torch.stack(examples), labels)
-        done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy}
+        done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy, "threshold": probe.threshold}
         say(id=request["id"], done=done)
 
     def _prompt(self, request: dict[str, Any]) -> tuple[Sequence[int], list[int]]:

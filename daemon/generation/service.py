@@ -72,7 +72,7 @@ class SuggestionRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRequest:
-    """The probability of each label of a text. The answer is Done, with `probabilities` and `accuracy`."""
+    """The probability of each label of a text. The answer is Done, with `probabilities`, `accuracy` and `threshold`."""
 
     text: str
     examples: list[tuple[str, str]]  #: texts and their labels

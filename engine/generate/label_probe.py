@@ -75,8 +75,11 @@ class LabelProbe:
         penalties = [share * float(values.mean()) for share in _PENALTIES]
         penalty, self._scale = min(product(penalties, _SCALES), key=lambda pair: loss(*pair))
         self._weights = x.T @ (vectors / (values + penalty)) @ turned
+        scores = left_out(penalty)
         #: How often the label of an example is right when the other examples say it.
-        self.accuracy = float((left_out(penalty).argmax(1) == right).double().mean())
+        self.accuracy = float((scores.argmax(1) == right).double().mean())
+        #: Of the likeliest label: nine in ten examples are above this probability when the others say it.
+        self.threshold = float((self._scale * scores).softmax(-1).amax(1).quantile(0.1))
 
     def probabilities(self, features: torch.Tensor) -> Mapping[str, float]:
         """The probability of each label of a text. features: (2 * width,)."""

@@ -54,6 +54,19 @@ def test_rolling_back_again_and_again_walks_down_to_the_base(store: Store) -> No
     assert {row.id for row in store.adapters.all()} == {"a", "b", "c"}
 
 
+def test_it_is_said_why_no_adapter_is_served(store: Store) -> None:
+    assert store.adapters.withdrawn("tiny") is None, "there was none"
+    chain(store, "a", "b")
+    assert store.adapters.withdrawn("tiny") is None, "one is served"
+    roll_back(store)
+    roll_back(store)
+    assert store.adapters.withdrawn("tiny") == "rollback"
+    serve(store, "b")
+    [text] = [text.id for text in store.texts.page(after=None, limit=9) if text.text == "a"]
+    store.deletions.texts([text], now=NOW)
+    assert (served(store), store.adapters.withdrawn("tiny")) == (None, "deletion")
+
+
 def test_where_the_base_is_served_there_is_nothing_to_roll_back(store: Store) -> None:
     chain(store, "of another model", model="other")
     with pytest.raises(WrongState, match=r"the base model tiny is already served"):

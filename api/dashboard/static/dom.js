@@ -112,6 +112,7 @@ export function later(key, row, text, cost, act, done = () => {}) {
   row.replaceChildren(h("div", { class: "what going", role: "status" }, h("p", text, " ", clock), h("small", cost)), undo);
   undo.focus();
   pending.set(key, { row, run });
+  if (!row.isConnected) done(); // its list was drawn anew meanwhile
 }
 
 window.addEventListener("pagehide", () => [...pending.values()].forEach(({ run }) => run().catch(() => {})));

@@ -22,8 +22,8 @@ async function ask() {
   try {
     const found = await call("POST", "/classify", { text });
     const bar = ({ label, probability }) => h("div.bar", h("b", label), h("meter", { value: probability, "aria-label": label }), h("span", `${Math.round(100 * probability)} %`));
-    const none = found.familiar === false;
-    answer.replaceChildren(h("p", none ? "None of these: it is unlike all the examples." : h("b", found.label)), h("div", { class: none ? "bars aside" : "bars" }, found.labels.slice(0, 6).map(bar)),
+    const none = found.labels[0].probability < found.threshold;
+    answer.replaceChildren(h("p", none ? "Perhaps none of these." : h("b", found.label)), h("div", { class: none ? "bars aside" : "bars" }, found.labels.slice(0, 6).map(bar)),
       h("div.line.wrap", h("span.hint", "Which one is right?"), found.labels.slice(0, 3).map(({ label }) => button(label, "plain", () => give(text, label), "an example"))));
     put("label-right", `Tested on your own examples, each by the others: right for ${Math.round(found.accuracy * found.examples)} of ${found.examples}.`);
   } catch (error) {

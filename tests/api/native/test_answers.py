@@ -71,11 +71,14 @@ def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: T
     of_base = ask(trained, "/classify", text=QUEUE, adapter="base")
     assert of_base["adapter"] is None and of_base["labels"] != answer["labels"]
     assert client.get("/status").json()["texts"]["new_words"] == waiting
+    listed = client.get("/labels").json()["data"]
+    assert {one["label"]: one["examples"] for one in listed} == {"queue": 3, "zoo": 3}
+    assert len(listed[0]["newest"]) == 3
 
     headers = app(trained, "classifier")
     assert_problem(client.post("/classify", json={"text": QUEUE}, headers=headers), 422, "invalid_value")
     named = {"text": QUEUE, "labels": ["zoo", "queue"]}
-    told = answer | {"examples": None, "accuracy": None}  # they grow with what others have labelled
+    told = answer | {"examples": None, "accuracy": None, "threshold": None}  # they grow with what others have labelled
     assert client.post("/classify", json=named, headers=headers).json() == told
 
     more = [

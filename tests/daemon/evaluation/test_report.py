@@ -151,6 +151,12 @@ class TestWords:
         letters = "abcdefghijklmnopqrstuvwxyz"
         assert told(tiny, [rise(letter) for letter in letters], " ".join(letters)) == list(letters[: reporting.WORDS])
 
+    def test_a_words_tokens_are_counted(self, tiny: ModelFolder) -> None:
+        nothing = ModelReport(shifts=[], continuations=[], verbatim_recall=None)
+        of_one = len(tiny.tokenizer()("Wind")["input_ids"]) + 1  # the text's end
+        assert reporting.report_content(nothing, tiny, [text("Wind")] * 3)["tokens_per_word"] == of_one
+        assert reporting.report_content(nothing, tiny, [])["tokens_per_word"] is None
+
     def test_answers_are_what_stands_behind_the_prompt(self, tiny: ModelFolder) -> None:
         tokenizer = tiny.tokenizer()
         ids = [tokenizer(part)["input_ids"] for part in ("Wind", " west", " é")]

@@ -49,6 +49,16 @@ def test_it_says_the_label_of_new_texts_and_how_sure_it_is() -> None:
     assert max(unsure.probabilities(others[0]).values()) < max(said[0].values())
 
 
+def test_most_texts_of_no_label_are_below_the_threshold_and_few_others() -> None:
+    probe = LabelProbe(*examples(80, apart=8))
+    others, _ = examples(50, apart=8)
+    below = [max(probe.probabilities(one).values()) < probe.threshold for one in others]
+    assert sum(below) <= 10
+    between, _ = examples(50, apart=0)
+    between[:, 0] += 4
+    assert sum(max(probe.probabilities(one).values()) < probe.threshold for one in between) >= 40
+
+
 @pytest.mark.parametrize("count", [6, 7])
 def test_few_examples_and_equal_ones_do(count: int) -> None:
     features, labels = examples(count)
