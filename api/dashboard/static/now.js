@@ -4,7 +4,7 @@ import { $, clock, command, count, day, duration, during, fill, h, icon, number,
 import { GONE } from "./learned.js";
 
 const RECENT_MS = 18 * 36e5;
-const WITHDRAWN = "Your personal model is withdrawn until it has learned anew.";
+const WITHDRAWN = "Your personal model is withdrawn until it has learned anew.", SINCE = "You deleted a text that it had learned; until then the model as it came answers.";
 let look = async () => {};
 
 const go = (hash) => async () => { location.hash = hash; };
@@ -33,13 +33,13 @@ function stateOf({ model, training, worker, texts, open_job: open }, jobs, choic
     const words = running.words === null ? "your words" : count(running.words, "word"), since = running.started_at ? `Started ${when(running.started_at)}${running.requested_by === "owner" ? ", because you asked" : ""}. ` : "";
     return state("learning", `${running.step ? "Learning from" : "Getting ready to learn from"} ${words}.`, `${since}You can go on writing.`, ["Pause", post(`/jobs/${running.id}/pause`)]);
   }
-  if (worker.running) return state("learning", "Looking at what it has learned.", "This takes a minute or two. You can go on writing.");
+  if (worker.running) return state("learning", "Looking at what it has learned.", "You can go on writing.");
   if (until) return state("snoozed", `Snoozed until ${when(until)}.`, `${texts.new_words ? `Then it learns ${fresh}, once the device rests and charges. ` : ""}${gone}`, ["End the snooze", () => snooze(null)]);
-  if (!texts.count) return state("first", "Ready, but it knows none of your words yet.", gone || "Three steps, two minutes. Nothing leaves this device.", ["Add your texts", async () => { location.hash = "#/write"; $("first-text").focus(); }]);
+  if (!texts.count) return state("first", "Ready, but it knows none of your words yet.", gone || "Three steps. Nothing leaves this device.", ["Add your texts", async () => { location.hash = "#/write"; $("first-text").focus(); }]);
   if (open?.paused_by_owner) return state("snoozed", "Paused, because you asked.", `${done(open)}${gone}`, ["Go on", post(`/jobs/${open.id}/resume`)]);
   if (!open && last?.state === "failed") return state("error", "The last try to learn failed.", last.error, ["Try again", learn[1]], ["Details", go("#/nights")]);
   if (open || !soon) return waits();
-  if (isWithdrawn) return state("waiting", WITHDRAWN, `${gone} ${soon}`, texts.new_words ? learn : null);
+  if (isWithdrawn) return state("waiting", WITHDRAWN, `${SINCE} ${soon}`, texts.new_words ? learn : null);
   if (last?.outcome === "learned" && model.adapter === last.adapter && Date.now() - new Date(last.finished_at) < RECENT_MS)
     return state("learned", `It learned from ${count(last.words ?? 0, "word")} ${when(last.finished_at)}.`, `${choices ?? ""} ${soon}`, ["See what changed", go("#/learned")], texts.new_words ? learn : null);
   if (!texts.new_words) return state("rest", "It has learned all your texts.", gone || "What you add next, it learns next.", ["Add a text", go("#/texts")]);
@@ -50,7 +50,7 @@ function stateOf({ model, training, worker, texts, open_job: open }, jobs, choic
     const at = !things.length ? "in a moment" : expected ? `${new Date(expected) < noon() ? "" : `${day(expected)}, `}probably at ${clock(expected)}` : "when the device charges and rests";
     const now = things.length ? `It waits for ${[things.slice(0, -1).join(", "), things.at(-1)].filter(Boolean).join(" and ")}. ` : "";
     const line = `${open?.step ? "Goes on learning" : "Learns"} ${fresh}, ${at}.`;
-    return state("waiting", isWithdrawn ? WITHDRAWN : line, `${now}${done(open)}${isWithdrawn ? `${gone} ${line}` : gone}`, open && !open.reasons.length ? null : learn, ["Not tonight", () => snooze(noon())]);
+    return state("waiting", isWithdrawn ? WITHDRAWN : line, isWithdrawn ? `${SINCE} ${line}` : `${now}${done(open)}${gone}`, open && !open.reasons.length ? null : learn, ["Not tonight", () => snooze(noon())]);
   }
 }
 
@@ -80,10 +80,11 @@ function lightsOf({ training: { blockers }, readings, texts }) {
 }
 
 function valueOf(label, reading, blocker) {
+  if (label === "Not in use" && blocker?.threshold) return `${Math.floor(blocker.value)} of ${blocker.threshold} min`;
   if (!reading) return "not known";
   if (label === "Charger") return reading.value === true ? (blocker ? "too weak" : "plugged in") : "unplugged";
-  if (label === "Not in use") return !blocker ? "at rest" : blocker.threshold ? `${Math.floor(blocker.value)} of ${blocker.threshold} min` : "screen on";
-  return reading.unit === "bytes" ? `${size(reading.value)} free` : typeof reading.value === "number" ? `${Math.round(reading.value)} ${reading.unit}` : reading.value;
+  if (label === "Not in use") return blocker ? "screen on" : "at rest";
+  return reading.unit === "bytes" ? size(reading.value) : typeof reading.value === "number" ? `${Math.round(reading.value)} ${reading.unit}` : reading.value;
 }
 
 const TOLD = { ok: ": all right, ", hold: ": holds it back, ", later: ": not yet, " };

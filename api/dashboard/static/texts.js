@@ -26,7 +26,7 @@ function passage(text, query) {
 function textRow(text, query) {
   const old = waiting(text.id);
   if (old) return old;
-  const name = text.label ? `label: ${text.label}` : text.held_out ? "only for testing" : text.learned ? "learned" : "new";
+  const name = text.label ? `label: ${text.label}` : text.held_out ? "for testing" : text.learned ? "learned" : "new";
   const whole = text.text + (text.completion ?? ""), body = h("span.body", passage(whole, query)), row = h("li");
   const more = h("button", { type: "button", class: "more", "aria-expanded": "false", onclick: () => {
     const isOpen = row.classList.toggle("open");
