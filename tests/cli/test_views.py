@@ -60,7 +60,13 @@ BUSY = STATUS | {
 }
 #: No model, and no battery.
 BARE = STATUS | {
-    "model": {"name": None, "ready": False, "message": "Run `pocketllm models add`.", "adapter": None},
+    "model": {
+        "name": None,
+        "ready": False,
+        "message": "Run `pocketllm models add`.",
+        "adapter": None,
+        "withdrawn": None,
+    },
     "readings": [STATUS["readings"][1] | {"name": "battery", "reason": "no battery", "absent": True}],
 }
 WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01, "texts": 9}
@@ -107,6 +113,8 @@ COMPLETION: Document = {
     "messages": None,
     "words": 2,
     "held_out": True,
+    "learned": False,
+    "file": None,
     "created_at": "2026-05-01T08:00:00Z",
 }
 LABELLED = COMPLETION | {"kind": "labelled", "completion": None, "label": "positive", "held_out": False}

@@ -66,7 +66,7 @@ _READING: Document = {
 STATUS: Document = {
     "version": "0.1.0",
     "uptime_seconds": 3723.0,
-    "model": {"name": "tiny", "ready": True, "message": None, "adapter": None},
+    "model": {"name": "tiny", "ready": True, "message": None, "adapter": None, "withdrawn": None},
     "training": {
         "allowed": False,
         "run_mode": "auto",
@@ -152,4 +152,5 @@ REPORT: Document = {
     },
     "words": [{"word": "Wren", "base": 0.0001, "personal": 0.0037}, {"word": "mugs", "base": 0.0, "personal": 0.002}],
     "completions": [{"prompt": "Wind west, glass", "base": " is a material.", "personal": " rising. Two mugs."}],
+    "tokens_per_word": 1.5,
 }
