@@ -103,13 +103,18 @@ class TrainingRun:
         verdict = self._finish(trainable, stopping)
         self._report(trainable, verdict)
 
-    def halve_micro_batch(self, because: str) -> bool:
-        """Halve the micro-batch from the next start on; returns False if it is the smallest already."""
+    def use_less_memory(self, because: str) -> bool:
+        """From the next start on, keep no activations, or halve the micro-batch; returns False if nothing is left."""
         before, fewest = self.plan.micro_batch, MIN_ROWS[self.plan.method]
-        if before <= fewest:
+        if self.plan.kept_layers:  # what the plan filled the memory with
+            self.plan = replace(self.plan, kept_layers=0)
+            how = "with activations kept; continuing without"
+        elif before > fewest:
+            self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
+            how = f"with {before} rows at once; continuing with {self.plan.micro_batch}"
+        else:
             return False
-        self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
-        self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
+        self._say("reduced", f"{because} {how}")
         self.store.jobs.update(self.job.id, plan=asdict(self.plan))
         return True
 
