@@ -94,6 +94,7 @@ class TrainingRun:
         self.rehearsal_prompts = rehearsal.prompts(tokenizer)
         self.stop_ids = stop_ids_of(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
+        give_back_free_memory()
         cap_anonymous_memory(self.settings.memory_bytes)
 
     @torch.no_grad()
@@ -128,7 +129,7 @@ class TrainingRun:
         samples = self._samples()
         trainable = self._start()
         self.model.set_parameters(trainable)
-        give_back_free_memory()  # of the tokenizer and the activation PCA
+        give_back_free_memory()  # of the activation PCA
         self.evaluation.refresh(self.job, trainable)
         training, validation = split(self.buckets)
         new = self.plan.batch - self._rehearsed  # blocks of text in a step
