@@ -90,7 +90,7 @@ def instructor_with(mode: str) -> Callable[[str, str], Any]:
         from openai import OpenAI
 
         client = instructor.from_openai(OpenAI(base_url=url, api_key=token), mode=getattr(instructor.Mode, mode))
-        messages = [{"role": "user", "content": _QUESTION}]
+        messages: Any = [{"role": "user", "content": _QUESTION}]
         return client.chat.completions.create(model=_MODEL, messages=messages, response_model=Person, max_retries=0)
 
     return ask

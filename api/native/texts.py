@@ -105,7 +105,7 @@ def list_texts(
 @router.get("/passages")
 def search_passages(
     services: ServicesDep,
-    query: Annotated[str, Query(min_length=1, max_length=1000)],
+    query: Annotated[str, Query(max_length=1000)] = "",
     limit: Annotated[int, Query(ge=1, le=20)] = PASSAGES,
 ) -> Data[RecalledOut]:
     """Search all texts for passages of up to 100 words that have any of the query's words, best match first."""
