@@ -1,6 +1,8 @@
 """`pocketllm mcp`, asked by the SDK's own client on stdin and stdout, beside a real daemon with a tiny model."""
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,7 @@ from mcp.types import TextContent
 from tests.support.daemon.commands import child_environment
 from tests.support.daemon.real_daemon import Daemon, running
 from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
@@ -118,6 +121,20 @@ def test_without_a_daemon_a_tool_says_what_to_do(tmp_path: Path) -> None:
     asked = Assistant(tmp_path / "none", "pllm_x", "recall", calls={"search_my_texts": {"words": "ferry"}})
     assert "`pocketllm serve`" in asked.errors["search_my_texts"] and asked.said == SAID
     assert not (tmp_path / "none").exists(), "and starts none"
+
+
+def test_the_recipes_list_is_read_and_its_command_starts(daemon: Daemon) -> None:
+    page = (ROOT / "examples" / "assistants.md").read_text()
+    [block] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    [server] = json.loads(block)["mcpServers"].values()
+    assert server["command"] == "pocketllm" and list(server["env"]) == ["POCKETLLM_TOKEN"]
+    first, *options = server["args"]
+    scopes = options[1::2]
+    assert (first, set(options[::2])) == ("mcp", {"--scope"}) and " ".join(options) in server["env"]["POCKETLLM_TOKEN"]
+    asked = Assistant(daemon.folder, token(daemon, "recipe", *scopes), *scopes)
+    assert list(asked.tools) == [name for scope in scopes for name in ALL[scope]]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert rows == [(name, scope) for scope, names in ALL.items() for name in names]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
