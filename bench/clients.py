@@ -154,7 +154,8 @@ def outcome(ask: Callable[[str, str], Any], parameter: str, url: str, token: str
     try:
         found = ask(url, token)
     except Exception as error:  # each has its own
-        return "error" if f"{parameter} is not supported" in str(error) else "prose"
+        named = (f"{parameter} is not supported", f"Leave {parameter} out")
+        return "error" if any(words in str(error) for words in named) else "prose"
     return "right" if isinstance(found, Person) else "prose"
 
 
