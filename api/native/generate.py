@@ -65,7 +65,7 @@ class GenerateIn(Body):
     context: Literal["recall"] | None = Field(
         None,
         description="`recall` puts matching passages from your texts before the prompt, or into a chat's last message. "
-        "Requires the scope `admin`.",
+        "Requires the scope `recall`.",
     )
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest token.")

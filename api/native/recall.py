@@ -16,7 +16,7 @@ PASSAGES = 3
 
 
 class RecalledOut(BaseModel):
-    """A passage from your texts that the model read before the prompt."""
+    """A passage from your texts."""
 
     text_id: str = Field(description="The text that contains the passage.")
     passage: str
@@ -24,8 +24,9 @@ class RecalledOut(BaseModel):
 
 def recall(request: Request, services: Services, query: str) -> list[Passage]:
     """The passages that fit best, the best first. Raises Problem for who may not read texts."""
-    if Scope.ADMIN not in request.state.scopes:  # even of an app's own, the order tells which words others have used
-        detail = "context: recall requires the scope admin. Put the text for the model to read into the prompt."
+    # Even of an app's own texts, the order tells which words others have used.
+    if not request.state.scopes & {Scope.RECALL, Scope.ADMIN}:
+        detail = "context: recall requires the scope recall. Put the text for the model to read into the prompt."
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="context", code="out_of_scope")
     return services.store.passages.search(query, limit=PASSAGES)
 

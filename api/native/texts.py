@@ -13,6 +13,7 @@ from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
+from pocketllm.api.native.recall import PASSAGES, RecalledOut, described
 from pocketllm.api.native.schemas.jobs import AddedOut, Data, Identified, Page, TextOut
 from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
@@ -100,6 +101,17 @@ def list_texts(
         rows = services.store.passages.texts(query, after=after, limit=limit + 1)
     files = services.store.folders.files_of([row.id for row in rows])
     return Page.of([TextOut.of(row, files) for row in rows], limit)
+
+
+@router.get("/passages")
+def search_passages(
+    services: ServicesDep,
+    query: Annotated[str, Query(max_length=1000)] = "",
+    limit: Annotated[int, Query(ge=1, le=20)] = PASSAGES,
+) -> Data[RecalledOut]:
+    """Search all texts for passages of up to 100 words that have any of the query's words, best match first."""
+    found = services.store.passages.search(query, limit=limit)
+    return Data[RecalledOut].model_validate({"data": described(found)})
 
 
 @router.get("/texts/{text_id}")

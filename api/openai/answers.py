@@ -1,5 +1,6 @@
 """What /v1/chat/completions and /v1/completions answer, whole or in the chunks of a stream."""
 
+import secrets
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal, Self
@@ -7,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from pocketllm.api.native.recall import RecalledOut
+from pocketllm.api.openai.schemas import Function
 
 FinishReason = Literal["stop", "length"]
 #: What the generator says of an answer.
@@ -56,8 +58,9 @@ class AnswerMessage(_Exact):
     """The answer."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="Null where a function is called.")
     refusal: None
+    tool_calls: list[dict[str, Any]] | None = Field(None, description="The call of a function that had to be called.")
 
 
 class ChatChoice(_Exact):
@@ -66,11 +69,11 @@ class ChatChoice(_Exact):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: Literal[FinishReason, "tool_calls"]
 
     @classmethod
-    def of(cls, index: int, answer: Summary) -> Self:
-        """From an answer, which may have scored tokens."""
+    def of(cls, index: int, answer: Summary, function: Function | None) -> Self:
+        """From an answer, which may have scored tokens. function: see `as_call`."""
 
         def token(text: str, logprob: float) -> dict[str, Any]:
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
@@ -79,14 +82,13 @@ class ChatChoice(_Exact):
             token(one["token"], one["logprob"]) | {"top_logprobs": [token(*pair) for pair in one["likeliest"]]}
             for one in answer["scored"]
         ]
-        return cls.model_validate(
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer["text"], "refusal": None},
-                "logprobs": None if content is None else {"content": content, "refusal": None},
-                "finish_reason": answer["finish_reason"],
-            }
-        )
+        choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": answer["text"], "refusal": None},
+            "logprobs": None if content is None else {"content": content, "refusal": None},
+            "finish_reason": answer["finish_reason"],
+        }
+        return cls.model_validate(as_call(choice, function))
 
 
 class TextLogprobs(_Exact):
@@ -158,6 +160,18 @@ def part(
     if is_chat:
         said = {"delta": more if finish_reason else more | {"content": text}}
     return {"index": index, **said, "logprobs": None, "finish_reason": finish_reason}
+
+
+def as_call(choice: dict[str, Any], function: Function | None) -> dict[str, Any]:
+    """A chat's choice, whole or in a chunk, with its text as the arguments of a call, if a function is to be called."""
+    said = choice.get("message", choice.get("delta", {}))
+    if function and "content" in said:
+        opening = {"id": f"call_{secrets.token_hex(12)}", "type": "function"} if "role" in said else {}
+        called = ({"name": function.name} if opening else {}) | {"arguments": said["content"]}
+        said |= {"content": None, "tool_calls": [{"index": 0, **opening, "function": called}]}
+    if function and choice["finish_reason"] == "stop":
+        choice["finish_reason"] = "tool_calls"
+    return choice
 
 
 def _by_token(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:

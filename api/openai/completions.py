@@ -15,7 +15,7 @@ from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep
 from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import before_question, described, recall
-from pocketllm.api.openai.answers import ChatAnswer, ChatChoice, Summary, TextAnswer, TextChoice, Usage, part
+from pocketllm.api.openai.answers import ChatAnswer, ChatChoice, Summary, TextAnswer, TextChoice, Usage, as_call, part
 from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import ChatRequest, CompletionRequest
 from pocketllm.api.responses import PrettyJSONResponse
@@ -70,7 +70,7 @@ async def _answered(
     common = {**about, "usage": Usage.of(answers), **remarks}
     whole: ChatAnswer | TextAnswer
     if isinstance(body, ChatRequest):
-        choices = [ChatChoice.of(index, answer) for index, answer in enumerate(answers)]
+        choices = [ChatChoice.of(index, answer, body.forced) for index, answer in enumerate(answers)]
         whole = ChatAnswer(object="chat.completion", choices=choices, **common)
     else:
         texts = [TextChoice.of(index, answer) for index, answer in enumerate(answers)]
@@ -83,13 +83,16 @@ async def _requests(
 ) -> tuple[list[GenerationRequest], dict[str, Any]]:
     """What to generate, one request a choice, and what the documents of the answer share. Raises Problem."""
     if (name := body.unsupported()) is not None:
-        detail = f"{name} is not supported: the model reads and writes plain text only. Leave it out."
+        detail = f"{name} is not supported: the model writes plain text, or calls one forced function. Leave it out."
         raise Problem(HTTPStatus.BAD_REQUEST, detail, param=name, code="unsupported_parameter")
-    json_schema = None if body.response_format is None else body.response_format.schema_wanted
+    forced = body.forced if isinstance(body, ChatRequest) else None
+    by, json_schema = "response_format", body.response_format.schema_wanted if body.response_format else None
+    if forced:  # with no other arguments than it has, of which a small model finds no end
+        by, json_schema = "tools", {"additionalProperties": False} | forced.parameters
     backend = None if json_schema is None else await run_in_threadpool(lambda: services.generator.backend)
     if backend is not None and backend.name != "llamacpp":
-        detail = f"{backend.refusal_of_json} Leave response_format out."
-        raise Problem(HTTPStatus.BAD_REQUEST, detail, param="response_format", code="unsupported_parameter")
+        detail = f"{backend.refusal_of_json} Leave {by} out."
+        raise Problem(HTTPStatus.BAD_REQUEST, detail, param=by, code="unsupported_parameter")
     adapter, folder = await run_in_threadpool(resolve, services, body.model)
     first = secrets.randbits(31) if body.seed is None else body.seed
     requests = [
@@ -124,6 +127,7 @@ async def _chunks(
 ) -> AsyncGenerator[dict[str, Any]]:
     """The documents of a stream. Raises DaemonError."""
     is_chat = isinstance(body, ChatRequest)
+    forced = body.forced if isinstance(body, ChatRequest) else None
     about = {**about, "object": "chat.completion.chunk" if is_chat else "text_completion"}
     answers = list[Summary]()
     for index, one in enumerate(requests):
@@ -131,14 +135,14 @@ async def _chunks(
         async with aclosing(generator.generate(one)) as pieces:
             async for event in pieces:
                 if not begun:
-                    yield {**about, "choices": [part(is_chat, index, "", role="assistant")]}
+                    yield {**about, "choices": [as_call(part(is_chat, index, "", role="assistant"), forced)]}
                 begun = True
                 if isinstance(event, Piece):
                     choice = part(is_chat, index, event.text)
                 else:
                     answers.append(event.summary)
                     choice = part(is_chat, index, "", event.summary["finish_reason"])
-                yield {**about, "choices": [choice]}
+                yield {**about, "choices": [as_call(choice, forced)]}
     if body.usage_wanted:
         yield {**about, "choices": [], "usage": Usage.of(answers).model_dump()}
 

@@ -34,16 +34,31 @@ class Part(Body, extra="allow"):
     text: str = ""
 
 
+class Function(Body, extra="allow"):
+    """A function that can be called, or a call of it."""
+
+    name: str
+    parameters: dict[str, Any] = Field({"type": "object"}, description="The JSON schema of its arguments.")
+    arguments: str = Field("", description="Of a call, as JSON.")
+
+
+class Tool(Body, extra="allow"):
+    """A tool, or a call of one. Only functions are supported."""
+
+    function: Function | None = None
+
+
 class ChatMessage(Body, extra="allow"):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Field(fail_fast=True, max_length=1000)] | None = None
+    tool_calls: list[Tool] | None = None
 
     def plain(self) -> dict[str, str]:
-        """As chat templates know it: a developer is the system, and what a tool says comes from the user."""
+        """As chat templates know it: a developer is the system, a call is its arguments, a tool's answer the user's."""
         role = {"developer": "system", "tool": "user", "function": "user"}.get(self.role, self.role)
-        content = self.content or ""
+        content = self.content or "".join(call.function.arguments for call in self.tool_calls or () if call.function)
         return {"role": role, "content": content if isinstance(content, str) else "".join(p.text for p in content)}
 
 
@@ -133,9 +148,20 @@ class ChatRequest(SharedRequest):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     context: Literal["recall"] | None = Field(None, description="See POST /generate.")
+    tools: list[Tool] | None = Field(None, description="One function, which `tool_choice` forces; requires llama.cpp.")
+    tool_choice: str | Annotated[dict[str, Any], Field(min_length=1)] | None = None
+
+    @property
+    def forced(self) -> Function | None:
+        """The one function that the answer must call."""
+        one = self.tools[0].function if self.tools and len(self.tools) == 1 else None
+        named = one and {"type": "function", "function": {"name": one.name}}
+        return one if self.tool_choice in ("required", named) else None
 
     def unsupported(self) -> str | None:
-        """See SharedRequest; also a message with another part than text, such as an image."""
+        """See SharedRequest; also tools that are not forced, and a message with another part than text."""
+        if self.forced is None and (self.tools or self.tool_choice not in (None, "none", "auto")):
+            return "tools" if self.tools else "tool_choice"
         for place, message in enumerate(self.messages):
             if isinstance(message.content, list) and any(part.type != "text" for part in message.content):
                 return f"messages.{place}.content"

@@ -49,6 +49,7 @@ _ALLOWED = {
         r"POST /(generate|suggest|classify|v1/chat/completions|v1/completions)"
         r"|GET /(models|adapters|v1/models(/.+)?)"
     ),
+    Scope.RECALL: re.compile(r"GET /passages"),
     Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),
     Scope.MONITOR: re.compile(r"GET /(status|nights|jobs|jobs/[^/]+)"),
 }

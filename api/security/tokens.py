@@ -30,6 +30,7 @@ class Scope(StrEnum):
 
     INGEST = "ingest"  #: add texts and report the screen; read nothing
     GENERATE = "generate"  #: use the model, which may repeat texts of other apps
+    RECALL = "recall"  #: search all texts, and read what is found
     TRAIN = "train"  #: upload files, and run fine-tuning jobs on them; see no others
     MONITOR = "monitor"  #: see jobs with their settings and errors, readings and nights; no texts
     ADMIN = "admin"  #: everything

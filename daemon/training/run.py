@@ -94,6 +94,7 @@ class TrainingRun:
         self.rehearsal_prompts = rehearsal.prompts(tokenizer)
         self.stop_ids = stop_ids_of(self.model.network.config.eos_token_id, tokenizer)
         del tokenizer
+        give_back_free_memory()
         cap_anonymous_memory(self.settings.memory_bytes)
 
     @torch.no_grad()
@@ -103,13 +104,18 @@ class TrainingRun:
         verdict = self._finish(trainable, stopping)
         self._report(trainable, verdict)
 
-    def halve_micro_batch(self, because: str) -> bool:
-        """Halve the micro-batch from the next start on; returns False if it is the smallest already."""
+    def use_less_memory(self, because: str) -> bool:
+        """From the next start on, keep no activations, or halve the micro-batch; returns False if nothing is left."""
         before, fewest = self.plan.micro_batch, MIN_ROWS[self.plan.method]
-        if before <= fewest:
+        if self.plan.kept_layers:  # what the plan filled the memory with
+            self.plan = replace(self.plan, kept_layers=0)
+            how = "with activations kept; continuing without"
+        elif before > fewest:
+            self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
+            how = f"with {before} rows at once; continuing with {self.plan.micro_batch}"
+        else:
             return False
-        self.plan = replace(self.plan, micro_batch=max(fewest, before // 4 * 2))
-        self._say("reduced", f"{because} with {before} rows at once; continuing with {self.plan.micro_batch}")
+        self._say("reduced", f"{because} {how}")
         self.store.jobs.update(self.job.id, plan=asdict(self.plan))
         return True
 
@@ -123,7 +129,7 @@ class TrainingRun:
         samples = self._samples()
         trainable = self._start()
         self.model.set_parameters(trainable)
-        give_back_free_memory()  # of the tokenizer and the activation PCA
+        give_back_free_memory()  # of the activation PCA
         self.evaluation.refresh(self.job, trainable)
         training, validation = split(self.buckets)
         new = self.plan.batch - self._rehearsed  # blocks of text in a step

@@ -107,7 +107,7 @@ def _cause(error: MezoError, model: Path) -> str:
 
 
 def _ran_in_memory(run: TrainingRun) -> bool:
-    """Run a job to its end; False if memory ran out and a retry with a smaller micro-batch is possible."""
+    """Run a job to its end; False if memory ran out and a retry with less is possible."""
     try:
         run.run()
         return True
@@ -117,7 +117,7 @@ def _ran_in_memory(run: TrainingRun) -> bool:
     # Outside the handler, since the exception refers to the activations.
     gc.collect()
     lift_cap()
-    if run.halve_micro_batch("memory ran out"):
+    if run.use_less_memory("memory ran out"):
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=datetime.now(UTC))
     return True

@@ -10,6 +10,8 @@ from pocketllm.engine.streamed.weights import Scratch, Weight
 
 #: The head's output in place of logits. If the model returns another number, it scales or caps its logits.
 HEAD_MARK = 64.0
+#: The rows that a pass that releases pages has resident at a time: all of SmolLM2's, a fifth of Gemma's.
+_RESIDENT_BYTES = 64 << 20
 
 
 class StreamedHead(nn.Module):
@@ -50,7 +52,14 @@ class HeadAt:
         None if the rows must be made dense first.
         """
         weight = self._weight.as_stored(self._context) if self._perturbation is None else None
-        return None if weight is None else product(hidden, weight).float()
+        if weight is None or not self._context.release:
+            return None if weight is None else product(hidden, weight).float()
+        logits = hidden.new_empty(len(hidden), len(weight), dtype=torch.float32)
+        at_once = _RESIDENT_BYTES // (weight.itemsize * weight.shape[1])
+        for start in range(0, len(weight), at_once):
+            logits[:, start : start + at_once] = product(hidden, weight[start : start + at_once])
+            self._weight.release(start, min(start + at_once, len(weight)))
+        return logits
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """(stop - start, width) dense rows, valid until the next call."""

@@ -1,11 +1,13 @@
-"""Commands that ask the model: generate, suggest, classify and chat."""
+"""Commands that ask the model: generate, suggest, classify, chat and mcp."""
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pocketllm.api.security.tokens import Scope
 from pocketllm.cli.common import Common, connected, emit, given, make_console, program
 from pocketllm.cli.importing import from_argument, read_stdin
 from pocketllm.errors import CommandError, Document, UsageError
@@ -248,3 +250,21 @@ def _lines() -> Iterator[str]:
             yield line
     except EOFError:
         sys.stdout.write("\n" * sys.stdin.isatty())
+
+
+@program.command("pocketllm mcp --scope recall --scope generate", panel=PANEL, without=("json_wanted",))
+def mcp(options: Common, scope: Annotated[list[Scope], typer.Option(help="Of the token; can be repeated.")]) -> None:
+    """Serve tools to an assistant on stdin and stdout (MCP). The assistant's program starts this command.
+
+    The tools are search_my_texts (scope recall), continue_like_me and which_label (generate), and remember (ingest).
+    POCKETLLM_TOKEN is an access token of the assistant's own: `pocketllm token create NAME --scope recall`.
+    """
+    if not os.environ.get("POCKETLLM_TOKEN"):
+        raise UsageError("POCKETLLM_TOKEN is not set. `pocketllm token create NAME --scope recall` creates a token.")
+    try:
+        from pocketllm.mcp import serve
+    except ImportError as error:
+        raise CommandError("The package mcp is missing: pip install 'pocketllm[mcp]'") from error
+    said = "An assistant that runs in a cloud sends on what it reads here: your texts, with the scope recall."
+    make_console(stderr=True).print(said, soft_wrap=True)
+    serve(options.url, options.data_dir, scope)

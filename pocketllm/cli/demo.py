@@ -17,7 +17,7 @@ from pocketllm.cli.jobs import adapter_folder, find_report, follow, job_display
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import CommandError, Document
-from pocketllm.home import DEFAULT_URL, read_document, running_settings
+from pocketllm.home import read_document, running_settings
 from pocketllm.readers.notes import paragraphs
 
 if TYPE_CHECKING:
@@ -185,16 +185,12 @@ def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
     from pocketllm.cli.views import duration_text
 
     folder, command = shlex.quote(str(data_dir)), own_command()
-    owner = f'-H "Authorization: Bearer $({command} token --data-dir {folder})"'
-    body = "-H 'Content-Type: application/json' -d"
     lines = [
         f"\nThe demo took {duration_text(seconds)}. The daemon is stopped. To start it again on this folder:",
         f"  {command} serve --data-dir {folder}",
-        "Then, in another terminal, see the job, query the personal model and add a text of yours:",
-        f"  curl {DEFAULT_URL}/jobs",
-        f"  {command} report --data-dir {folder}",
-        f'  curl {owner} {body} \'{{"prompt": "Calm, glass rising. The ferry"}}\' {DEFAULT_URL}/generate',
-        f'  curl {owner} {body} \'{{"text": "Wrote this myself.", "source": "me"}}\' {DEFAULT_URL}/texts',
+        "Then, in another terminal, let it suggest words, or open its page:",
+        f'  {command} suggest "{PROMPTS[0]} " --data-dir {folder}',
+        f"  {command} dashboard --data-dir {folder}",
     ]
     for line in lines:
         console.print(line, soft_wrap=True)

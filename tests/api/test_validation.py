@@ -23,7 +23,10 @@ FORMAT = {"type": "json_schema", "json_schema": {"schema": {}}}
 SOUND: dict[str, Document] = {
     "/adapters/rollback": {},
     "/generate": {"messages": MESSAGES},
-    "/v1/chat/completions": {"model": "m", "messages": MESSAGES, "stream_options": {}, "response_format": FORMAT},
+    "/v1/chat/completions": {
+        **{"model": "m", "messages": MESSAGES, "stream_options": {}, "response_format": FORMAT},
+        **{"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+    },
     "/v1/completions": {"model": "m", "prompt": "a"},
     "/v1/fine_tuning/jobs": {"model": "m", "training_file": "f", "method": {"supervised": TRAINED}, **TRAINED},
 }

@@ -35,6 +35,7 @@ NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!-- (?!end).*?<!-- end
 #: File -> such numbers in it that no bench measures.
 OTHERS = {
     "README.md": {"3.11"},  # Python
+    "docs/models.md": {"3.2"},  # Llama
     "docs/adapters.md": {"0.0002"},  # tests/daemon/generation compares llama.cpp
     "docs/benchmarks.md": {"2407.01031"},  # arXiv
     # Settings, constants, arXiv; the size of a checkpoint, which follows from the shapes.

@@ -15,7 +15,8 @@ from tests.support.daemon.routes import OPEN, routes
 LETS_IN = {
     ("POST", "/texts"): {"ingest"},
     ("POST", "/status/screen"): {"ingest"},
-    ("GET", "/openapi.json"): {"ingest", "generate", "monitor", "train"},
+    ("GET", "/openapi.json"): {"ingest", "generate", "recall", "monitor", "train"},
+    ("GET", "/passages"): {"recall"},
     ("POST", "/generate"): {"generate"},
     ("POST", "/suggest"): {"generate"},
     ("POST", "/classify"): {"generate"},
@@ -43,7 +44,7 @@ def token_for(api: InProcessApp, *scopes: str, name: str = "notes") -> str:
 
 
 def test_a_scope_lets_in_what_it_says_and_nothing_else(api: InProcessApp, subtests: pytest.Subtests) -> None:
-    for scope in ("ingest", "generate", "train", "monitor", "admin"):
+    for scope in ("ingest", "generate", "recall", "train", "monitor", "admin"):
         token = token_for(api, scope, name=scope)
         with subtests.test(scope):
             for method, path in sorted(set(routes(api.app.routes)) - {*OPEN}):

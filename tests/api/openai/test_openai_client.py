@@ -179,6 +179,10 @@ def test_json_takes_llama_cpp(client: openai.OpenAI) -> None:
     for form in forms:
         with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but"):
             client.chat.completions.create(model=BASE, messages=CHAT, response_format=form)
+    function: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but .* Leave tools out") as refused:
+        client.chat.completions.create(model=BASE, messages=CHAT, tools=[function], tool_choice="required")
+    assert refused.value.param == "tools"
 
 
 def test_a_suffix_is_ignored_and_said_to_be(client: openai.OpenAI) -> None:

@@ -57,6 +57,20 @@ def test_nothing_tells_an_app_whether_a_text_was_there(api: InProcessApp, there:
     assert api.post("/texts", json=rest).status_code == 201, "the person may add as many as there are"
 
 
+def test_recall_reads_what_a_search_finds_and_nothing_else(api: InProcessApp) -> None:
+    reader, generating = app(api, "reader", "recall"), app(api, "both", "recall", "generate")
+    first, _ = api.post("/texts", json=[GUESS, {"text": "Mug of tea."}]).json()["ids"]
+    found = api.get("/passages", params={"query": "the pin"}, token=reader).json()
+    assert found == {"data": [{"text_id": first, "passage": GUESS["text"]}]}
+    assert api.get("/passages", params={"query": "my PIN tea", "limit": 1}, token=reader).json() == found
+    assert api.get("/passages", params={"query": "xylophone"}, token=reader).json() == {"data": []}
+    for path in ("/texts", "/texts?query=PIN", f"/texts/{first}", "/sources"):
+        assert_problem(api.get(path, token=reader), 403, "out_of_scope")
+    asked = {"prompt": "PIN", "context": "recall"}
+    assert_problem(api.post("/generate", json=asked, token=reader), 403, "out_of_scope")
+    assert api.post("/generate", json=asked, token=generating).status_code != 403
+
+
 @pytest.mark.parametrize("person_first", [True, False])
 def test_what_both_have_sent_outlives_the_apps_texts(api: InProcessApp, person_first: bool) -> None:
     notes = app(api, "notes", "ingest")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from pocketllm.daemon.process_memory import bytes_of
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.noise import Kind, Perturbation
@@ -255,3 +257,17 @@ def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     assert seen["kept"] > 0.9 * size
     # The layer that runs, what the kernel maps around a page that is touched, and a little code.
     assert seen["released"] < 6 * size / layers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@torch.inference_mode()
+def test_logits_of_a_large_vocabulary_leave_no_pages_of_the_head_resident(tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path, dtype="float32", hidden=64, vocab=270_000)
+    found, resident = [], []
+    for release in (True, False):
+        model = LanguageModel(open_model_folder(folder), dtype=torch.float32, release_pages=release)
+        before = bytes_of("RssFile") or 0
+        found.append(model.next_logits(torch.tensor([[5, 6], [7, 8]]), DynamicCache()))
+        resident.append((bytes_of("RssFile") or 0) - before)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert resident[0] < 30 * MB and resident[1] > 60 * MB
