@@ -50,7 +50,7 @@ class WordCounts:
         """The probability of each word that begins with these letters and has more, behind the word `before`, among
         all of these; and how much that counts beside the model's, from 0 on. whole: also of the word of these letters.
         """
-        after = self._after.get(before, {})
+        after: Mapping[str, int] = self._after.get(before, {})
         behind = {word: count for word, count in after.items() if self._fits(word, letters, whole)}
         single = {word: self._words[word] for word in (self._all(letters, whole) if letters else behind)}
         of_words, of_pairs = sum(single.values()), sum(behind.values())
