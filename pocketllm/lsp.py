@@ -31,11 +31,11 @@ _CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Suggested:
-    """A suggestion: its text, the range that it replaces, and the text by which editors filter it."""
+    """A suggestion: its text, the range that it replaces, and the whole word or words, by which editors filter it."""
 
     text: str
     range: types.Range
-    filter: str
+    label: str
 
 
 class Server(LanguageServer):
@@ -71,7 +71,7 @@ class Server(LanguageServer):
             types.Position(row, codec.client_num_units(typed[: len(typed) - answer["replaces"]])),
             types.Position(row, codec.client_num_units(typed)),
         )
-        # Editors that look at the whole word before the cursor find it in the filter, too.
+        # A word behind a finished one is shown with that, by which some editors filter.
         word = "" if answer["replaces"] else typed.rpartition(" ")[2]
         return [Suggested(one["text"], replaced, word + one["text"]) for one in answer["suggestions"]]
 
@@ -114,10 +114,10 @@ def serve(find: Callable[[], Target]) -> None:
     async def completion(params: types.CompletionParams) -> types.CompletionList:
         items = [
             types.CompletionItem(
-                label=one.text.strip(),
+                label=one.label,
                 kind=types.CompletionItemKind.Text,
                 sort_text=f"{place:02}",
-                filter_text=one.filter,
+                filter_text=one.label,
                 text_edit=types.TextEdit(one.range, one.text),
             )
             for place, one in enumerate(await server.suggested(params))
