@@ -48,7 +48,7 @@ async def typed(client: Client, folder: Path, text: str, before: int, count: int
     async def asked_by_the_server(shown: str, version: int) -> None:
         row, column = shown.count("\n"), len(shown) - shown.rfind("\n") - 1
         began = time.perf_counter()
-        identifier = types.VersionedTextDocumentIdentifier(version, _URI)
+        identifier = types.VersionedTextDocumentIdentifier(uri=_URI, version=version)
         change = types.TextDocumentContentChangeWholeDocument(shown)
         editor.text_document_did_change(types.DidChangeTextDocumentParams(identifier, [change]))
         place = types.CompletionParams(types.TextDocumentIdentifier(_URI), types.Position(row, column))
@@ -64,7 +64,7 @@ async def typed(client: Client, folder: Path, text: str, before: int, count: int
             await asked_by_the_server(text[:size], size)
     await editor.shutdown_async(None)
     editor.exit(None)
-    await editor.stop()
+    await editor.stop()  # type: ignore[no-untyped-call]
     return found
 
 

@@ -4,7 +4,7 @@ with Client(find_target(None, None)) as client:
     print(client.get("status")["texts"]["count"])
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import quote
@@ -25,25 +25,9 @@ LONG_ROUTES = {"generate", "suggest", "classify", "v1"}
 
 
 class _Daemon:
-    """One daemon: how it is asked, and its errors in words."""
+    """One daemon's errors, in words."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
-
-    def _settings(self, answer_seconds: float) -> dict[str, Any]:
-        """What a client of httpx is made with, but for its transport."""
-        headers = {"User-Agent": f"pocketllm/{__version__}"}
-        if self.target.token is not None:
-            headers["Authorization"] = f"Bearer {self.target.token}"
-        return {
-            "base_url": self.target.url,
-            "headers": headers,
-            "timeout": httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
-            # A proxy from the environment would carry the owner's words off the device.
-            "trust_env": False,
-            # Loading the certificates takes longer than a whole request, and plain http needs none.
-            "verify": self.target.url.startswith("https:"),
-        }
+    target: Target
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:
@@ -101,10 +85,8 @@ class Client(_Daemon):
     """
 
     def __init__(self, target: Target, *, answer_seconds: float = ANSWER_SECONDS) -> None:
-        super().__init__(target)
-        # Nobody else can listen at the socket. Another app can at the port, while the daemon is down.
-        transport = httpx.HTTPTransport(uds=str(target.socket)) if target.socket else None
-        self._http = httpx.Client(**self._settings(answer_seconds), transport=transport)
+        self.target = target
+        self._http = httpx.Client(**_settings(target, answer_seconds, httpx.HTTPTransport))
 
     def __enter__(self) -> Self:
         return self
@@ -173,10 +155,9 @@ class Client(_Daemon):
 class AsyncClient(_Daemon):
     """Talks to one daemon from an event loop. A request that is cancelled is dropped, which the daemon sees."""
 
-    def __init__(self, target: Target, *, answer_seconds: float = ANSWER_SECONDS) -> None:
-        super().__init__(target)
-        transport = httpx.AsyncHTTPTransport(uds=str(target.socket)) if target.socket else None
-        self._http = httpx.AsyncClient(**self._settings(answer_seconds), transport=transport)
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._http = httpx.AsyncClient(**_settings(target, ANSWER_SECONDS, httpx.AsyncHTTPTransport))
 
     async def post(self, *route: str, body: object) -> Document:
         """Send a body as JSON, and return the document in the answer."""
@@ -184,6 +165,23 @@ class AsyncClient(_Daemon):
             response = await self._http.post(_path(route), json=body)
         self._refuse_errors(response)
         return self._document(response)
+
+
+def _settings(target: Target, answer_seconds: float, transport: Callable[..., object]) -> dict[str, Any]:
+    headers = {"User-Agent": f"pocketllm/{__version__}"}
+    if target.token is not None:
+        headers["Authorization"] = f"Bearer {target.token}"
+    return {
+        "base_url": target.url,
+        "headers": headers,
+        "timeout": httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
+        # Nobody else can listen there. Another app can at the port, while the daemon is down.
+        "transport": transport(uds=str(target.socket)) if target.socket else None,
+        # A proxy from the environment would carry the owner's words off the device.
+        "trust_env": False,
+        # Loading the certificates takes longer than a whole request, and plain http needs none.
+        "verify": target.url.startswith("https:"),
+    }
 
 
 def _path(route: tuple[str, ...]) -> str:

@@ -9,7 +9,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
@@ -29,32 +28,24 @@ PROSE |= {"restructuredtext", "rst", "scminput", "tex", "text", "typst"}
 _CHARACTERS = 4000
 
 
-@dataclass(frozen=True)
-class Suggested:
-    """A suggestion: its text, the range that it replaces, and the whole word or words, by which editors filter it."""
-
-    text: str
-    range: types.Range
-    label: str
-
-
 class Server(LanguageServer):
     """Answers an editor. The daemon is looked for anew with each request, since it may have been restarted."""
 
     def __init__(self, find: Callable[[], Target]) -> None:
-        """find: where the daemon is; may raise CommandError."""
         # Full: pygls sees more line ends in a text than the protocol does, so it would edit parts at wrong places.
         super().__init__("pocketllm", __version__, text_document_sync_kind=types.TextDocumentSyncKind.Full)
         self._find = find
         self._client: AsyncClient | None = None
-        self._deadlines = set[asyncio.Timeout]()  #: of the requests under way
+        self.deadlines = set[asyncio.Timeout]()  #: of the requests under way
         self._is_told = False  #: that the daemon does not answer
 
     def report_server_error(self, *_: object) -> None:
         """Show nothing: the message could hold what was typed."""
 
-    async def suggested(self, params: types.CompletionParams | types.InlineCompletionParams) -> list[Suggested]:
-        """The suggestions at a place, likeliest first. None in code, within a word, and if the daemon is too late."""
+    async def suggested(
+        self, params: types.CompletionParams | types.InlineCompletionParams
+    ) -> list[tuple[str, types.TextEdit]]:
+        """The words suggested at a place, likeliest first, each with the edit that takes it; none where it is late."""
         document = self.workspace.text_documents.get(params.text_document.uri)
         if document is None or document.language_id not in PROSE:
             return []
@@ -73,13 +64,13 @@ class Server(LanguageServer):
         )
         # A word behind a finished one is shown with that, by which some editors filter.
         word = "" if answer["replaces"] else typed.rpartition(" ")[2]
-        return [Suggested(one["text"], replaced, word + one["text"]) for one in answer["suggestions"]]
+        return [(word + one["text"], types.TextEdit(replaced, one["text"])) for one in answer["suggestions"]]
 
     async def _answer(self, context: str) -> Document:
         """The daemon's answer; an empty one if it comes too late, or if the text has changed meanwhile."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS) as deadline:
-                self._deadlines.add(deadline)
+                self.deadlines.add(deadline)
                 target = self._find()
                 if self._client is None or self._client.target != target:
                     self._client = AsyncClient(target)
@@ -94,17 +85,12 @@ class Server(LanguageServer):
                 self.window_show_message(types.ShowMessageParams(types.MessageType.Warning, f"PocketLLM: {error}"))
                 self._is_told = True
         finally:
-            self._deadlines.discard(deadline)
+            self.deadlines.discard(deadline)
         return {"suggestions": [], "replaces": 0}
-
-    def drop_requests(self) -> None:
-        """Give up what was asked before the text changed."""
-        while self._deadlines:
-            self._deadlines.pop().reschedule(0)
 
 
 def serve(find: Callable[[], Target]) -> None:
-    """Answer an editor until it closes stdin. find: see Server."""
+    """Answer an editor until it closes stdin. find: where the daemon is; may raise CommandError."""
     logging.disable()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # pygls would wait for its thread, which reads stdin
     protocol, sys.stdout = sys.stdout.buffer, sys.stderr
@@ -112,25 +98,21 @@ def serve(find: Callable[[], Target]) -> None:
 
     @server.feature(types.TEXT_DOCUMENT_COMPLETION)
     async def completion(params: types.CompletionParams) -> types.CompletionList:
+        kind = types.CompletionItemKind.Text
         items = [
-            types.CompletionItem(
-                label=one.label,
-                kind=types.CompletionItemKind.Text,
-                sort_text=f"{place:02}",
-                filter_text=one.label,
-                text_edit=types.TextEdit(one.range, one.text),
-            )
-            for place, one in enumerate(await server.suggested(params))
+            types.CompletionItem(words, kind=kind, sort_text=f"{place:02}", filter_text=words, text_edit=edit)
+            for place, (words, edit) in enumerate(await server.suggested(params))
         ]
         return types.CompletionList(is_incomplete=True, items=items)
 
     @server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, types.InlineCompletionOptions())
     async def inline_completion(params: types.InlineCompletionParams) -> types.InlineCompletionList:
-        items = [types.InlineCompletionItem(one.text, range=one.range) for one in await server.suggested(params)]
-        return types.InlineCompletionList(items)
+        edits = [edit for _, edit in await server.suggested(params)]
+        return types.InlineCompletionList([types.InlineCompletionItem(one.new_text, range=one.range) for one in edits])
 
     @server.feature(types.TEXT_DOCUMENT_DID_CHANGE)
     def changed(_: types.DidChangeTextDocumentParams) -> None:
-        server.drop_requests()
+        while server.deadlines:  # they are of another text
+            server.deadlines.pop().reschedule(0)
 
     server.start_io(stdout=protocol)

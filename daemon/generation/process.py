@@ -218,7 +218,7 @@ class Answerer:
 
     def _suggest(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
-        started = time.monotonic()
+        ends = time.monotonic() + request["timeout_seconds"]
         suggester = self._models().suggester(_folder(request), self._decoding)
         from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
 
@@ -230,15 +230,11 @@ class Answerer:
             typed,
             n=request["n"],
             words=request["words"],
-            late=lambda: time.monotonic() - started > request["timeout_seconds"] or requests.cancelled(request["id"]),
+            late=lambda: time.monotonic() > ends or requests.cancelled(request["id"]),
             counts=counts,
         )
-        is_behind = bool(found) and found[0].text.startswith(" ")  # a finished word
-        done = {
-            "suggestions": [asdict(one) for one in found],
-            "replaces": 0 if is_behind else len(typed.beginning.lstrip()),
-            "complete": complete,
-        }
+        replaces = 0 if found and found[0].text.startswith(" ") else len(typed.beginning.lstrip())
+        done = {"suggestions": [asdict(one) for one in found], "replaces": replaces, "complete": complete}
         say(id=request["id"], done=done)
 
     def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:

@@ -207,9 +207,8 @@ class Generator:
         """
         asking = asyncio.create_task(self._summary(request))
         try:
-            while not asking.done():
-                await asyncio.wait({asking}, timeout=None if is_gone is None else _GONE_SECONDS)
-                if not asking.done() and is_gone is not None and await is_gone():
+            while not (await asyncio.wait({asking}, timeout=_GONE_SECONDS))[0]:
+                if is_gone is not None and await is_gone():
                     raise ClientGone
             return asking.result()
         finally:

@@ -285,12 +285,11 @@ class Suggester:
             longer = [one for one in first if len(one.text) > size and one.probability >= FLOOR * total]
             spoken = [one for one in longer if self._is_word(one, known)]
             return [Suggestion(one.text.strip(), one.probability, one.probability / total) for one in spoken[:n]], False
-        if words > 1 and typed.beginning in found and typed.may_be_whole:  # then there are no counts
-            typed_one = found[typed.beginning]
-            is_over = best[0] is typed_one
-            best, words = (best[:1], 1) if is_over else ([one for one in best if one is not typed_one], words)
+        if typed.may_be_whole and best and best[0].candidate.text == typed.beginning:
+            words = 1  # the caller asks what is behind it
         best = sorted(self._lengthened(best, words, late), key=lambda one: -one.probability)
-        return [_suggestion(one, total) for one in best], not late()
+        said = [(one.candidate, one.probability) for one in best]
+        return [Suggestion(one.text.strip(), value, value / total, one.path) for one, value in said], not late()
 
     def _is_word(self, one: _Candidate, known: Sequence[Dictionary | WordCounts], *, begun: bool = False) -> bool:
         """Whether it ends in a word, or, with `begun`, in the beginning of one.
@@ -374,10 +373,6 @@ class Suggester:
         spaced = self._vocabulary.is_spaced_word(token)
         is_over = len(one.candidate.text.split()) == words if spaced else not self._vocabulary.continues[token]
         return None if is_over else self._children(one.candidate, one.following, torch.tensor([token]), 1)[0]
-
-
-def _suggestion(one: _Followed, total: float) -> Suggestion:
-    return Suggestion(one.candidate.text.strip(), one.probability, one.probability / total, one.candidate.path)
 
 
 def mixed(found: Sequence[Suggestion], typed: Typed, counts: WordCounts, n: int) -> list[Suggestion]:

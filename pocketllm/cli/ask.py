@@ -144,8 +144,7 @@ def suggest(
 ) -> None:
     """Suggest endings of the last word of TEXT, or the next words if it is finished or TEXT ends with a space.
 
-    The number is the share among all words that begin as typed. The first request loads the model, which takes a few
-    seconds.
+    Prints each one's share among words that begin as typed. The first request loads the model, which takes a while.
     """
     request = fields(base, adapter, n=number, words=words, timeout_ms=SUGGEST_MS)
     with connected(options) as client:
@@ -262,7 +261,5 @@ def lsp(options: Common) -> None:
     try:
         from pocketllm.lsp import serve
     except ModuleNotFoundError as error:
-        raise CommandError(
-            f"The language server needs {error.name}, which is not installed. Install it: pip install 'pocketllm[lsp]'"
-        ) from error
+        raise CommandError(f"{error.name} is not installed. Install it: pip install 'pocketllm[lsp]'") from error
     serve(lambda: find_target(options.url, options.data_dir))

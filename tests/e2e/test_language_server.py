@@ -43,7 +43,7 @@ class Editor(LanguageClient):
     def __init__(self) -> None:
         super().__init__("editor", "1")
         self.shown: list[str] = []
-        self.version = 0
+        self.changes = 0
         self.feature(types.WINDOW_SHOW_MESSAGE)(lambda params: self.shown.append(params.message))
 
     @property
@@ -54,13 +54,13 @@ class Editor(LanguageClient):
 
     def open(self, text: str, language: str = "markdown") -> None:
         """Open a document."""
-        item = types.TextDocumentItem(URI, language, self.version, text)
+        item = types.TextDocumentItem(URI, language, self.changes, text)
         self.text_document_did_open(types.DidOpenTextDocumentParams(item))
 
     def type(self, text: str) -> None:
         """The document's new text."""
-        self.version += 1
-        identifier = types.VersionedTextDocumentIdentifier(self.version, URI)
+        self.changes += 1
+        identifier = types.VersionedTextDocumentIdentifier(uri=URI, version=self.changes)
         change = types.TextDocumentContentChangeWholeDocument(text)
         self.text_document_did_change(types.DidChangeTextDocumentParams(identifier, [change]))
 
@@ -101,7 +101,7 @@ async def editing(folder: Path, *arguments: str, **settings: str) -> AsyncIterat
     editor.exit(None)
     assert await editor.process.wait() == 0
     assert editor.process.stderr is not None and await editor.process.stderr.read() == b""
-    await editor.stop()
+    await editor.stop()  # type: ignore[no-untyped-call]
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
