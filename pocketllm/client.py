@@ -4,7 +4,7 @@ with Client(find_target(None, None)) as client:
     print(client.get("status")["texts"]["count"])
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import quote
@@ -24,7 +24,60 @@ LONG_TIMEOUT = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
 LONG_ROUTES = {"generate", "suggest", "classify", "v1"}
 
 
-class Client:
+class _Daemon:
+    """One daemon's errors, in words."""
+
+    target: Target
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        """Convert httpx's errors to CommandError."""
+        url = self.target.url
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NoDaemon(url) from error
+        except httpx.TimeoutException as error:
+            raise DaemonSlow(
+                f"The daemon at {url} accepts connections but does not answer. It may be busy; try again in a minute."
+            ) from error
+        except httpx.RemoteProtocolError as error:
+            raise DaemonLost(
+                f"The daemon at {url} closed the connection before its answer was whole. See its log, then try again."
+            ) from error
+        except httpx.TransportError as error:
+            raise DaemonLost(f"The connection to {url} broke ({error}). Try again.") from error
+
+    def _refuse_errors(self, response: httpx.Response) -> None:
+        if not response.is_error:
+            return
+        document = self._document(response)
+        if not ({"detail", "title"} & document.keys() and isinstance(document.get("error", {}), dict)):
+            raise self._not_a_daemon(response)
+        hint = ""
+        if response.status_code == httpx.codes.UNAUTHORIZED and self.target.token is None:
+            hint = f"(No token was sent: {self.target.without_token})"
+        elif response.status_code == httpx.codes.UNAUTHORIZED:
+            hint = "(The token sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
+        raise DaemonRefused({"status": response.status_code, **document}, hint=hint)
+
+    def _document(self, response: httpx.Response) -> Document:
+        try:
+            document = response.json()
+        except ValueError as error:
+            raise self._not_a_daemon(response) from error
+        if not isinstance(document, dict):
+            raise self._not_a_daemon(response)
+        return document
+
+    def _not_a_daemon(self, response: httpx.Response) -> NotADaemon:
+        return NotADaemon(
+            f"{self.target.url} answers ({response.status_code} to {response.request.url.path}), but not like "
+            "PocketLLM. Another program may use this port; give the daemon's address with --url or --data-dir."
+        )
+
+
+class Client(_Daemon):
     """Talks to one daemon. Every method raises a subclass of CommandError when it fails.
 
     A route is given in parts, so that an id with a slash cannot reach another one: `get("jobs", job_id)`. Parameters
@@ -33,20 +86,7 @@ class Client:
 
     def __init__(self, target: Target, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.target = target
-        headers = {"User-Agent": f"pocketllm/{__version__}"}
-        if target.token is not None:
-            headers["Authorization"] = f"Bearer {target.token}"
-        self._http = httpx.Client(
-            base_url=target.url,
-            headers=headers,
-            timeout=httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
-            # Nobody else can listen there. Another app can at the port, while the daemon is down.
-            transport=httpx.HTTPTransport(uds=str(target.socket)) if target.socket else None,
-            # A proxy from the environment would carry the owner's words off the device.
-            trust_env=False,
-            # Loading the certificates takes longer than a whole request, and plain http needs none.
-            verify=target.url.startswith("https:"),
-        )
+        self._http = httpx.Client(**_settings(target, answer_seconds, httpx.HTTPTransport))
 
     def __enter__(self) -> Self:
         return self
@@ -111,52 +151,37 @@ class Client:
         self._refuse_errors(response)
         return response
 
-    @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
-        """Convert httpx's errors to CommandError."""
-        url = self.target.url
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise NoDaemon(url) from error
-        except httpx.TimeoutException as error:
-            raise DaemonSlow(
-                f"The daemon at {url} accepts connections but does not answer. It may be busy; try again in a minute."
-            ) from error
-        except httpx.RemoteProtocolError as error:
-            raise DaemonLost(
-                f"The daemon at {url} closed the connection before its answer was whole. See its log, then try again."
-            ) from error
-        except httpx.TransportError as error:
-            raise DaemonLost(f"The connection to {url} broke ({error}). Try again.") from error
 
-    def _refuse_errors(self, response: httpx.Response) -> None:
-        if not response.is_error:
-            return
-        document = self._document(response)
-        if not ({"detail", "title"} & document.keys() and isinstance(document.get("error", {}), dict)):
-            raise self._not_a_daemon(response)
-        hint = ""
-        if response.status_code == httpx.codes.UNAUTHORIZED and self.target.token is None:
-            hint = f"(No token was sent: {self.target.without_token})"
-        elif response.status_code == httpx.codes.UNAUTHORIZED:
-            hint = "(The token sent is not this daemon's; check --data-dir and POCKETLLM_TOKEN.)"
-        raise DaemonRefused({"status": response.status_code, **document}, hint=hint)
+class AsyncClient(_Daemon):
+    """Talks to one daemon from an event loop. A request that is cancelled is dropped, which the daemon sees."""
 
-    def _document(self, response: httpx.Response) -> Document:
-        try:
-            document = response.json()
-        except ValueError as error:
-            raise self._not_a_daemon(response) from error
-        if not isinstance(document, dict):
-            raise self._not_a_daemon(response)
-        return document
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._http = httpx.AsyncClient(**_settings(target, ANSWER_SECONDS, httpx.AsyncHTTPTransport))
 
-    def _not_a_daemon(self, response: httpx.Response) -> NotADaemon:
-        return NotADaemon(
-            f"{self.target.url} answers ({response.status_code} to {response.request.url.path}), but not like "
-            "PocketLLM. Another program may use this port; give the daemon's address with --url or --data-dir."
-        )
+    async def post(self, *route: str, body: object) -> Document:
+        """Send a body as JSON, and return the document in the answer."""
+        with self._errors_explained():
+            response = await self._http.post(_path(route), json=body)
+        self._refuse_errors(response)
+        return self._document(response)
+
+
+def _settings(target: Target, answer_seconds: float, transport: Callable[..., object]) -> dict[str, Any]:
+    headers = {"User-Agent": f"pocketllm/{__version__}"}
+    if target.token is not None:
+        headers["Authorization"] = f"Bearer {target.token}"
+    return {
+        "base_url": target.url,
+        "headers": headers,
+        "timeout": httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS),
+        # Nobody else can listen there. Another app can at the port, while the daemon is down.
+        "transport": transport(uds=str(target.socket)) if target.socket else None,
+        # A proxy from the environment would carry the owner's words off the device.
+        "trust_env": False,
+        # Loading the certificates takes longer than a whole request, and plain http needs none.
+        "verify": target.url.startswith("https:"),
+    }
 
 
 def _path(route: tuple[str, ...]) -> str:

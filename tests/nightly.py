@@ -33,6 +33,7 @@ _PROGRAMS = {
     **PROGRAMS,
     "chromium": "chromium",
     "dash": "dash",
+    "emacs": "emacs-nox",
     "faketime": "faketime",
     "mkfs.ext4": "e2fsprogs",
     "qemu-system-aarch64": "qemu-system-arm",

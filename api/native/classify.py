@@ -101,7 +101,7 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
     examples = [(text, label) for label, texts in found.items() for text in texts]
     asked = ClassifyRequest(text=body.text, examples=examples, adapter=folder)
-    summary = await services.generator.ask(asked)
+    summary = await services.generator.ask(asked, is_gone=request.is_disconnected)
     labels = [LabelOut(label=label, probability=value) for label, value in summary["probabilities"].items()]
     labels.sort(key=lambda one: -one.probability)
     return ClassifyOut(

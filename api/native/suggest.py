@@ -3,7 +3,7 @@
 import asyncio
 from http import HTTPStatus
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,7 @@ router = APIRouter(tags=["generate"], route_class=JSONRoute)
 _SENDING_MS = 10
 
 
-class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the sta", "n": 3}}):
+class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the railway sta", "n": 3}}):
     """The text typed so far, and what to suggest."""
 
     context: str = Field(
@@ -28,7 +28,7 @@ class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the s
         None,
         max_length=100,
         description="The beginning of the word being typed after `context`; empty to suggest the next word. Default: "
-        "the letters at the end of `context`.",
+        "the letters at the end of `context`, which may also be a whole word.",
     )
     n: int = Field(3, ge=1, le=10, description="Number of suggestions.")
     words: int = Field(1, ge=1, le=5, description="Words per suggestion; more than 1 gives short phrases.")
@@ -48,27 +48,29 @@ class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the s
 class SuggestionOut(BaseModel):
     """Words that may come next, including the typed letters of the first."""
 
-    text: str
+    text: str = Field(description="Begins with a space where it follows a finished word.")
     probability: float = Field(description="Probability that the text continues with exactly these words.")
+    share: float = Field(description="Probability among all words that begin as typed.")
 
 
 class SuggestOut(BaseModel):
     """The suggestions, likeliest first; fewer than `n` if no more words begin this way."""
 
     suggestions: list[SuggestionOut]
+    replaces: int = Field(description="Number of characters before the cursor that a suggestion's `text` replaces.")
     complete: bool = Field(description="False if time ran out before the search ended.")
     model: str
     adapter: str | None = Field(description="The adapter used; null for the base model.")
 
 
 @router.post("/suggest")
-async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
+async def suggest(request: Request, body: SuggestIn, services: ServicesDep) -> SuggestOut:
     """Suggest the likeliest next words, or endings of the word being typed. Nothing typed is stored.
 
     Without an adapter, suggestions come from the base model. The first request loads the model, which takes seconds.
     """
     adapter, folder = await run_in_threadpool(resolve_adapter, services, body.adapter)
-    request = SuggestionRequest(
+    asked = SuggestionRequest(
         context=body.context,
         prefix=body.prefix,
         n=body.n,
@@ -79,7 +81,7 @@ async def suggest(body: SuggestIn, services: ServicesDep) -> SuggestOut:
     )
     try:
         async with asyncio.timeout(body.timeout_ms / 1000):
-            summary = await services.generator.ask(request)
+            summary = await services.generator.ask(asked, is_gone=request.is_disconnected)
     except TimeoutError as error:
         detail = "The model is busy or still loading. Try again, or raise timeout_ms."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="not_in_time") from error

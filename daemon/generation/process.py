@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(ready=True, backend=asdict(answerer.backend))
     while True:
         request = requests.next()
+        if requests.cancelled(request["id"]):
+            continue
         try:
             answerer.answer(request, requests, say)
         except MezoError as error:
@@ -214,9 +216,9 @@ class Answerer:
         source = by_torch() if self._llama is None else partial(self._llama.tokens, folder, by_torch)
         return generate(source, self._decoding, prompt, sampling, cancelled=cancelled)
 
-    def _suggest(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
+    def _suggest(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
         """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
-        started = time.monotonic()
+        ends = time.monotonic() + request["timeout_seconds"]
         suggester = self._models().suggester(_folder(request), self._decoding)
         from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
 
@@ -228,10 +230,12 @@ class Answerer:
             typed,
             n=request["n"],
             words=request["words"],
-            late=lambda: time.monotonic() - started > request["timeout_seconds"],
+            late=lambda: time.monotonic() > ends or requests.cancelled(request["id"]),
             counts=counts,
         )
-        say(id=request["id"], done={"suggestions": [asdict(one) for one in found], "complete": complete})
+        replaces = 0 if found and found[0].text.startswith(" ") else len(typed.beginning.lstrip())
+        done = {"suggestions": [asdict(one) for one in found], "replaces": replaces, "complete": complete}
+        say(id=request["id"], done=done)
 
     def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
         """Answer with the probability of each label, as the examples say."""

@@ -38,6 +38,8 @@ _LINE_BYTES = 16 * 2**20
 _EXIT_SECONDS = 5.0
 #: A process that has used no processor for so long, while an answer is due, is killed.
 _STALL_SECONDS = 60.0
+#: The time between looks at whether anybody still waits for an answer.
+_GONE_SECONDS = 0.05
 #: Expected memory of the process at its start (measured with SmolLM2: 227 MB).
 _START_BYTES = 250_000_000
 
@@ -58,7 +60,7 @@ class GenerationRequest(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestionRequest:
-    """The likeliest words behind a text. The answer is Done, with `suggestions`."""
+    """The likeliest words behind a text. The answer is Done, with `suggestions`, `replaces` and `complete`."""
 
     context: str
     prefix: str | None  #: see engine/generate/suggestions.py
@@ -203,13 +205,18 @@ class Generator:
 
         Raises as `generate` does, and ClientGone.
         """
-        async with aclosing(self.generate(request)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    return event.summary
+        asking = asyncio.create_task(self._summary(request))
+        try:
+            while not (await asyncio.wait({asking}, timeout=_GONE_SECONDS))[0]:
                 if is_gone is not None and await is_gone():
-                    break
-        raise ClientGone
+                    raise ClientGone
+            return asking.result()
+        finally:
+            asking.cancel()  # it gives up its place in the queue
+
+    async def _summary(self, request: Request) -> dict[str, Any]:
+        async with aclosing(self.generate(request)) as events:
+            return await anext(event.summary async for event in events if isinstance(event, Done))
 
     async def unload_if_idle(self) -> None:
         """Unload the process after the keep-alive time without use."""

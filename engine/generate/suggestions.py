@@ -44,11 +44,12 @@ _OPENING = '([{<"“‘«-–—/\n'  # noqa: RUF001
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Words that may come next, the first with what is typed of it."""
+    """Words that may come next, the first with what is typed of it; or behind a finished word, from the space on."""
 
     text: str
     probability: float  #: that the text goes on with exactly these words; of single words mostly an estimate
     share: float  #: the same among all that begin as it is typed
+    path: tuple[int, ...] = ()  #: its tokens, where the model has said it
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,13 @@ class _Candidate:
 
     text: str = ""
     logprob: float = 0.0
-    share: float = 1.0  #: its probability among those that begin as it is typed
     path: tuple[int, ...] = ()  #: its tokens
     slots: tuple[int, ...] = ()  #: where they are in the cache, as far as they are in it
+
+    @property
+    def probability(self) -> float:
+        """That the text goes on with it."""
+        return math.exp(self.logprob)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +104,7 @@ class _Followed:
     @property
     def probability(self) -> float:
         """That the text goes on with the candidate, and its word ends there."""
-        return math.exp(self.candidate.logprob) * self.ending
-
-    @property
-    def share(self) -> float:
-        """The same among those that begin as it is typed."""
-        return self.candidate.share * self.ending
+        return self.candidate.probability * self.ending
 
 
 class Suggester:
@@ -142,30 +142,44 @@ class Suggester:
         counts: WordCounts | None = None,
     ) -> tuple[list[Suggestion], bool]:
         """The n likeliest words behind the context that begin as typed, each with up to `words` - 1 behind it; and
-        whether the search was complete.
+        whether the search was complete. Where the typed word is likelier whole than the beginning of any other one,
+        the words behind it.
 
         context: tokens, at least one, of `typed.context`. late: whether to end the search, with what it has found.
         counts: the owner's words, which single ones are weighed with.
         """
         key = (*context,), typed, n, words, None if counts is None else counts.state
-        found, complete = self._answers.get(key), True
+        found, complete, most = self._answers.get(key), True, n + typed.may_be_whole
         if found is None:
             self._follow(context[cut(len(context), MAX_TOKENS) :])
             assert self._following is not None
             beginnings = self._vocabulary.beginning(typed.beginning)
-            first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n, typed=True)
+            total = float(self._following[beginnings].sum())
+            first = self._children(_Candidate(), self._following, beginnings, _CANDIDATES * n)
             known: list[Dictionary | WordCounts] = []
             if self._dictionary and self._dictionary.is_of(typed.context):
                 known = [self._dictionary, counts] if counts else [self._dictionary]
             if words == 1 and not typed.may_be_whole:
-                found = self._estimated(first, typed.beginning, n, known)
+                found = self._estimated(first, total, typed.beginning, n, known)
             if not found:
-                found, complete = self._searched(first, typed, n, words, late, known)
+                found, complete = self._searched(first, total, typed, most, words, late, known)
             if complete:
                 self._answers[key] = found
                 if len(self._answers) > _ANSWERS:
                     self._answers.pop(next(iter(self._answers)))
-        return (found if counts is None or words > 1 else mixed(found, typed, counts, n)), complete
+        ranked = found if counts is None or words > 1 else mixed(found, typed, counts, most)
+        if not typed.may_be_whole:
+            return ranked, complete
+        whole = typed.beginning.strip()
+        path = next((one.path for one in found if one.text == whole), ())
+        if path and ranked[0].text == whole:
+            behind = Typed(typed.context + typed.beginning, " ")
+            following, done = self.suggest([*context, *path], behind, n=n, words=words, late=late, counts=counts)
+            least = ranked[0].share * following[0].share if following else 0.0
+            # A name that the owner writes may begin with another word.
+            if not any(counts and one.text in counts and one.share > least for one in ranked[1:]):
+                return [replace(one, text=f" {one.text}") for one in following], done
+        return [one for one in ranked if one.text != whole][:n], complete
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Let the cache hold these tokens; only those are computed that it does not."""
@@ -203,17 +217,17 @@ class Suggester:
             self._cache.crop(-more)
 
     def _estimated(
-        self, first: list[_Candidate], beginning: str, n: int, known: Sequence[Dictionary | WordCounts]
+        self, first: list[_Candidate], total: float, beginning: str, n: int, known: Sequence[Dictionary | WordCounts]
     ) -> list[Suggestion]:
         """The n likeliest words of one token, by what is remembered. Empty where a longer word may be likelier."""
         whole, longer = dict[str, Suggestion](), 0.0
         for one in first:
             is_longer = len(one.text) > len(beginning)
-            probability, ending = math.exp(one.logprob), self._ending(one, known) if is_longer else 0.0
-            if one.share * ending >= FLOOR and self._is_word(one, known):
+            ended = one.probability * (self._ending(one, known) if is_longer else 0.0)
+            if ended >= FLOOR * total and self._is_word(one, known):
                 text = one.text.strip()
-                whole.setdefault(text, Suggestion(text, probability * ending, one.share * ending))
-            longer = max(longer, probability * (1 - ending))
+                whole.setdefault(text, Suggestion(text, ended, ended / total))
+            longer = max(longer, one.probability - ended)
         best = sorted(whole.values(), key=lambda one: -one.probability)[:n]
         return best if len(best) == n and longer <= best[-1].probability else []
 
@@ -228,41 +242,54 @@ class Suggester:
     def _searched(
         self,
         first: list[_Candidate],
+        total: float,
         typed: Typed,
         n: int,
         words: int,
         late: Callable[[], bool],
         known: Sequence[Dictionary | WordCounts],
     ) -> tuple[list[Suggestion], bool]:
-        """See `suggest`: a beam search from the first tokens, that ends when no other word can be likelier."""
+        """See `suggest`: a beam search from the first tokens, that ends when no other word can be likelier.
+
+        total: the probability of all that may begin as typed. As long as a token is shorter than what is typed, that
+        is too much: most of what follows it is something else.
+        """
         found: dict[str, _Followed] = {}
-        candidates = [one for one in first if one.share >= FLOOR]
-        while candidates and not late():
-            children: list[_Candidate] = []
+        size, least, pool = len(typed.beginning), 0.0, first
+        while not late():
+            candidates = [one for one in pool if len(one.text) <= size or one.probability >= FLOOR * total]
+            if not candidates:
+                break
+            pool = [one for one in pool if one not in candidates]
             for one in self._passed(candidates):
-                text = one.candidate.text
-                if len(text) > len(typed.beginning) and one.share >= FLOOR and self._is_word(one.candidate, known):
+                text, missing = one.candidate.text, typed.beginning[len(one.candidate.text) :]
+                if missing:
+                    fits = float(one.following[self._vocabulary.beginning(missing)].sum())
+                    total -= one.candidate.probability * (1 - fits)
+                is_whole = typed.may_be_whole and text == typed.beginning
+                if is_whole or (len(text) > size and self._is_word(one.candidate, known)):
                     found[text] = max(found.get(text, one), one, key=lambda one: one.probability)
                 if len(one.candidate.path) < _WORD_TOKENS:
-                    longer = self._continued(one, typed.beginning[len(text) :])
-                    children += [child for child in longer if self._is_word(child, known, begun=True)]
-                if typed.may_be_whole and text == typed.beginning:
-                    children += self._children(one.candidate, one.following, self._vocabulary.spaced, _CANDIDATES * n)
+                    longer = self._continued(one, missing)
+                    pool += [one for one in longer if len(one.text) <= size or self._is_word(one, known, begun=True)]
             best = sorted(found.values(), key=lambda one: -one.probability)[:n]
             last = best[-1].probability if len(best) == n else 0.0
-            least = max([last, *(_SOUGHT * one.probability for one in best)])
-            children.sort(key=lambda one: -one.logprob)
-            candidates = [
-                one for one in children[: _CANDIDATES * n] if one.share >= FLOOR and math.exp(one.logprob) > least
-            ]
+            whole = found[typed.beginning].probability if typed.beginning in found else 0.0
+            least = max([last, whole, *(_SOUGHT * one.probability for one in best)])
+            pool = sorted((one for one in pool if one.probability > least), key=lambda one: -one.logprob)
+            pool = pool[: _CANDIDATES * n]
+        total = max(1e-30, total)
         best = sorted(found.values(), key=lambda one: -one.probability)[:n]
-        best = [one for one in best if one.probability >= max(LEAST, FLOOR * best[0].probability)]
+        best = [one for one in best if one.probability >= max(LEAST, FLOOR * total, FLOOR * best[0].probability)]
         if not best and late():  # as if every word ended with its first token
-            longer = [one for one in first if len(one.text) > len(typed.beginning) and one.share >= FLOOR]
-            whole = [one for one in longer if self._is_word(one, known)]
-            return [Suggestion(one.text.strip(), math.exp(one.logprob), one.share) for one in whole[:n]], False
+            longer = [one for one in first if len(one.text) > size and one.probability >= FLOOR * total]
+            spoken = [one for one in longer if self._is_word(one, known)]
+            return [Suggestion(one.text.strip(), one.probability, one.probability / total) for one in spoken[:n]], False
+        if typed.may_be_whole and best and best[0].candidate.text == typed.beginning:
+            words = 1  # the caller asks what is behind it
         best = sorted(self._lengthened(best, words, late), key=lambda one: -one.probability)
-        return [Suggestion(one.candidate.text.strip(), one.probability, one.share) for one in best], not late()
+        said = [(one.candidate, one.probability) for one in best]
+        return [Suggestion(one.text.strip(), value, value / total, one.path) for one, value in said], not late()
 
     def _is_word(self, one: _Candidate, known: Sequence[Dictionary | WordCounts], *, begun: bool = False) -> bool:
         """Whether it ends in a word, or, with `begun`, in the beginning of one.
@@ -276,24 +303,19 @@ class Suggester:
 
     def _continued(self, one: _Followed, missing: str) -> list[_Candidate]:
         """The candidate with another token of its word. missing: what it lacks of the beginning."""
-        if not missing:
-            return self._children(one.candidate, one.following, one.continued, _BRANCHES)
-        tokens = self._vocabulary.beginning(missing)
-        return self._children(one.candidate, one.following, tokens, _BRANCHES, typed=True)
+        tokens = self._vocabulary.beginning(missing) if missing else one.continued
+        return self._children(one.candidate, one.following, tokens, _BRANCHES)
 
     def _children(
-        self, parent: _Candidate, following: torch.Tensor, tokens: torch.Tensor, count: int, *, typed: bool = False
+        self, parent: _Candidate, following: torch.Tensor, tokens: torch.Tensor, count: int
     ) -> list[_Candidate]:
-        """The parent with each of the likeliest of these tokens. typed: no other token is as it is typed."""
-        probabilities = following[tokens]
-        total = max(1e-30, float(probabilities.sum())) if typed else 1.0
-        best = probabilities.topk(min(count, len(tokens)))
+        """The parent with each of the likeliest of these tokens."""
+        best = following[tokens].topk(min(count, len(tokens)))
         return [
             replace(
                 parent,
                 text=parent.text + self._vocabulary.texts[token],
                 logprob=parent.logprob + math.log(max(1e-30, value)),
-                share=parent.share * value / total,
                 path=(*parent.path, token),
             )
             for token, value in zip(tokens[best.indices].tolist(), best.values.tolist(), strict=True)
@@ -303,9 +325,7 @@ class Suggester:
         """What follows each candidate, in one pass over the new ones."""
         if new := [one for one in candidates if one.path not in self._nodes]:
             self._nodes |= {one.candidate.path: one for one in self._computed(new)}
-        # A node may be of another beginning, of which it had another share.
-        nodes = [(self._nodes[one.path], one.share) for one in candidates]
-        return [replace(node, candidate=replace(node.candidate, share=share)) for node, share in nodes]
+        return [self._nodes[one.path] for one in candidates]
 
     def _computed(self, candidates: Sequence[_Candidate]) -> list[_Followed]:
         """The same for candidates of which the last token is not in the cache."""
@@ -358,7 +378,7 @@ class Suggester:
 def mixed(found: Sequence[Suggestion], typed: Typed, counts: WordCounts, n: int) -> list[Suggestion]:
     """The model's suggestions and the owner's own words, weighed together."""
     *_, before = ["", *WORD.findall(typed.context[-_WORD_CHARACTERS:])]
-    own, weight = counts.beginning(before, typed.beginning.strip())
+    own, weight = counts.beginning(before, typed.beginning.strip(), whole=typed.may_be_whole)
     shares = {one.text: (1 - weight) * one.share for one in found}
     for word, share in own.items():
         shares[word] = shares.get(word, 0.0) + weight * share

@@ -79,8 +79,6 @@ class Vocabulary:
         ]
         #: (vocabulary,): 1 for the tokens that end the word before them.
         self.ending = torch.tensor(ending, dtype=torch.float32)
-        #: The tokens that begin a new word after a space.
-        self.spaced = torch.tensor([token for token in range(count) if self.is_spaced_word(token)], dtype=torch.long)
         #: (vocabulary,): whether a token goes on with the word before it.
         self.continues = torch.tensor([_is_word(text) for text in self.texts]) & (self.ending == 0)
 

@@ -46,12 +46,13 @@ class WordCounts:
                 self._after.setdefault(before, Counter())[word] += 1
             self._sorted, self.state = None, object()
 
-    def beginning(self, before: str, letters: str) -> tuple[Mapping[str, float], float]:
+    def beginning(self, before: str, letters: str, *, whole: bool = False) -> tuple[Mapping[str, float], float]:
         """The probability of each word that begins with these letters and has more, behind the word `before`, among
-        all of these; and how much that counts beside the model's, from 0 on.
+        all of these; and how much that counts beside the model's, from 0 on. whole: also of the word of these letters.
         """
-        behind = {word: count for word, count in self._after.get(before, {}).items() if self._fits(word, letters)}
-        single = {word: self._words[word] for word in (self._all(letters) if letters else behind)}
+        after: Mapping[str, int] = self._after.get(before, {})
+        behind = {word: count for word, count in after.items() if self._fits(word, letters, whole)}
+        single = {word: self._words[word] for word in (self._all(letters, whole) if letters else behind)}
         of_words, of_pairs = sum(single.values()), sum(behind.values())
         if not of_words:
             return {}, 0.0
@@ -63,12 +64,12 @@ class WordCounts:
         return found, _MOST * evidence / (evidence + _MODEL)
 
     @staticmethod
-    def _fits(word: str, letters: str) -> bool:
-        return word.startswith(letters) and len(word) > len(letters)
+    def _fits(word: str, letters: str, whole: bool) -> bool:
+        return word.startswith(letters) and (whole or len(word) > len(letters))
 
-    def _all(self, letters: str) -> list[str]:
+    def _all(self, letters: str, whole: bool = False) -> list[str]:
         if self._sorted is None:
             self._sorted = sorted(self._words)
         first = bisect_left(self._sorted, letters)
         last = bisect_left(self._sorted, letters + "\U0010ffff")
-        return [word for word in self._sorted[first:last] if self._fits(word, letters)]
+        return [word for word in self._sorted[first:last] if self._fits(word, letters, whole)]

@@ -1,4 +1,4 @@
-"""Commands that ask the model: generate, suggest, classify, chat and mcp."""
+"""Commands that ask the model: generate, suggest, classify, chat, mcp, and the language server."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.cli.common import Common, connected, emit, given, make_console, program
 from pocketllm.cli.importing import from_argument, read_stdin
 from pocketllm.errors import CommandError, Document, UsageError
+from pocketllm.home import find_target
 
 if TYPE_CHECKING:
     from pocketllm.client import Client
@@ -128,8 +129,8 @@ def _words(argument: str) -> str:
 
 @program.command(
     'pocketllm suggest "We met at the "',
-    'pocketllm suggest "We met at the sta"             endings of the last word',
-    'pocketllm suggest "I am looking" --words 3        short phrases',
+    'pocketllm suggest "We met at the railway sta"     endings of the last word',
+    'pocketllm suggest "I am looking " --words 3       short phrases',
     "pocketllm suggest                                 as you type, a line at a time",
     panel=PANEL,
 )
@@ -143,9 +144,9 @@ def suggest(
     base: Base = False,
     adapter: Adapter = None,
 ) -> None:
-    """Suggest endings of the last word of TEXT, or the next words if TEXT ends with a space.
+    """Suggest endings of the last word of TEXT, or the next words if it is finished or TEXT ends with a space.
 
-    The first request loads the model, which takes a few seconds.
+    Prints each one's share among words that begin as typed. The first request loads the model, which takes a while.
     """
     request = fields(base, adapter, n=number, words=words, timeout_ms=SUGGEST_MS)
     with connected(options) as client:
@@ -159,11 +160,12 @@ def suggest(
             if options.json:
                 emit(answer)
                 continue
-            _show_likely(answer["suggestions"], "text")
+            _show_likely(answer["suggestions"], "text", "share")
             if not answer["suggestions"]:
                 make_console().print("The model knows no word that begins like this.", style="dim")
             if answer["adapter"] is None:
-                make_console(stderr=True).print("From the base model, without an adapter.", style="dim")
+                by = "base model" if base else "base model and your words"
+                make_console(stderr=True).print(f"From the {by}, without an adapter.", style="dim")
 
 
 @program.command(
@@ -190,16 +192,16 @@ def classify(
     request = fields(base, text=_words(text), labels=label)
     with connected(options) as client:
         answer = client.post("classify", body=request)
-    emit(answer) if options.json else _show_likely(answer["labels"], "label")
+    emit(answer) if options.json else _show_likely(answer["labels"], "label", "probability")
 
 
-def _show_likely(rows: list[Document], name: str) -> None:
-    """A line for each, with its probability."""
+def _show_likely(rows: list[Document], name: str, value: str) -> None:
+    """A line for each, with its probability or share."""
     from pocketllm.cli.views import printable
 
     for one in rows:
-        likely = f"{one['probability']:.1%}" if one["probability"] >= LEAST_SHOWN else f"<{LEAST_SHOWN:.1%}"
-        make_console().print(f"{likely:>6}  {printable(one[name])}")
+        likely = f"{one[value]:.1%}" if one[value] >= LEAST_SHOWN else f"<{LEAST_SHOWN:.1%}"
+        make_console().print(f"{likely:>6}  {printable(one[name].strip())}")
 
 
 @program.command(
@@ -268,3 +270,16 @@ def mcp(options: Common, scope: Annotated[list[Scope], typer.Option(help="Of the
     said = "An assistant that runs in a cloud sends on what it reads here: your texts, with the scope recall."
     make_console(stderr=True).print(said, soft_wrap=True)
     serve(options.url, options.data_dir, scope)
+
+
+@program.command("pocketllm lsp                   for an editor's settings", panel=PANEL, without=("json_wanted",))
+def lsp(options: Common) -> None:
+    """Run a language server on stdin and stdout, which suggests next words in an editor's files of prose.
+
+    Editors start it: see examples/editors.md. It asks the running daemon, and stores nothing that you type.
+    """
+    try:
+        from pocketllm.lsp import serve
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error.name} is not installed. Install it: pip install 'pocketllm[lsp]'") from error
+    serve(lambda: find_target(options.url, options.data_dir))

@@ -57,6 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tasks", [*MODELS, "--seeds", "1"]),
         ("step", MODELS),
         ("keys", [*MODELS, *WRITER, "--words", "{}/words.txt"]),
+        ("editor", [*MODELS, *WRITER]),
         ("recall", [*MODELS, *WRITER]),
         ("tasks.labels", [*MODELS, "--data", "{}/sst2", "--seeds", "1", "--text", "{}/logbook.txt", "{}/logbook.txt"]),
     ],

@@ -69,7 +69,7 @@ def test_help_lists_commands_in_the_order_of_use() -> None:
     text = CliRunner().invoke(app, ["--help"]).stdout
     lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
     first = "demo serve service status dashboard snooze token models adapters rollback add import folders texts export"
-    rest = "plan train jobs report generate suggest classify chat mcp doctor backup restore verify"
+    rest = "plan train jobs report generate suggest classify chat mcp lsp doctor backup restore verify"
     assert lines == f"{first} {rest}".split()
 
 

@@ -113,6 +113,28 @@ def test_each_is_in_the_index() -> None:
         assert file.name == "README.md" or f"]({file.name})" in index
 
 
+@pytest.mark.skipif(shutil.which("emacs") is None, reason="emacs is not installed: apt-get install emacs-nox")
+def test_emacs_completes_a_word(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.client.post("/texts", json=[{"text": "Quillfeather rowed. " * 40, "source": "notes"}])
+    recipe = re.findall(r"```elisp\n(.*?)```", (EXAMPLES / "editors.md").read_text(), re.DOTALL)[0]
+    server = f'"{sys.executable}" "-m" "pocketllm" "lsp" "--data-dir" "{daemon.folder}"'
+    assert '"pocketllm" "lsp"' in recipe
+    file = tmp_path / "letter.txt"
+    file.touch()
+    typing = f'''
+        (require 'eglot) (setq eglot-sync-connect 60 completion-auto-help nil)
+        (find-file "{file}") (text-mode) (apply #'eglot (eglot--guess-contact))
+        (insert "Then Qui")
+        (let ((end (+ (float-time) 60)))  ; it answers once the model is in memory
+          (while (and (< (float-time) end) (equal (buffer-string) "Then Qui"))
+            (setq eglot--capf-session :none) (completion-at-point)))
+        (message "now: %s" (buffer-string))
+        (set-buffer-modified-p nil) (eglot-shutdown (eglot-current-server))'''
+    (tmp_path / "test.el").write_text(recipe.replace('"pocketllm" "lsp"', server) + typing)
+    ended = run("emacs", "--batch", "-Q", "-l", str(tmp_path / "test.el"), HOME=str(tmp_path))
+    assert "now: Then Quillfeather" in ended.stderr, ended.stderr
+
+
 def test_what_editors_are_told_to_send(daemon: Daemon) -> None:
     page = (EXAMPLES / "editors.md").read_text()
     completions, chat = re.findall(r"http://127\.0\.0\.1:2407(/v1/\S*completions)", page)

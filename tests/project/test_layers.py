@@ -121,6 +121,12 @@ def test_the_daemons_process_imports_no_torch() -> None:
     assert not wrong
 
 
+def test_the_language_server_alone_imports_its_protocol() -> None:
+    files = {path for room in SOURCE for path in (ROOT / room).rglob("*.py")} - {ROOT / "pocketllm" / "lsp.py"}
+    wrong = [path for path in files for name in imports(path) if name.split(".")[0] in ("pygls", "lsprotocol")]
+    assert not wrong
+
+
 def test_the_learner_is_pure() -> None:
     """No database, no HTTP, no clock of its own."""
     banned = {"sqlite3", "sqlmodel", "sqlalchemy", "fastapi", "httpx", "time"}

@@ -1,14 +1,13 @@
 // A text field with the likeliest word in grey at the cursor, and three to choose from. Nothing typed is stored.
 import { h } from "./dom.js";
 
-const LETTERS = /[\p{L}\p{N}\p{M}'’-]*$/u; // of the word that is being typed
 const HEARD_MS = 900;
 
 // field: in a box with a mirror and chips. ask: gives the suggestions behind a text, or throws. say: told what went wrong, or null.
 // hear: told the suggestions once the writer rests.
 export function suggests(field, ask, say = () => {}, hear = () => {}) {
   const box = field.closest(".paper"), mirror = box.querySelector(".mirror"), chips = box.querySelector(".chips");
-  let found = [], about = null, hidden = false, asking = false, again = false, heard = 0;
+  let found = [], replaces = 0, about = null, hidden = false, asking = false, again = false, heard = 0;
   const slots = [0, 1, 2].map((place) => {
     const slot = h("button", { type: "button", class: "chip", onclick: () => take(place) }, h("span"), h("kbd", place ? `Alt ${place + 1}` : "Tab"));
     slot.addEventListener("pointerdown", (event) => event.preventDefault()); // the keyboard of a phone stays
@@ -16,21 +15,20 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
   });
   chips.append(...slots);
   const before = () => field.value.slice(0, field.selectionStart);
-  const begun = () => before().match(LETTERS)[0];
   const atEnd = () => field.selectionStart === field.selectionEnd && /^(\n|$)/.test(field.value.slice(field.selectionStart));
   const isFresh = () => about === before(); // else they are for another text
   const isShown = () => found.length > 0 && !hidden && isFresh() && atEnd() && document.activeElement === field;
 
   function paint() {
     const caret = field.selectionStart, old = !isFresh();
-    const rest = isShown() ? found[0].text.slice(begun().length) : "";
+    const rest = isShown() ? [...found[0].text].slice(replaces).join("") : "";
     mirror.replaceChildren(`${field.value.slice(0, caret)}\u200b`, h("span.ghost", rest), `${field.value.slice(caret)}\u200b`); // the first of both marks lets the grey part wrap by itself
     chips.classList.toggle("old", old && found.length > 0 && !hidden);
     slots.forEach((slot, place) => {
       const one = hidden ? null : found[place];
       slot.disabled = !one || old;
       slot.classList.toggle("none", !one);
-      slot.firstChild.textContent = one?.text ?? "";
+      slot.firstChild.textContent = one?.text.trim() ?? "";
       slot.lastChild.hidden = !one;
     });
   }
@@ -41,7 +39,7 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
     asking = true;
     const asked = before();
     try {
-      found = asked.trim() ? await ask(asked) : [];
+      ({ suggestions: found, replaces } = asked.trim() ? await ask(asked) : { suggestions: [], replaces: 0 });
       about = asked;
       say(null);
     } catch (error) {
@@ -57,8 +55,8 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
   }
 
   function take(place) {
-    const at = field.selectionStart, start = at - begun().length;
     if (!found[place] || !isFresh()) return;
+    const at = field.selectionStart, start = [...before()].slice(0, replaces ? -replaces : undefined).join("").length; // in UTF-16
     field.setRangeText(`${found[place].text} `, start, at, "end");
     field.focus();
     field.dispatchEvent(new Event("input"));

@@ -15,7 +15,7 @@ function say() {
 async function suggestions(context) {
   const slow = setTimeout(() => { trouble = "Loading the model…"; say(); }, SLOW_MS);
   try {
-    return (await call("POST", "/suggest", { context, timeout_ms: SUGGEST_MS })).suggestions;
+    return await call("POST", "/suggest", { context, timeout_ms: SUGGEST_MS });
   } finally {
     clearTimeout(slow);
   }

@@ -6,9 +6,12 @@ first. The tiny model invents words, which are not offered behind an English tex
 
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from pocketllm.api.native.recall import PASSAGES, front
@@ -128,6 +131,35 @@ def test_phrases(trained: TrainedDaemon) -> None:
     phrases = suggested(trained, context="Vinden.\n", n=10, words=3)
     assert len(phrases) == 10
     assert all(1 <= len(phrase.split()) <= 3 for phrase in phrases)
+
+
+def test_behind_a_finished_word_nothing_is_replaced(trained: TrainedDaemon) -> None:
+    answer = ask(trained, "/suggest", context="Vinden w")
+    assert answer["replaces"] == 0 and all(one["text"].startswith(" ") for one in answer["suggestions"])
+    assert all(0 < one["probability"] <= one["share"] <= 1 for one in answer["suggestions"])
+    assert ask(trained, "/suggest", context="Vinden", prefix="we")["replaces"] == 2
+    assert ask(trained, "/suggest", context="Vinden ")["replaces"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/suggest", {"context": "Vinden ", "timeout_ms": 60_000}), ("/classify", {"text": "q", "labels": ["qu", "zo"]})],
+)
+def test_a_request_whose_client_is_gone_gives_up_its_place(
+    trained: TrainedDaemon, path: str, body: dict[str, Any]
+) -> None:
+    client = trained.daemon.client
+    client.post("/texts", json=[{**one, "label": one["label"][:2]} for one in EXAMPLES])
+    ask(trained, path, **body)
+    generator = trained.daemon.status()["generator"]["pid"]
+    os.kill(generator, signal.SIGSTOP)
+    try:
+        for _ in range(15):  # more than may wait
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(path, json=body, timeout=0.15)
+    finally:
+        os.kill(generator, signal.SIGCONT)
+    assert ask(trained, path, **body)
 
 
 def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:

@@ -292,6 +292,23 @@ def test_a_request_that_is_cancelled_while_it_waits_leaves_the_queue(bench: Benc
     assert bench.answer(SHORT)["text"]
 
 
+def test_a_request_that_nobody_waits_for_any_more_leaves_the_queue(bench: Bench) -> None:
+    asked = SuggestionRequest(context="Wind", prefix="we", n=1, words=1, timeout_seconds=60)
+
+    async def gone() -> bool:
+        return True
+
+    async def scenario() -> None:
+        async with aclosing(bench.generator.generate(ENDLESS)) as events:
+            await first_piece(events)
+            for _ in range(3):
+                with pytest.raises(ClientGone):
+                    await bench.generator.ask(asked, is_gone=gone)
+
+    bench.run(scenario())
+    assert bench.run(bench.generator.ask(asked))["replaces"] == len("we")
+
+
 def test_requests_are_answered_one_by_one_and_one_too_many_is_refused(bench: Bench) -> None:
     async def scenario() -> None:
         async with aclosing(bench.generator.generate(ENDLESS)) as events:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketllm import __version__
 from pocketllm.connections import BoundedProtocol
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, Request
+from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, Request, SuggestionRequest
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
@@ -87,6 +87,10 @@ class Words(Generator):
 
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
         """See Generator."""
+        if isinstance(request, SuggestionRequest):
+            next_word = {"text": " day", "probability": 0.004, "share": 0.91}
+            yield Done({"suggestions": [next_word], "replaces": 0, "complete": True})
+            return
         assert isinstance(request, GenerationRequest)
         self.asked.append(request)
         for word in self.words:
