@@ -10,7 +10,7 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
   let found = [], replaces = 0, about = null, hidden = false, asking = false, again = false, heard = 0;
   const slots = [0, 1, 2].map((place) => {
     const slot = h("button", { type: "button", class: "chip", onclick: () => take(place) }, h("span"), h("kbd", place ? `Alt ${place + 1}` : "Tab"));
-    slot.addEventListener("pointerdown", (event) => event.preventDefault()); // the keyboard of a phone stays
+    slot.addEventListener("pointerdown", (event) => event.preventDefault()); // keeps a phone's keyboard
     return slot;
   });
   chips.append(...slots);
@@ -22,7 +22,7 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
   function paint() {
     const caret = field.selectionStart, old = !isFresh();
     const rest = isShown() ? [...found[0].text].slice(replaces).join("") : "";
-    mirror.replaceChildren(`${field.value.slice(0, caret)}\u200b`, h("span.ghost", rest), `${field.value.slice(caret)}\u200b`); // the first of both marks lets the grey part wrap by itself
+    mirror.replaceChildren(`${field.value.slice(0, caret)}\u200b`, h("span.ghost", rest), `${field.value.slice(caret)}\u200b`);
     chips.classList.toggle("old", old && found.length > 0 && !hidden);
     slots.forEach((slot, place) => {
       const one = hidden ? null : found[place];
@@ -56,7 +56,7 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
 
   function take(place) {
     if (!found[place] || !isFresh()) return;
-    const at = field.selectionStart, start = [...before()].slice(0, replaces ? -replaces : undefined).join("").length; // in UTF-16
+    const at = field.selectionStart, start = at - (replaces && [...before()].slice(-replaces).join("").length);
     field.setRangeText(`${found[place].text} `, start, at, "end");
     field.focus();
     field.dispatchEvent(new Event("input"));
@@ -77,7 +77,7 @@ export function suggests(field, ask, say = () => {}, hear = () => {}) {
     const digit = event.altKey && /^Digit[123]$/.test(event.code) ? Number(event.code[5]) : 0;
     const isTab = event.key === "Tab" && !event.shiftKey && !event.altKey && !event.ctrlKey;
     if (isTab && isShown()) { event.preventDefault(); take(0); }
-    else if (isTab && found.length && !hidden && !isFresh() && asking) event.preventDefault(); // the word that was meant is about to change
+    else if (isTab && found.length && !hidden && !isFresh() && asking) event.preventDefault();
     else if (event.key === "Escape" && found.length) { hidden = true; paint(); }
     else if (digit && found[digit - 1]) { event.preventDefault(); take(digit - 1); }
   });
