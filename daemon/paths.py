@@ -24,6 +24,14 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pocketllm" / "config.toml"
 
 
+def ignored_config(data_dir: Path) -> str | None:
+    """What to tell an owner who has put settings into the data folder, where none are read."""
+    file = data_dir / "config.toml"
+    if not is_there(file) or file.resolve() == config_file().resolve():
+        return None
+    return f"{file} is not read: settings come from {config_file()}, or from the file that POCKETLLM_CONFIG names"
+
+
 def adapter_id_of(job_id: str) -> str:
     """The id of the adapter that a job makes."""
     return job_id.replace("job-", "adapter-")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,9 +33,10 @@ from pocketllm.daemon.conditions.readings import unanswered
 from pocketllm.daemon.errors import AlreadyRunning, PortInUse
 from pocketllm.daemon.leftovers import reserve_lent
 from pocketllm.daemon.locks import locked
-from pocketllm.daemon.paths import DataFolder, write_private
+from pocketllm.daemon.paths import DataFolder, ignored_config, write_private
 from pocketllm.daemon.process_memory import return_large_blocks
 from pocketllm.daemon.processes import started_ticks
+from pocketllm.daemon.scheduling.admission import ENOUGH_IDLE
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
@@ -77,6 +79,8 @@ def serve(overrides: dict[str, Any]) -> int:
     return_large_blocks()
     folder = DataFolder(settings.data_dir)
     folder.make()
+    if ignored := ignored_config(folder.root):
+        log.warning("%s", ignored)
     with locked(folder.daemon_lock) as acquired:
         if not acquired:
             raise AlreadyRunning(
@@ -202,7 +206,9 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     async def tick() -> tuple[float, Sequence[datetime]]:
         await asyncio.to_thread(scheduler.tick, services.now())
         services.fresh_look.settle(scheduler.readings)
-        await services.generator.unload_if_idle()
+        services.generator.longest_idle = ENOUGH_IDLE if scheduler.wants_generators_memory else inf
+        if await services.generator.unload_if_idle():
+            await asyncio.to_thread(scheduler.tick, services.now())
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
         return seconds_to_next_tick(settings, scheduler, services.fresh_look), scheduler.due
 

@@ -167,7 +167,8 @@ class DeletionOut(BaseModel):
         kept = copies(services.folder)
         parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
         if row.replaced:
-            parts.append(f"{serving.id if serving else 'The base model'} is now served.")
+            now = serving.id if serving else "the base model"
+            parts.append(f"The adapter that had learned from it is withdrawn; {now} is now served.")
         if row.job:
             parts.append(f"{row.job} trains on the remaining texts.")
         if row.files:

@@ -10,7 +10,7 @@ from math import isfinite
 
 import torch
 
-from pocketllm.daemon.evaluation.promotion import Comparison, compare
+from pocketllm.daemon.evaluation.promotion import Comparison, compare, proving
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
@@ -61,6 +61,8 @@ class HeldOutEvaluation:
     model: LanguageModel
     held_out: Batches
     texts: Sequence[str]  #: of each block; see HeldOut in training/data_split.py
+    old_blocks: Sequence[int]  #: see `evaluate` in promotion.py, as for the next
+    repeats: Sequence[bool]
     ordinary: Batch | None  #: see `ordinary_text`; None where there is old text
     dtype: torch.dtype
     micro_batch: int  #: the most blocks that pass through the layers together
@@ -115,8 +117,15 @@ class HeldOutEvaluation:
             raise TrainingDiverged("A held-out loss is no number. Start from another adapter or the base model.")
         by_key = dict(zip(block_keys(self.held_out), losses, strict=True))
         now = datetime.now(UTC)
-        self.store.step_log.evaluate(job.id, step=step, block_losses=by_key, weights=self.weights, now=now)
+        self.store.step_log.evaluate(job.id, step=step, block_losses=by_key, loss=self._mean(losses), now=now)
         self.store.jobs.set_peak_memory(job.id, peak_bytes())
+
+    def _mean(self, losses: Sequence[float]) -> float:
+        """The loss that promotion.py compares on new text, so that a job has one number wherever it is shown."""
+        counted = proving(self.texts[: len(losses) - sum(self.old_blocks)], self.repeats)
+        found, weights = [losses[place] for place in counted], self.weights
+        texts = [self.texts[place] for place in counted]
+        return compare(found, found, [weights[place] for place in counted], texts).now
 
     def _losses(self, model: LanguageModel) -> list[float]:
         return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]

@@ -147,14 +147,12 @@ def evaluate(
     """
     texts = range(len(weights)) if texts is None else texts
     bounds = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
+    counted = proving(texts[: bounds[0]], repeats)
 
     def compared(at: Sequence[int], rival: Sequence[float] = before) -> Comparison:
         return compare([rival[i] for i in at], [now[i] for i in at], [weights[i] for i in at], [texts[i] for i in at])
 
     parts = [compared(range(start, end)) for start, end in pairwise(bounds)]
-    counted = [place for place in range(bounds[0]) if not (repeats and repeats[place])]
-    repetitive = len(counted) < bounds[0] and len({texts[place] for place in counted}) < 2
-    counted = list(range(bounds[0])) if repetitive else counted
     new, level = compared(counted), level_of(link)
     return EvaluationVerdict(
         new=new,
@@ -166,8 +164,17 @@ def evaluate(
         ordinary=ordinary,
         blocks=len(weights),
         repeats=sum(repeats or ()),
-        repetitive=repetitive,
+        repetitive=len(counted) == bounds[0] and any((repeats or ())[: bounds[0]]),
     )
+
+
+def proving(texts: Sequence[Any], repeats: Sequence[bool] | None) -> list[int]:
+    """The places of the blocks that do not repeat training text; all where fewer than two texts have such blocks.
+
+    texts: of the blocks of new text. repeats: see `evaluate`.
+    """
+    counted = [place for place in range(len(texts)) if not (repeats and repeats[place])]
+    return counted if len({texts[place] for place in counted}) > 1 else list(range(len(texts)))
 
 
 def compare(

@@ -10,7 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
-from math import isinf
+from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,8 @@ class Generator:
         self._last_id = 0
         self._last_used = 0.0
         self._starting = False
+        #: It is unloaded after so many seconds without use, whatever was asked for: somebody waits for its memory.
+        self.longest_idle = inf
         #: Called in a thread before the process is started, so that the scheduler can pause a job.
         self.before_start: Callable[[], object] = lambda: None
 
@@ -170,7 +172,7 @@ class Generator:
     @property
     def idle_seconds_left(self) -> float | None:
         """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
-        keep_alive = self._keep_alive if self._loaded == self.model else 0.0
+        keep_alive = min(self._keep_alive, self.longest_idle) if self._loaded == self.model else 0.0
         if not self._alive or self._waiting or isinf(keep_alive):
             return None
         return max(0.0, self._last_used + keep_alive - self._clock())
@@ -218,13 +220,15 @@ class Generator:
         async with aclosing(self.generate(request)) as events:
             return await anext(event.summary async for event in events if isinstance(event, Done))
 
-    async def unload_if_idle(self) -> None:
-        """Unload the process after the keep-alive time without use."""
+    async def unload_if_idle(self) -> bool:
+        """Unload the process after the keep-alive time without use; returns whether it did."""
         left = self.idle_seconds_left
-        if left is not None and left <= 0:
-            async with self._lock:  # else a request would start the next one, whose socket this one's end removes
-                await self.close()
-            log.info("unloaded the idle generator")
+        if left is None or left > 0:
+            return False
+        async with self._lock:  # else a request would start the next one, whose socket this one's end removes
+            await self.close()
+        log.info("unloaded the idle generator")
+        return True
 
     async def close(self) -> None:
         """End the process and wait until it is gone. Idempotent."""

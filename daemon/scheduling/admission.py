@@ -6,6 +6,9 @@ from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.storage.tables import Job
 
 _MB = 1_000_000
+GENERATOR = "generator"  #: the blocker's name
+#: A job that the owner waits for waits until nobody has asked the generator for so many seconds.
+ENOUGH_IDLE = 20.0
 
 
 def beside_generator(job: Job | None, used_bytes: int, total_bytes: int, now: datetime) -> Blocker | None:
@@ -20,8 +23,10 @@ def beside_generator(job: Job | None, used_bytes: int, total_bytes: int, now: da
         f"generator and daemon use {used_bytes // _MB} MB, and the job needs {needed // _MB} MB more; together they "
         f"may use {total_bytes // _MB} MB (setting total_memory_bytes)"
     )
+    if job and job.immediate:
+        message += f"; the generator is unloaded once nobody has used it for {ENOUGH_IDLE:g} s"
     return Blocker(
-        name="generator",
+        name=GENERATOR,
         message=message,
         value=float(used_bytes + needed),
         threshold=float(total_bytes),

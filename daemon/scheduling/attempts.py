@@ -13,6 +13,7 @@ from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.scheduling.runs import RunRecorder
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.stalls import StallWatch
+from pocketllm.daemon.uptime import local_time
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState
 
@@ -130,7 +131,10 @@ class Attempts:
             return
         retry_at = now + min(timedelta(seconds=RETRY_SECONDS * 2 ** min(self._tries, 9)), LONGEST_RETRY)
         self._tries += 1
-        reasons, kind = [f"{why}; next try at {retry_at:%H:%M:%S} UTC"], "crashed" if is_crash else "interrupted"
+        reasons, kind = (
+            [f"{why}; next try at {local_time(retry_at):%H:%M:%S}"],
+            "crashed" if is_crash else "interrupted",
+        )
         self._store.jobs.pause(job.id, reasons=reasons, kind=kind, attempts=attempts, not_before=retry_at, now=now)
 
     def _attempts_before(self, job: Job) -> int:

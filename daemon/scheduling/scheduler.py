@@ -21,7 +21,7 @@ from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.admission import beside_generator
+from pocketllm.daemon.scheduling.admission import GENERATOR, beside_generator
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
 from pocketllm.daemon.scheduling.night import MAX_NIGHTS, Ahead
 from pocketllm.daemon.scheduling.nights import Nights, night_of
@@ -84,6 +84,7 @@ class Scheduler:
         self._trouble: StorageTrouble | None = None
         self.readings: Sequence[Reading] = ()
         self.verdict, self.has_work, self._charge = Verdict(), False, Charge()
+        self._awaited = False  #: whether the owner waits for the next job
         self.due: Sequence[datetime] = ()  #: times at which to tick, besides the interval's
 
     @property
@@ -95,6 +96,11 @@ class Scheduler:
     def running_job(self) -> str | None:
         """The id of the job that the worker trains."""
         return self._attempts.job_id
+
+    @property
+    def wants_generators_memory(self) -> bool:
+        """Whether a job that the owner waits for does not fit beside the generator."""
+        return self._awaited and GENERATOR in {blocker.name for blocker in self.verdict.blockers}
 
     @property
     def summary(self) -> str:
@@ -152,11 +158,11 @@ class Scheduler:
         if not waiting and (job := self._queue_if_due(failed, now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
-        self.has_work = bool(queue)
+        self.has_work, self._awaited = bool(queue), bool(queue) and queue[0].immediate
         self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, failed, now))
         if queue:
             self._advance(queue[0], now)  # first: a locked database does not keep it from ending the worker
-        if not (queue and queue[0].immediate):  # an immediate job says nothing about the usual idle times
+        if not self._awaited:  # an immediate job says nothing about the usual idle times
             self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
         for behind in queue[1:]:
             self._explain(behind, [f"waiting for {queue[0].id}"])
@@ -363,7 +369,7 @@ class Scheduler:
                 failed.finished_at or now,
             )
             until = since + _AFTER_FAILURE if failed.state is JobState.FAILED else None
-            message += f", or the daemon does from {until:%Y-%m-%d %H:%M} UTC" if until else ""
+            message += f", or the daemon does from {self._local(until):%Y-%m-%d %H:%M}" if until else ""
         return Blocker(name=_HELD_BACK, message=message, since=since, until=until)
 
     def _decide(self, job: Job | None, now: datetime, hold: Blocker | None) -> Verdict:

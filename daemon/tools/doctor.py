@@ -20,7 +20,7 @@ from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places, SensorSe
 from pocketllm.daemon.conditions.gate import GateContext, decide
 from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
-from pocketllm.daemon.paths import DataFolder
+from pocketllm.daemon.paths import DataFolder, config_file, ignored_config
 from pocketllm.daemon.settings import Settings
 from pocketllm.engine.errors import ModelFileError, ModelNotFound
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
@@ -99,6 +99,12 @@ def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(name="data folder", state="good", message=str(folder.root))
+    file, ignored = config_file(), ignored_config(folder.root)
+    yield Finding(
+        name="settings",
+        state="unknown" if ignored else "good",
+        message=ignored or (str(file) if file.exists() else f"defaults; there is no {file}"),
+    )
     try:
         model_folder = open_model_folder(folder.models / settings.model)
         yield Finding(name="model", state="good", message=settings.model)

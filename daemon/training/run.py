@@ -79,7 +79,7 @@ class TrainingRun:
         # it aborts the process where it cannot allocate.
         tokenizer = lean_tokenizer(self.model_folder)
         self.eos, self.start = eos_id(tokenizer), start_ids(tokenizer)
-        self.buckets, (held_out, owners), self.old_blocks = self._examples(tokenizer)
+        self.buckets, (held_out, owners), old_blocks = self._examples(tokenizer)
         is_mlm = self.model_folder.manifest.is_mlm
         self.evaluation = HeldOutEvaluation(
             folder=folder,
@@ -87,7 +87,9 @@ class TrainingRun:
             model=self.model,
             held_out=held_out,
             texts=owners,
-            ordinary=None if self.old_blocks else ordinary_text(tokenizer, is_mlm=is_mlm),
+            old_blocks=old_blocks,
+            repeats=repeated(self.buckets, held_out, is_mlm=is_mlm),
+            ordinary=None if old_blocks else ordinary_text(tokenizer, is_mlm=is_mlm),
             dtype=self.dtype,
             micro_batch=self.plan.micro_batch,
         )
@@ -153,6 +155,8 @@ class TrainingRun:
                 clock=time.monotonic,
             ),
         )
+        if stopping.ended_early:
+            self._say("ended", f"nothing more was learned after step {stopping.best_step}, whose weights are kept")
         return trainable, stopping
 
     def _remaining(self, step: int) -> float:
@@ -344,9 +348,9 @@ class TrainingRun:
             self.evaluation.paired(now),
             self.evaluation.weights,
             texts=self.evaluation.texts,
-            old_blocks=self.old_blocks,
+            old_blocks=self.evaluation.old_blocks,
             base=None if base is None else self.evaluation.paired(base),
-            repeats=repeated(self.buckets, self.evaluation.held_out, is_mlm=self.model_folder.manifest.is_mlm),
+            repeats=self.evaluation.repeats,
             ordinary=self.evaluation.compare_ordinary(trainable),
             link=self.job.link,
         )

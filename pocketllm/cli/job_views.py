@@ -10,6 +10,7 @@ from rich.text import Text
 from pocketllm.cli.views import (
     RIGHT,
     UNKNOWN,
+    WITHDRAWN,
     Shown,
     age_text,
     bytes_text,
@@ -18,6 +19,7 @@ from pocketllm.cli.views import (
     duration_text,
     fitting,
     loss_text,
+    moment_text,
     plural,
     printable,
     table,
@@ -101,6 +103,7 @@ def outcome(job: Document, folder: str | None) -> RenderableType:
         ("Job", Text.assemble(job["id"], " ", (job["outcome"], "bold green" if learned else "bold yellow"))),
         ("Held-out loss", f"{change_text(job)} nats per token{percent_text(job)}"),
         ("Work", f"{job['step']} steps{took}, {speed_text(job)}"),
+        ("Ended early", next((event["message"] for event in job.get("events", ()) if event["kind"] == "ended"), None)),
         ("Peak memory", bytes_text(job["peak_memory_bytes"])),
         ("Adapter", job["adapter"] or "none"),
         ("Folder", folder),
@@ -153,20 +156,21 @@ def job_details(job: Document, now: datetime) -> RenderableType:
         ("Adapter", job["adapter"] or UNKNOWN),
     ]
     for name in ("created_at", "started_at", "finished_at"):
-        at = job[name] and f"{job[name]} ({age_text(job[name], now)})"
+        at = job[name] and f"{moment_text(job[name])} ({age_text(job[name], now)})"
         fields.append((name.removesuffix("_at").capitalize(), at))
     parts = [details(*fields, title=f"Job {job['id']}")]
     for title, rows in (
         ("Settings", details(*((f"  {name}", str(value)) for name, value in job["settings"].items()))),
-        ("Events", table(job["events"], {"At": "at", "Kind": "kind", "Message": "message"})),
+        ("Events", table(job["events"], EVENT_COLUMNS)),
         ("Runs", table(job["runs"], RUN_COLUMNS)),
     ):
         parts += [Text(title, style="bold"), rows] if job[title.lower()] else []
     return Group(*parts)
 
 
+EVENT_COLUMNS: dict[str, Shown] = {"At": lambda event: moment_text(event["at"]), "Kind": "kind", "Message": "message"}
 RUN_COLUMNS: dict[str, Shown] = {
-    "Started": lambda run: f"{datetime.fromisoformat(run['began_at']).astimezone():%a %d %b %H:%M}",
+    "Started": lambda run: moment_text(run["began_at"]),
     "Took": lambda run: duration_text(run["seconds"]),
     "CPU": lambda run: duration_text(run["cpu_seconds"]),
     "Start reason": "began_because",
@@ -183,7 +187,7 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
     jobs = ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count)
     fields = [
         ("Model", model_text(status["model"])),
-        ("Personal adapter", status["model"]["adapter"] or "none yet; the base model answers"),
+        ("Personal adapter", adapter_text(status["model"])),
         ("Texts", f"{texts['count']:,} stored, {plural(texts['new_words'], 'new word')}; {starts}"),
         ("Jobs", jobs or "none yet"),
         ("Open job", job and f"{job['id']}: {progress_line(job | {'reasons': []})}"),
@@ -197,6 +201,11 @@ def status_panel(status: Document, now: datetime) -> RenderableType:
         *((f"  {one['name']}", reading_text(one)) for one in status["readings"]),
     ]
     return details(*fields, title=f"PocketLLM {status['version']}, up {up}")
+
+
+def adapter_text(model: Document) -> str:
+    """Return which adapter answers, or why none does."""
+    return model["adapter"] or WITHDRAWN.get(model["withdrawn"], "none yet; the base model answers")
 
 
 def expected_text(at: str | None, now: datetime) -> str:

@@ -143,17 +143,18 @@ def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> No
                         watched, last, data, store, settings, now=datetime.now(UTC)
                     ),
                 )
+            withdrawn = store.adapters.withdrawn(settings.model)
         finally:
             store.close()
-    show_scans(options, found)
+    show_scans(options, found, withdrawn)
 
 
-def show_scans(options: Common, found: "Sequence[Scan]") -> None:
-    """Show the watched folders with their last scans, and what is wrong with them."""
+def show_scans(options: Common, found: "Sequence[Scan]", withdrawn: str | None = None) -> None:
+    """Show the watched folders with their last scans, what is wrong with them, and why the adapter is withdrawn."""
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import Shown, age_text, printable, table
+    from pocketllm.cli.views import WITHDRAWN, Shown, age_text, printable, table
 
     rows = [one.model_dump(mode="json") for one in found]
     now = datetime.now(UTC)
@@ -164,7 +165,9 @@ def show_scans(options: Common, found: "Sequence[Scan]") -> None:
     }
     empty = "No folder is watched. Add one: `pocketllm folders add ~/notes`."
     wrong = [Text(printable(f"{one.path}: {said}"), style="yellow") for one in found for said in troubles(one)]
-    show(options, {"data": rows}, Group(table(rows, columns, empty=empty), *wrong))
+    if withdrawn == "deletion":
+        wrong.append(Text(f"Your adapter is {WITHDRAWN[withdrawn]}.", style="yellow"))
+    show(options, {"data": rows, "withdrawn": withdrawn}, Group(table(rows, columns, empty=empty), *wrong))
 
 
 def troubles(one: "Scan") -> Iterator[str]:
@@ -299,14 +302,14 @@ def text_details(text: Document, now: datetime) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import age_text, details, one_line, printable
+    from pocketllm.cli.views import age_text, details, moment_text, one_line, printable
 
     head = details(
         ("Kind", text["kind"]),
         ("Source", one_line(text["source"])),
         ("Words", text["words"]),
         ("Held out", "yes, to measure what was learned" if text["held_out"] else "no"),
-        ("Added", f"{text['created_at']} ({age_text(text['created_at'], now)})"),
+        ("Added", f"{moment_text(text['created_at'])} ({age_text(text['created_at'], now)})"),
         ("Label", text["label"]),
         title=f"Text {text['id']}",
     )

@@ -20,6 +20,14 @@ UNKNOWN = "-"
 RIGHT = {"justify": "right", "no_wrap": True}
 WHOLE = {"no_wrap": True}
 
+#: Why the base model answers although an adapter was proven.
+WITHDRAWN = {
+    "deletion": "withdrawn, since it had learned a text that was deleted; until the rest is learned anew, the base "
+    "model answers",
+    "rollback": "rolled back; the base model answers",
+    "damage": "damaged; the base model answers. Run `pocketllm train`, or restore a backup",
+}
+
 #: What a column shows of a row: a field, by its name, or what a function makes of the row.
 Shown = str | Callable[[Document], Any]
 
@@ -59,6 +67,11 @@ def duration_text(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def moment_text(at: str) -> str:
+    """Return an RFC 3339 time in this device's zone."""
+    return f"{datetime.fromisoformat(at).astimezone():%d %b %Y %H:%M:%S}"
 
 
 def age_text(at: str | None, now: datetime) -> str:

@@ -1,6 +1,6 @@
 """The step log: one row a step, the held-out evaluations, and a job's progress."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
@@ -88,12 +88,10 @@ class StepLog(Repository):
                 session.add(Event(job_id=job_id, at=now, kind=kind, message=message))
 
     def evaluate(
-        self, job_id: str, *, step: int, block_losses: Mapping[str, float], weights: Sequence[int], now: datetime
+        self, job_id: str, *, step: int, loss: float, block_losses: Mapping[str, float], now: datetime
     ) -> None:
-        """Store a held-out evaluation: each block's loss by its key. weights: targets of the blocks, for the mean."""
-        losses = block_losses.values()
-        mean = sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
-        row = Evaluation(job_id=job_id, step=step, loss=mean, block_losses=dict(block_losses), at=now)
+        """Store a held-out evaluation: its loss, in nats per token, and each block's by its key."""
+        row = Evaluation(job_id=job_id, step=step, loss=loss, block_losses=dict(block_losses), at=now)
         with self._database.write() as session:
             session.merge(row)
 

@@ -69,6 +69,7 @@ BARE = STATUS | {
     },
     "readings": [STATUS["readings"][1] | {"name": "battery", "reason": "no battery", "absent": True}],
 }
+WITHDRAWN_MODEL = STATUS["model"] | {"adapter": None, "withdrawn": "deletion"}
 WORSE = {"before": 3.25, "now": 3.5, "reduction": -0.25, "standard_error": 0.01, "texts": 9}
 MODEL: Document = {
     "memory_bytes": 561_400_000,
@@ -149,6 +150,7 @@ VIEWS: dict[str, Callable[[int], RenderableType]] = {
     "status": lambda _: status_panel(STATUS, NOW),
     "status, busy": lambda _: status_panel(BUSY, NOW),
     "status, bare": lambda _: status_panel(BARE, NOW),
+    "status, withdrawn": lambda _: status_panel(STATUS | {"model": WITHDRAWN_MODEL}, NOW),
     "plan": lambda _: plan_view(PLAN),
     "report": report,
     "report, worse": lambda width: report(width, {"outcome": "worse", "overall": WORSE, "old": WORSE, "base": WORSE}),

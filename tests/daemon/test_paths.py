@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import BadSettings, DaemonError
-from pocketllm.daemon.paths import DataFolder, is_there
+from pocketllm.daemon.paths import DataFolder, ignored_config, is_there
 
 
 def mode(path: Path) -> int:
@@ -71,3 +71,14 @@ def test_what_cannot_be_looked_at_is_not_called_missing(tmp_path: Path) -> None:
     assert found == [".", "file"]
     with pytest.raises(OSError, match="too long"):
         is_there(tmp_path / ("n" * 999))
+
+
+def test_settings_in_the_data_folder_are_not_read_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "settings.toml"))
+    assert ignored_config(tmp_path) is None
+    (tmp_path / "config.toml").write_text("port = 1\n")
+    assert f"settings come from {tmp_path / 'settings.toml'}" in (ignored_config(tmp_path) or "")
+    monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "config.toml"))
+    assert ignored_config(tmp_path) is None

@@ -44,9 +44,9 @@ def append(
     store.step_log.append(row)
 
 
-def evaluate(store: Store, job: str, *, step: int, losses: list[float], weights: list[int] | None = None) -> None:
+def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: float | None = None) -> None:
     by_key = {f"block {number}": loss for number, loss in enumerate(losses)}
-    store.step_log.evaluate(job, step=step, block_losses=by_key, weights=weights or [1] * len(losses), now=NOW)
+    store.step_log.evaluate(job, step=step, loss=losses[0] if loss is None else loss, block_losses=by_key, now=NOW)
 
 
 def test_steps_come_back_in_order(store: Store, job: str) -> None:
@@ -108,16 +108,11 @@ def test_each_job_has_a_step_log_of_its_own(store: Store, job: str) -> None:
     assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (1, 2)
 
 
-def test_a_measurement_is_the_mean_by_weight(store: Store, job: str) -> None:
-    evaluate(store, job, step=0, losses=[4.0, 2.0], weights=[3, 1])
+def test_a_measurement_comes_back(store: Store, job: str) -> None:
+    evaluate(store, job, step=0, losses=[4.0, 2.0], loss=3.5)
     kept = store.step_log.evaluation(job, 0)
     assert kept is not None
     assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
-
-
-def test_a_measurement_with_a_weight_too_few_is_refused(store: Store, job: str) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        evaluate(store, job, step=0, losses=[4.0, 2.0], weights=[3])
 
 
 def test_a_measurement_made_again_takes_the_place_of_the_first(store: Store, job: str) -> None:

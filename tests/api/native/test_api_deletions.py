@@ -65,7 +65,8 @@ def test_what_is_left_is_learned_again_whatever_another_job_does(api: InProcessA
     assert receipt["adapters"] == ["adapter-1"] and receipt["serving"] == "adapter-0"
     assert receipt["job"] not in (None, other) and receipt["job_state"] == "queued"
     assert receipt["summary"] == (
-        f"Deleted 1 text. adapter-0 is now served. {receipt['job']} trains on the remaining texts. {TRACES}"
+        "Deleted 1 text. The adapter that had learned from it is withdrawn; adapter-0 is now served. "
+        f"{receipt['job']} trains on the remaining texts. {TRACES}"
     )
     assert api.delete(f"/texts/{first}").json()["deletion"]["serving"] is None
 

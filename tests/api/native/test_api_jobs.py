@@ -162,7 +162,7 @@ def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
             job_id=identity, step=step, loss=loss, seed=1, scalars=[0.5], learning_rate=1e-3, tokens=100, seconds=2.0
         )
         step_log.append(row)
-    step_log.evaluate(identity, step=0, block_losses={"one": 4.0, "other": 2.0}, weights=[3, 1], now=api.clock.now)
+    step_log.evaluate(identity, step=0, loss=3.5, block_losses={"one": 4.0, "other": 2.0}, now=api.clock.now)
     [listed] = api.get("/jobs").json()["data"]
     progress = {"step": 2, "loss": 2.5, "tokens_per_second": 50.0, "eta_seconds": 16.0, "held_out_loss_now": 3.5}
     assert {key: listed[key] for key in progress} == progress

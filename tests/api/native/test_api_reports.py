@@ -44,7 +44,7 @@ def learn(api: InProcessApp, content: Document | None = CONTENT, **numbers: Any)
         store.step_log.append(
             Step(job_id=identity, step=step, loss=3.0, seed=7, scalars=[0.5], learning_rate=0.5, tokens=9, seconds=1)
         )
-        store.step_log.evaluate(identity, step=2 * step - 2, block_losses={"one": 4.0}, weights=[1], now=api.clock.now)
+        store.step_log.evaluate(identity, step=2 * step - 2, loss=4.0, block_losses={"one": 4.0}, now=api.clock.now)
     found = {"verdict": VERDICT, "verbatim_recall": RECALL} | numbers
     api.succeed(identity, f"of-{identity}", report=Report(job_id=identity, numbers=found, content=content))
     return identity

@@ -49,7 +49,10 @@ def test_what_a_deletion_costs_is_said_before_and_after(served: Served, run: Run
     assert refused.exit_code == 2 and "Give --yes" in refused.stderr
     assert len(served.texts()) == 2
     said = run("texts", "delete", learned, stdin="y\n").stdout
-    assert "Deleted 1 text. The base model is now served. job-" in said and "trains on the remaining texts." in said
+    assert (
+        "Deleted 1 text. The adapter that had learned from it is withdrawn; the base model is now served. job-" in said
+        and "trains on the remaining texts." in said
+    )
     assert not run("texts", "delete", kept, "--yes").exit_code
     refused = run("adapters", "serve", adapter)
     assert refused.exit_code == 1 and "was trained on text that was deleted since" in refused.stderr

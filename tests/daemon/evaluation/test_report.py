@@ -43,7 +43,8 @@ def test_an_exact_job_tells_what_it_learned(folder: DataFolder, store: Store) ->
     assert verdict["outcome"] == job.outcome
     first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps or 0))
     assert first and last
-    assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first.loss, last.loss), rel=0.01)
+    assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first.loss, last.loss))
+    assert (found := store.adapters.get(job.adapter or "")) and found.held_out_loss_now == last.loss
     verbatim_recall = report.numbers["verbatim_recall"]
     assert verbatim_recall["places"] > 0 and 0 <= verbatim_recall["base"] <= verbatim_recall["personal"] <= 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.scheduling.admission import beside_generator
+from pocketllm.daemon.scheduling.admission import ENOUGH_IDLE, beside_generator
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.real_daemon import Daemon, eventually, running
@@ -84,6 +84,22 @@ def test_learning_makes_room_for_an_answer_and_goes_on(daemon: Daemon) -> None:
     eventually(lambda: daemon.job(job_id)["state"] == "running", "the job goes on")
     assert daemon.status()["generator"]["running"] is False
     daemon.client.post(f"/jobs/{job_id}/cancel")
+
+
+def test_a_job_that_the_owner_waits_for_does_not_wait_for_the_keep_alive_time(tmp_path: Path) -> None:
+    with scheduler_world(tmp_path) as world:
+        world.add(30)
+        world.generator_bytes = 10**12
+        wanted = []
+        for change in ("of a night, for which the keep-alive time ends first", "of the owner", "unloaded"):
+            if change == "of the owner":
+                world.request(immediate=True)
+            elif change == "unloaded":
+                assert f"nobody has used it for {ENOUGH_IDLE:g} s" in world.scheduler.verdict.reasons[0]
+                world.generator_bytes = 0
+            world.tick()
+            wanted.append(world.scheduler.wants_generators_memory)
+        assert (wanted, len(world.runner.started)) == ([False, True, False], 1)
 
 
 def test_the_gate_says_since_when_there_is_no_room(tmp_path: Path) -> None:

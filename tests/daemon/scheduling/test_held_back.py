@@ -67,7 +67,7 @@ def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: Sch
     blocker = hold(world)
     assert blocker == Blocker(
         name="held back",
-        message=f"{job_id} failed; `pocketllm train` retries its texts, or the daemon does from 2026-03-02 12:00 UTC",
+        message=f"{job_id} failed; `pocketllm train` retries its texts, or the daemon does from 2026-03-02 12:00",
         since=failed,
         until=failed + timedelta(days=1),
     )

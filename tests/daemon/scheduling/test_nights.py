@@ -42,7 +42,7 @@ def test_what_ran_and_what_ended(world: SchedulerWorld) -> None:
     for _ in range(3):
         world.step(job)
     for step, loss in ((0, 3.5), (8, 3.25)):
-        world.store.step_log.evaluate(job, step=step, block_losses={"a": loss}, weights=[1], now=world.clock.now)
+        world.store.step_log.evaluate(job, step=step, loss=loss, block_losses={"a": loss}, now=world.clock.now)
     world.succeed(job)
     minutes(world, 1)
     [night] = last(world)

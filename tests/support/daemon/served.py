@@ -242,7 +242,9 @@ class Served:
                     seconds=1,
                 )
             )
-        step_log.evaluate(job_id, step=step, block_losses={"one": held_out_loss}, weights=[1], now=self.api.clock.now)
+        step_log.evaluate(
+            job_id, step=step, loss=held_out_loss, block_losses={"one": held_out_loss}, now=self.api.clock.now
+        )
 
     def _end(self, code: int) -> None:
         self.api.runner.ends(code)
