@@ -1,10 +1,11 @@
 """The pictures of the page in docs/: of the real model, before, while and after it learns the sample notes.
 
-python -m bench.pictures [--models DIR] [--docs docs]
+python -m bench.pictures [--models DIR] [--docs docs] [--every]
 
 Needs Chromium. At 360 pixels the page is shown on a new daemon (empty), when it is snoozed (stopped), while a job runs
 (learning), and when the daemon is gone (error). Once the notes of `pocketllm demo` are learned, in two jobs, with a
 text begun in its field, it is shown at 1280 and 360 pixels, by day and in the dark, and what it has learned (learned).
+With --every, each state is shown in all four ways.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -30,10 +31,15 @@ from pocketllm.cli.demo import sample_notes
 if TYPE_CHECKING:
     from pocketllm.client import Client
 
-SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
-SCHEMES = {"": "light", "-dark": "dark"}
+#: A viewport and a colour scheme, by the end of a picture's name.
+Way = tuple[dict[str, int], Literal["light", "dark"]]
+Ways = Mapping[str, Way]
+_SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
+WAYS: dict[str, dict[str, Way]] = {
+    name: {"": (size, "light"), "-dark": (size, "dark")} for name, size in _SIZES.items()
+}
 #: As much as a phone shows.
-_STATE = {"width": 360, "height": 740}
+_STATE: Way = ({"width": 360, "height": 740}, "light")
 _WRITING = "Wind in the west and the gla"
 _MILLISECONDS = 120_000
 #: Of the job, when it is shown.
@@ -46,7 +52,6 @@ def learned(page: Page) -> None:
     expect(page.locator("#write .ghost")).not_to_be_empty(timeout=_MILLISECONDS)
     expect(page.locator("#g-words .tag")).not_to_have_count(0, timeout=_MILLISECONDS)
     expect(page.locator("#now-line")).to_contain_text("It learned", timeout=_MILLISECONDS)
-    page.evaluate("window.scrollTo(0, 0)")
 
 
 def versions(page: Page) -> None:
@@ -67,41 +72,51 @@ def main() -> int:
         model = learner(models, quick=False).absolute()
         browser = program.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
 
-        def picture(name: str, client: Client, show: Callable[[Page], None], size: Any, scheme: str = "light") -> None:
-            context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+        def pictures(client: Client, show: Callable[[Page], None], ways: Ways) -> None:
+            if options.every:
+                state = next(iter(ways))
+                ways = {
+                    f"{state}-{size}{suffix}": way for size, of_size in WAYS.items() for suffix, way in of_size.items()
+                }
+            context = browser.new_context(viewport={"width": 1280, "height": 1000})
             page = context.new_page()
             page.set_default_timeout(_MILLISECONDS)
             page.goto(f"{client.target.url}/#code={client.post('sessions')['code']}")
             expect(page.locator("#now-line")).not_to_be_empty()
             expect(page.locator("#home")).to_be_visible()
             show(page)
-            page.screenshot(path=options.docs / f"dashboard-{name}.png")
-            progress(f"dashboard-{name}.png")
+            for name, (size, scheme) in ways.items():
+                page.set_viewport_size(size)  # type: ignore[arg-type]
+                page.emulate_media(color_scheme=scheme)
+                page.evaluate("window.scrollTo(0, 0)")
+                page.screenshot(path=options.docs / f"dashboard-{name}.png")
+                progress(f"dashboard-{name}.png")
             context.close()
 
         with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client:
-            picture("empty", client, lambda page: None, _STATE)
+            pictures(client, lambda page: None, {"empty": _STATE})
             notes = [{"text": text, "source": "logbook"} for text in sample_notes()]
             client.post("texts", body=notes[: len(notes) // 2])
             ended(client, str(client.post("jobs", body={})["id"]))
             client.post("texts", body=notes[len(notes) // 2 :])
             client.post("status", "snooze", body={"minutes": 600})
-            picture("stopped", client, lambda page: None, _STATE)
+            pictures(client, lambda page: None, {"stopped": _STATE})
             client.post("status", "snooze", body={})
             job = str(client.post("jobs", body={})["id"])
             until(lambda: client.get("jobs", job)["step"] >= _STEPS, "some steps")
-            picture("learning", client, lambda page: None, _STATE)
+            pictures(client, lambda page: None, {"learning": _STATE})
             ended(client, job)
-            picture("learned", client, versions, SIZES["wide"])
-            for size, viewport in SIZES.items():
-                for suffix, scheme in SCHEMES.items():
-                    picture(f"{size}{suffix}", client, learned, viewport, scheme)
+            pictures(client, versions, {"learned": WAYS["wide"][""]})
+            pictures(
+                client, learned, {f"{size}{suffix}": way for size, of in WAYS.items() for suffix, way in of.items()}
+            )
+            pid = client.get("health")["pid"]
 
             def gone(page: Page) -> None:
-                os.kill(client.get("health")["pid"], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 expect(page.locator("#now-line")).to_contain_text("does not answer")
 
-            picture("error", client, gone, _STATE)
+            pictures(client, gone, {"error": _STATE})
         browser.close()
     return 0
 
@@ -110,6 +125,7 @@ def _options() -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="python -m bench.pictures", description="The pictures of the page in docs/.")
     made.add_argument("--models", type=Path, help="keep the model in this folder, and use what is there")
     made.add_argument("--docs", type=Path, default=Path("docs"), help="where the pictures go")
+    made.add_argument("--every", action="store_true", help="each state at both widths, by day and in the dark")
     return made.parse_args()
 
 
