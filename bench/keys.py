@@ -3,11 +3,11 @@
 python -m bench.keys --text FILE [FILE ...] [--words LIST] [--quick]
 
 Each file is a writer's: texts, oldest first, with blank lines between. A daemon gets the first 100 words, one the first
-1,000, one the first 10,000, and learns them by a default job, but for the 100, which start none; later texts are held
-out. A thousand of their words are typed letter by letter: a word that is suggested takes one more key, any other one
-all of its letters and a space. That is done by the base model, with the owner's words counted beside it, by the adapter
-alone, and by both. Before each of the first five hundred words the base and what is served also suggest three next
-words. Non-words are those of what is served after the most words: at every letter, and before each of the five hundred.
+10,000, and learns them by a default job, but for the 100, which start none; later texts are held out. A thousand of
+their words are typed letter by letter: a word that is suggested takes one more key, any other one all of its letters
+and a space. That is done by the base model, with the owner's words counted beside it, by the adapter alone, and by
+both. Before each of the first five hundred words the base and what is served also suggest three next words. Non-words
+are those of what is served after the most words: at every letter, and before each of the five hundred.
 A value with a limit is that of the writer for whom it is worst, and of latency the longest; any other one is the
 mean over the writers. `_error` is a standard error, of a mean over the typed words. LIST has a word a line.
 """
@@ -43,8 +43,6 @@ _TOP = 3
 _TIMEOUT_MS = 60_000
 #: Parts of words behind an apostrophe, such as the s of "it's", are no longer.
 _SHORT = 3
-#: What suggests: name -> whether by the adapter, and whether with the owner's words counted.
-_WAYS = {"neither": (False, False), "counts": (False, True), "adapter": (True, False), "both": (True, True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,8 @@ class Sizes:
     training: int  #: suggestions while a job runs
 
 
-_FULL = Sizes(words=(100, 1_000, 10_000), places=500, typed=1000, training=400)
-_QUICK = Sizes(words=(30, 100, 300), places=6, typed=2, training=5)
+_FULL = Sizes(words=(100, 10_000), places=500, typed=1000, training=400)
+_QUICK = Sizes(words=(30, 300), places=6, typed=2, training=5)
 
 
 @dataclass(kw_only=True)
@@ -88,14 +86,19 @@ def places(texts: Sequence[str], count: int) -> list[tuple[str, str]]:
     return found[:count]
 
 
-def keys(ask: Suggestions, held_out: Sequence[tuple[str, str]]) -> list[int]:
-    """The keys that typing each of these words takes with suggestions."""
-    pressed = []
+def keys(ways: Sequence[Suggestions], held_out: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """The keys that typing each of these words takes with suggestions, by each of these ways of one adapter.
+
+    At each letter all are asked before the next letter, so that only the first needs a pass of the model.
+    """
+    pressed: list[list[int]] = [[] for _ in ways]
     for before, word in held_out:
-        typed = 0
-        while typed < len(word) and word not in ask(before, word[:typed]):
-            typed += 1
-        pressed.append(typed + 1)
+        waiting = list(range(len(ways)))
+        for typed in range(len(word) + 1):
+            done = [way for way in waiting if typed == len(word) or word in ways[way](before, word[:typed])]
+            for way in done:
+                pressed[way].append(typed + 1)
+            waiting = [way for way in waiting if way not in done]
     return pressed
 
 
@@ -117,13 +120,16 @@ def measured(file: Path, model: Path, sizes: Sizes, scratch: Path) -> dict[str, 
                 personal = "base"
             else:
                 personal = learned(client, some)
-            for way, (by_adapter, counts) in _WAYS.items():
-                row = f"{way} {size}"
-                if (way == "neither" and found["pressed"]) or (by_adapter and personal == "base"):
-                    continue  # the same as before; or as without an adapter
-                ask = Suggestions(client=client, adapter=personal if by_adapter else "base", counts=counts)
-                found["pressed"][row] = keys(ask, typed)
-                progress(f"{row}: {100 * (1 - sum(found['pressed'][row]) / found['keys']):.1f} % of the keys saved")
+            groups = [("base", ("counts",) if found["pressed"] else ("neither", "counts"))]
+            groups += [] if personal == "base" else [(personal, ("both", "adapter"))]
+            for adapter, names in groups:
+                asks = [
+                    Suggestions(client=client, adapter=adapter, counts=name in ("counts", "both")) for name in names
+                ]
+                for name, pressed in zip(names, keys(asks, typed), strict=True):
+                    found["pressed"][f"{name} {size}"] = pressed
+                    progress(f"{name} {size}: {100 * (1 - sum(pressed) / found['keys']):.1f} % of the keys saved")
+            ask = asks[0]
             ask.milliseconds.pop(0)  # the first one took a new adapter into memory
             if size == sizes.words[-1]:
                 found["milliseconds"] = ask.milliseconds
@@ -197,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     gains = {row: [gain(one, row) for one in writers] for row in rows[1:]}
     values |= {f"gain/{row}": mean(value for value, _ in of_row) for row, of_row in gains.items()}
+    values |= {f"gain/{row}/{name}": of[0] for row, ofs in gains.items() for name, of in zip(raw, ofs, strict=True)}
     lines = [[row, *(f"{value:+.1f} ({error:.1f})" for value, error in of_row)] for row, of_row in gains.items()]
     shown = table(
         "Keys saved beyond the base model's, in points (standard error)",

@@ -155,8 +155,6 @@ class TrainingRun:
                 clock=time.monotonic,
             ),
         )
-        if stopping.ended_early:
-            self._say("ended", f"nothing more was learned after step {stopping.best_step}, whose weights are kept")
         return trainable, stopping
 
     def _remaining(self, step: int) -> float:

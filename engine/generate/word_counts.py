@@ -14,10 +14,10 @@ from itertools import pairwise
 #: Letters and digits, with apostrophes in them.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")  # noqa: RUF001
 #: As many occurrences of a word stand for one occurrence of the pair; and of all words that begin so for the model.
-#: Fitted, as is the next, on the sample notes and on pages of a diary that bench.keys does not type.
-_SINGLE, _MODEL = 0.5, 20.0
+#: Fitted, as is the next, on words that two of the writers of bench.keys type; it has a third.
+_SINGLE, _MODEL = 0.5, 5.0
 #: The most that the counts weigh.
-_MOST = 0.4
+_MOST = 0.2
 
 
 class WordCounts:

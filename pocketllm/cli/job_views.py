@@ -103,7 +103,10 @@ def outcome(job: Document, folder: str | None) -> RenderableType:
         ("Job", Text.assemble(job["id"], " ", (job["outcome"], "bold green" if learned else "bold yellow"))),
         ("Held-out loss", f"{change_text(job)} nats per token{percent_text(job)}"),
         ("Work", f"{job['step']} steps{took}, {speed_text(job)}"),
-        ("Ended early", next((event["message"] for event in job.get("events", ()) if event["kind"] == "ended"), None)),
+        (
+            "Ended early",
+            next((event["message"] for event in job.get("events", ()) if event["kind"] == "ended early"), None),
+        ),
         ("Peak memory", bytes_text(job["peak_memory_bytes"])),
         ("Adapter", job["adapter"] or "none"),
         ("Folder", folder),
