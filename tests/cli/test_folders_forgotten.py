@@ -12,6 +12,8 @@ from sqlite3 import connect
 
 import pytest
 
+from pocketllm.cli.common import Common
+from pocketllm.cli.texts import show_scans
 from pocketllm.daemon.folders import WatchedFolder, changed_folders, watched_folders
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.folders import TOGETHER, scan_all
@@ -327,3 +329,10 @@ def test_a_scan_neither_checks_nor_migrates_what_is_there(alone: Run, tmp_path: 
     with closing(connect(database)) as raw, raw:
         raw.execute("UPDATE alembic_version SET version_num = '0000'")
     assert "Run `pocketllm serve` once" in alone("folders", "scan").output
+
+
+def test_a_scan_says_that_the_adapter_is_withdrawn(capsys: pytest.CaptureFixture[str]) -> None:
+    show_scans(Common(), [], "deletion")
+    assert "Your adapter is withdrawn, since it had learned a text that was deleted" in capsys.readouterr().out
+    show_scans(Common(), [], "rollback")
+    assert "withdrawn" not in capsys.readouterr().out
