@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 from bench.common.harness import progress
 from bench.common.shapes import learner, models_folder
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from pocketllm.client import Client
 
 #: A viewport and a colour scheme, by the end of a picture's name.
-Way = tuple[dict[str, int], Literal["light", "dark"]]
+Way = tuple[ViewportSize, Literal["light", "dark"]]
 Ways = Mapping[str, Way]
-_SIZES = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
-WAYS: dict[str, dict[str, Way]] = {
-    name: {"": (size, "light"), "-dark": (size, "dark")} for name, size in _SIZES.items()
+_SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
+_SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "narrow": {"width": 360, "height": 1400}}
+WAYS: dict[str, Way] = {
+    f"{name}{suffix}": (size, scheme) for name, size in _SIZES.items() for suffix, scheme in _SCHEMES.items()
 }
 #: As much as a phone shows.
 _STATE: Way = ({"width": 360, "height": 740}, "light")
@@ -46,7 +47,7 @@ _MILLISECONDS = 120_000
 _STEPS = 20
 
 
-def learned(page: Page) -> None:
+def writing(page: Page) -> None:
     """Let the page show what it can."""
     page.locator("#draft").fill(_WRITING)
     expect(page.locator("#write .ghost")).not_to_be_empty(timeout=_MILLISECONDS)
@@ -56,7 +57,7 @@ def learned(page: Page) -> None:
 
 def versions(page: Page) -> None:
     """Show what it has learned."""
-    learned(page)
+    writing(page)
     page.get_by_role("link", name="Learned", exact=True).click()
     expect(page.locator("#chart circle")).to_have_count(2)
 
@@ -72,12 +73,9 @@ def main() -> int:
         model = learner(models, quick=False).absolute()
         browser = program.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
 
-        def pictures(client: Client, show: Callable[[Page], None], ways: Ways) -> None:
+        def pictures(client: Client, state: str, show: Callable[[Page], None], ways: Ways) -> None:
             if options.every:
-                state = next(iter(ways))
-                ways = {
-                    f"{state}-{size}{suffix}": way for size, of_size in WAYS.items() for suffix, way in of_size.items()
-                }
+                ways = {f"{state}-{name}": way for name, way in WAYS.items()}
             context = browser.new_context(viewport={"width": 1280, "height": 1000})
             page = context.new_page()
             page.set_default_timeout(_MILLISECONDS)
@@ -86,7 +84,7 @@ def main() -> int:
             expect(page.locator("#home")).to_be_visible()
             show(page)
             for name, (size, scheme) in ways.items():
-                page.set_viewport_size(size)  # type: ignore[arg-type]
+                page.set_viewport_size(size)
                 page.emulate_media(color_scheme=scheme)
                 page.evaluate("window.scrollTo(0, 0)")
                 page.screenshot(path=options.docs / f"dashboard-{name}.png")
@@ -94,29 +92,27 @@ def main() -> int:
             context.close()
 
         with daemon_on(Path(scratch), model, TRAINING__NEW_WORDS="400") as client:
-            pictures(client, lambda page: None, {"empty": _STATE})
+            pictures(client, "empty", lambda page: None, {"empty": _STATE})
             notes = [{"text": text, "source": "logbook"} for text in sample_notes()]
             client.post("texts", body=notes[: len(notes) // 2])
             ended(client, str(client.post("jobs", body={})["id"]))
             client.post("texts", body=notes[len(notes) // 2 :])
             client.post("status", "snooze", body={"minutes": 600})
-            pictures(client, lambda page: None, {"stopped": _STATE})
+            pictures(client, "stopped", lambda page: None, {"stopped": _STATE})
             client.post("status", "snooze", body={})
             job = str(client.post("jobs", body={})["id"])
             until(lambda: client.get("jobs", job)["step"] >= _STEPS, "some steps")
-            pictures(client, lambda page: None, {"learning": _STATE})
+            pictures(client, "learning", lambda page: None, {"learning": _STATE})
             ended(client, job)
-            pictures(client, versions, {"learned": WAYS["wide"][""]})
-            pictures(
-                client, learned, {f"{size}{suffix}": way for size, of in WAYS.items() for suffix, way in of.items()}
-            )
+            pictures(client, "learned", versions, {"learned": WAYS["wide"]})
+            pictures(client, "writing", writing, WAYS)
             pid = client.get("health")["pid"]
 
             def gone(page: Page) -> None:
                 os.kill(pid, signal.SIGKILL)
                 expect(page.locator("#now-line")).to_contain_text("does not answer")
 
-            pictures(client, gone, {"error": _STATE})
+            pictures(client, "error", gone, {"error": _STATE})
         browser.close()
     return 0
 

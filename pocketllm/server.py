@@ -36,7 +36,7 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder, ignored_config, write_private
 from pocketllm.daemon.process_memory import return_large_blocks
 from pocketllm.daemon.processes import started_ticks
-from pocketllm.daemon.scheduling.admission import ENOUGH_IDLE
+from pocketllm.daemon.scheduling.admission import IMMEDIATE_KEEP_ALIVE
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
@@ -206,9 +206,9 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     async def tick() -> tuple[float, Sequence[datetime]]:
         await asyncio.to_thread(scheduler.tick, services.now())
         services.fresh_look.settle(scheduler.readings)
-        services.generator.longest_idle = ENOUGH_IDLE if scheduler.wants_generators_memory else inf
+        services.generator.max_keep_alive = IMMEDIATE_KEEP_ALIVE if scheduler.wants_generators_memory else inf
         if await services.generator.unload_if_idle():
-            await asyncio.to_thread(scheduler.tick, services.now())
+            ticker.tick_now()
         manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
         return seconds_to_next_tick(settings, scheduler, services.fresh_look), scheduler.due
 

@@ -142,8 +142,8 @@ class Generator:
         self._last_id = 0
         self._last_used = 0.0
         self._starting = False
-        #: It is unloaded after so many seconds without use, whatever was asked for: somebody waits for its memory.
-        self.longest_idle = inf
+        #: The longest keep-alive in seconds, whatever a request asked for; set while a job needs the memory.
+        self.max_keep_alive = inf
         #: Called in a thread before the process is started, so that the scheduler can pause a job.
         self.before_start: Callable[[], object] = lambda: None
 
@@ -172,7 +172,7 @@ class Generator:
     @property
     def idle_seconds_left(self) -> float | None:
         """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
-        keep_alive = min(self._keep_alive, self.longest_idle) if self._loaded == self.model else 0.0
+        keep_alive = min(self._keep_alive, self.max_keep_alive) if self._loaded == self.model else 0.0
         if not self._alive or self._waiting or isinf(keep_alive):
             return None
         return max(0.0, self._last_used + keep_alive - self._clock())

@@ -7,8 +7,8 @@ from pocketllm.storage.tables import Job
 
 _MB = 1_000_000
 GENERATOR = "generator"  #: the blocker's name
-#: A job that the owner waits for waits until nobody has asked the generator for so many seconds.
-ENOUGH_IDLE = 20.0
+#: The generator's keep-alive in seconds while a job that the owner waits for needs its memory.
+IMMEDIATE_KEEP_ALIVE = 20.0
 
 
 def beside_generator(job: Job | None, used_bytes: int, total_bytes: int, now: datetime) -> Blocker | None:
@@ -24,7 +24,7 @@ def beside_generator(job: Job | None, used_bytes: int, total_bytes: int, now: da
         f"may use {total_bytes // _MB} MB (setting total_memory_bytes)"
     )
     if job and job.immediate:
-        message += f"; the generator is unloaded once nobody has used it for {ENOUGH_IDLE:g} s"
+        message += f"; the generator is unloaded once nobody has used it for {IMMEDIATE_KEEP_ALIVE:g} s"
     return Blocker(
         name=GENERATOR,
         message=message,

@@ -131,10 +131,8 @@ class Attempts:
             return
         retry_at = now + min(timedelta(seconds=RETRY_SECONDS * 2 ** min(self._tries, 9)), LONGEST_RETRY)
         self._tries += 1
-        reasons, kind = (
-            [f"{why}; next try at {local_time(retry_at):%H:%M:%S}"],
-            "crashed" if is_crash else "interrupted",
-        )
+        reasons = [f"{why}; next try at {local_time(retry_at):%H:%M:%S}"]
+        kind = "crashed" if is_crash else "interrupted"
         self._store.jobs.pause(job.id, reasons=reasons, kind=kind, attempts=attempts, not_before=retry_at, now=now)
 
     def _attempts_before(self, job: Job) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, make_console, program, show
+from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, given, make_console, program, show
 from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.daemon.paths import is_there
 from pocketllm.engine.formats.atomic import whole_file
@@ -167,7 +167,7 @@ def show_scans(options: Common, found: "Sequence[Scan]", withdrawn: str | None =
     wrong = [Text(printable(f"{one.path}: {said}"), style="yellow") for one in found for said in troubles(one)]
     if withdrawn == "deletion":
         wrong.append(Text(f"Your adapter is {WITHDRAWN[withdrawn]}.", style="yellow"))
-    show(options, {"data": rows, "withdrawn": withdrawn}, Group(table(rows, columns, empty=empty), *wrong))
+    show(options, {"data": rows} | given(withdrawn=withdrawn), Group(table(rows, columns, empty=empty), *wrong))
 
 
 def troubles(one: "Scan") -> Iterator[str]:

@@ -192,11 +192,11 @@ def test_it_is_unloaded_when_it_has_been_idle_for_as_long_as_the_last_request_sa
 
 def test_it_is_unloaded_sooner_where_somebody_waits_for_its_memory(bench: Bench) -> None:
     bench.answer(replace(SHORT, keep_alive_seconds=inf))
-    bench.generator.longest_idle = 20.0
+    bench.generator.max_keep_alive = 20.0
     assert not bench.run(bench.generator.unload_if_idle())
     bench.clock.seconds += 20
     assert bench.run(bench.generator.unload_if_idle()) and not bench.running
-    bench.generator.longest_idle = inf
+    bench.generator.max_keep_alive = inf
 
 
 def test_unloading_leaves_the_socket_of_the_next_process(bench: Bench, models: Path) -> None:

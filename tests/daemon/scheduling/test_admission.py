@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.scheduling.admission import ENOUGH_IDLE, beside_generator
+from pocketllm.daemon.scheduling.admission import IMMEDIATE_KEEP_ALIVE, beside_generator
 from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.real_daemon import Daemon, eventually, running
@@ -95,7 +95,7 @@ def test_a_job_that_the_owner_waits_for_does_not_wait_for_the_keep_alive_time(tm
             if change == "of the owner":
                 world.request(immediate=True)
             elif change == "unloaded":
-                assert f"nobody has used it for {ENOUGH_IDLE:g} s" in world.scheduler.verdict.reasons[0]
+                assert f"nobody has used it for {IMMEDIATE_KEEP_ALIVE:g} s" in world.scheduler.verdict.reasons[0]
                 world.generator_bytes = 0
             world.tick()
             wanted.append(world.scheduler.wants_generators_memory)
