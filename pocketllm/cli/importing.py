@@ -68,7 +68,7 @@ def add(
         str | None, typer.Option(help="Label of the texts, which are then examples for `classify`.")
     ] = None,
     split: Annotated[
-        bool, typer.Option("--split/--no-split", help="Make each paragraph a text; blank lines separate paragraphs.")
+        bool, typer.Option("--split", help="Make each paragraph a text; blank lines separate paragraphs.")
     ] = False,
 ) -> None:
     """Add texts for the model to learn from. `pocketllm import` adds files.
