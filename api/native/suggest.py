@@ -31,7 +31,6 @@ class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the r
         "the letters at the end of `context`, which may also be a whole word.",
     )
     n: int = Field(3, ge=1, le=10, description="Number of suggestions.")
-    words: int = Field(1, ge=1, le=5, description="Words per suggestion; more than 1 gives short phrases.")
     adapter: str = Field(SERVING, description="'serving', 'base', or an adapter's id.")
     counts: bool | None = Field(
         None, description="Also weigh words by how often you wrote them. Default: true, except for 'base'."
@@ -46,10 +45,10 @@ class SuggestIn(Body, json_schema_extra={"example": {"context": "We met at the r
 
 
 class SuggestionOut(BaseModel):
-    """Words that may come next, including the typed letters of the first."""
+    """A word that may come next, including its typed letters."""
 
     text: str = Field(description="Begins with a space where it follows a finished word.")
-    probability: float = Field(description="Probability that the text continues with exactly these words.")
+    probability: float = Field(description="Probability that the text continues with exactly this word.")
     share: float = Field(description="Probability among all words that begin as typed.")
 
 
@@ -74,7 +73,6 @@ async def suggest(request: Request, body: SuggestIn, services: ServicesDep) -> S
         context=body.context,
         prefix=body.prefix,
         n=body.n,
-        words=body.words,
         counts=body.adapter != "base" if body.counts is None else body.counts,
         timeout_seconds=max(0, body.timeout_ms - _SENDING_MS) / 1000,
         adapter=folder,

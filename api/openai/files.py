@@ -6,7 +6,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +21,6 @@ from pocketllm.storage.tables import PERSON, UploadedFile
 
 #: The `training_file` of jobs that learn all new texts. It is not among the files that are listed.
 INBOX = "file-inbox"
-FINE_TUNE = "fine-tune"
 #: What OpenAI's chats may hold beside their messages; nothing of it is learned.
 _BESIDE = ("tools", "functions", "parallel_tool_calls")
 _EXPECTED = 'Each line must be {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.'
@@ -54,31 +53,26 @@ class FileOut(Identified):
     bytes: int
     created_at: int
     filename: str
-    purpose: str
+    purpose: Literal["fine-tune"] = "fine-tune"
     status: Literal["processed"] = "processed"
 
     @classmethod
     def of(cls, row: UploadedFile) -> Self:
         """From its row."""
-        created = int(row.created_at.timestamp())
-        return cls(id=row.id, bytes=row.size, created_at=created, filename=row.filename, purpose=row.purpose)
+        return cls(id=row.id, bytes=row.size, created_at=int(row.created_at.timestamp()), filename=row.filename)
 
 
 @router.post("")
 async def upload(
-    request: Request,
-    services: ServicesDep,
-    file: UploadFile,
-    purpose: Annotated[Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"], Form()],
+    request: Request, services: ServicesDep, file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()]
 ) -> FileOut:
-    """Store a file. Files for fine-tuning are JSON lines: chats (`messages`), `prompt` with `completion`, or `text`.
+    """Store a file for fine-tuning: JSON lines of chats (`messages`), `prompt` with `completion`, or `text`.
 
     If a line is none of these, the whole file is refused. Nothing is trained on until you create a job.
     """
     data = await file.read()
-    if purpose == FINE_TUNE:  # in a thread: a large file takes a second
-        examples = examples_in(data, source=INBOX, max_bytes=services.settings.max_text_bytes)
-        await run_in_threadpool(deque, examples, maxlen=0)
+    examples = examples_in(data, source=INBOX, max_bytes=services.settings.max_text_bytes)
+    await run_in_threadpool(deque, examples, maxlen=0)  # in a thread: a large file takes a second
     row = await run_in_threadpool(
         services.store.files.add,
         owner=owner_of(request),
@@ -96,28 +90,16 @@ def files(
     services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
-    purpose: str | None = None,
 ) -> Listing[FileOut]:
-    """List the uploaded files. Apps see only their own files."""
-    rows = [row for row in services.store.files.all() if sees(request, row.owner) and purpose in (None, row.purpose)]
-    return page_of([FileOut.of(row) for row in (rows if order == "desc" else rows[::-1])], after=after, limit=limit)
+    """List the uploaded files, newest first. Apps see only their own files."""
+    rows = [FileOut.of(row) for row in services.store.files.all() if sees(request, row.owner)]
+    return page_of(rows, after=after, limit=limit)
 
 
 @router.get("/{file_id}")
 def file(services: ServicesDep, file_id: str) -> FileOut:
     """Return a file's metadata."""
     return FileOut.of(services.store.files.get(file_id))
-
-
-@router.get(
-    "/{file_id}/content",
-    response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
-)
-def content(services: ServicesDep, file_id: str) -> Response:
-    """Return a file's content, as it was uploaded."""
-    return Response(services.store.files.get(file_id).data, media_type="application/octet-stream")
 
 
 @router.delete("/{file_id}")

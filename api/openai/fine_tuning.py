@@ -2,25 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from http import HTTPStatus
 from itertools import islice
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep, owner_of, sees
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.schemas.jobs import seconds_left
-from pocketllm.api.openai.files import FINE_TUNE, INBOX, check_own, check_path, examples_in
-from pocketllm.api.openai.fine_tuning_schemas import (
-    Checkpoint,
-    FineTuningRequest,
-    Hyperparameters,
-    TuningEvent,
-    TuningJob,
-)
+from pocketllm.api.openai.files import INBOX, check_own, check_path, examples_in
+from pocketllm.api.openai.fine_tuning_schemas import FineTuningRequest, Hyperparameters, TuningEvent, TuningJob
 from pocketllm.api.openai.models import LATEST, name_of, resolve
 from pocketllm.api.openai.schemas import Listing, page_of
 from pocketllm.api.security.tokens import Scope
@@ -36,9 +28,6 @@ router = APIRouter(
 
 #: The most steps of a job, and how many jobs are read at a time.
 _MAX_STEPS, _PAGE = 1_000_000, 100
-#: OpenAI's client says with this that it sends a request once more. It sends no key that would tell them apart.
-_SENT_AGAIN = "x-stainless-retry-count"
-_AGAIN_WITHIN = timedelta(minutes=15)
 _AUTO = dict.fromkeys(Hyperparameters.model_fields, "auto")
 #: Kinds of events that are more than information.
 _LEVELS: dict[str, Literal["warn", "error"]] = {
@@ -57,11 +46,9 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
     Apps train on their own files only. Any start but `pocketllm:base` also requires `generate`, since that model may
     know texts of others.
     """
-    document = body.model_dump(mode="json", exclude={"now", "integrations"})
+    document = body.model_dump(mode="json", exclude={"now", *(body.model_extra or {})})
     document |= {"warnings": body.warnings, "owner": owner_of(request)}
     check_own(request, services, body.training_file, *filter(None, [body.validation_file]))
-    if request.headers.get(_SENT_AGAIN, "0") != "0" and (job := _same(services, document)):
-        return _out(services, job)
     adapter, _ = resolve(services, body.model)
     start = None if body.model == LATEST else adapter or BASE
     if start != BASE and not request.state.scopes & {Scope.GENERATE, Scope.ADMIN}:
@@ -126,73 +113,31 @@ def resume(services: ServicesDep, job_id: str) -> TuningJob:
 def events(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Listing[TuningEvent]:
-    """List a job's events and measurements, newest first."""
-    job = _job(services, job_id)
+    """List a job's events, newest first."""
     found = [
-        (
-            row.at,
-            TuningEvent(
-                id=f"ftevent-{row.id}",
-                created_at=int(row.at.timestamp()),
-                level=_LEVELS.get(row.kind, "info"),
-                message=f"{row.kind}: {row.message}",
-                type="message",
-                data={"kind": row.kind},
-            ),
+        TuningEvent(
+            id=f"ftevent-{row.id}",
+            created_at=int(row.at.timestamp()),
+            level=_LEVELS.get(row.kind, "info"),
+            message=f"{row.kind}: {row.message}",
+            data={"kind": row.kind},
         )
-        for row in services.store.jobs.events(job.id)
+        for row in reversed(services.store.jobs.events(_job(services, job_id).id))
     ]
-    found += [
-        (
-            row.at,
-            TuningEvent(
-                id=f"ftevent-{job.id}-{row.step}",
-                created_at=int(row.at.timestamp()),
-                level="info",
-                message=f"Step {row.step}/{job.total_steps}: held-out loss {row.loss:.4f}",
-                type="metrics",
-                data={"step": row.step, "total_steps": job.total_steps, "valid_loss": row.loss},
-            ),
-        )
-        for row in services.store.step_log.evaluations(job.id)
-    ]
-    found.sort(key=lambda dated: dated[0])
-    return page_of([event for _, event in reversed(found)], after=after, limit=limit)
-
-
-@router.get("/{job_id}/checkpoints")
-def checkpoints(
-    services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 10
-) -> Listing[Checkpoint]:
-    """List the models that a job produced: one, once it has succeeded."""
-    job = _job(services, job_id)
-    if (adapter := _adapter(services, job)) is None:
-        return page_of([], after=after, limit=limit)
-    progress, loss = services.store.step_log.progress(job.id), adapter.held_out_loss_now
-    made = Checkpoint(
-        id=adapter.id.replace("adapter-", "ftckpt-", 1),
-        created_at=int(adapter.created_at.timestamp()),
-        fine_tuned_model_checkpoint=name_of(adapter),
-        fine_tuning_job_id=f"ft{job.id}",
-        step_number=progress.step,
-        metrics={"step": progress.step, "train_loss": progress.loss, "valid_loss": loss, "full_valid_loss": loss},
-    )
-    return page_of([made], after=after, limit=limit)
+    return page_of(found, after=after, limit=limit)
 
 
 def _out(services: Services, job: Job) -> TuningJob:
     """A job; also one that was asked for otherwise, or began by itself."""
     said = job.tuning or {"model": LATEST, "training_file": INBOX}
-    step_log, adapter, finished = services.store.step_log, _adapter(services, job), job.finished_at
-    left = seconds_left(job, step_log.progress(job.id)) if job.state is JobState.RUNNING else None
+    adapter, finished = _adapter(services, job), job.finished_at
     hyperparameters = _AUTO | FineTuningRequest.model_validate(said).requested_hyperparameters
-    steps = step_log.steps(job.id) if job.state is JobState.SUCCEEDED else None
+    steps = services.store.step_log.steps(job.id) if job.state is JobState.SUCCEEDED else None
     failed = {"code": "job_failed", "message": job.error or "", "param": None}
     return TuningJob(
         id=f"ft{job.id}",
         created_at=int(job.created_at.timestamp()),
         finished_at=None if finished is None else int(finished.timestamp()),
-        estimated_finish=None if left is None else int(services.now().timestamp() + left),
         # There is no status for a job that is paused: it waits, and `state` says more.
         status=str(JobState.QUEUED if job.state is JobState.PAUSED else job.state),
         state=job.state,
@@ -233,13 +178,6 @@ def _changed(services: Services, tuning_id: str, change: Callable[..., Job]) -> 
     return _out(services, job)
 
 
-def _same(services: Services, document: dict[str, Any]) -> Job | None:
-    """The youngest job of which the same was said a while ago: the client has not seen the answer to that."""
-    now, found = services.now(), services.store.jobs.open()
-    same = [job for job in found if job.tuning == document and timedelta(0) <= now - job.created_at < _AGAIN_WITHIN]
-    return max(same, key=lambda job: job.created_at, default=None)
-
-
 def _texts(services: Services, body: FineTuningRequest) -> list[NewText] | None:
     """What the job is given to learn and to measure with; None: all texts that are new."""
     if body.training_file == INBOX:
@@ -255,9 +193,6 @@ def _of_file(services: Services, file_id: str, param: str, *, held_out: bool | N
         file = services.store.files.get(file_id)
     except NotFound as error:
         raise Problem(HTTPStatus.NOT_FOUND, str(error), param=param) from error
-    if file.purpose != FINE_TUNE:
-        detail = f"{param}: {file_id} has the purpose {file.purpose}. Upload it with the purpose {FINE_TUNE}."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
     # A text that stands in the training file is not also measured with: the sources differ, the ids do, too.
     examples = examples_in(file.data, source=file.id, max_bytes=services.settings.max_text_bytes)
     return [example.new(held_out=held_out) for example in examples]

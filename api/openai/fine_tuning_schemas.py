@@ -48,7 +48,6 @@ class FineTuningRequest(Body, extra="allow"):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=64, pattern="^[^:/]*$")] | None = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] | None = None
-    integrations: Annotated[list[Any], Field(max_length=100)] | None = None
     #: Our own, which OpenAI's client passes on in extra_body.
     now: bool = Field(True, description="Do not wait for power, idleness or hours. Safety limits always apply.")
 
@@ -67,7 +66,7 @@ class FineTuningRequest(Body, extra="allow"):
             said.append(f"validation_file is ignored: {INBOX} holds out one text in ten of its own")
         if self.requested_hyperparameters.get("learning_rate_multiplier", 1) != 1:
             said.append("learning_rate_multiplier is ignored: the daemon sets the learning rate")
-        return said + ["integrations are ignored: no other service is notified"] * bool(self.integrations)
+        return said
 
 
 class TuningJob(Identified):
@@ -76,7 +75,6 @@ class TuningJob(Identified):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
     finished_at: int | None
-    estimated_finish: int | None
     status: str
     state: JobState
     reasons: list[str] = Field(description="Why the job waits.")
@@ -92,27 +90,15 @@ class TuningJob(Identified):
     trained_tokens: int | None
     organization_id: str = "pocketllm"
     metadata: dict[str, str] | None
-    integrations: list[Any] = Field([])
     warnings: list[str] = Field(description="Parameters that were ignored.")
 
 
 class TuningEvent(Identified):
-    """An event of a job, or a measurement of its loss."""
+    """An event of a job."""
 
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
     level: Literal["info", "warn", "error"]
     message: str
-    type: Literal["message", "metrics"]
-    data: dict[str, Any]
-
-
-class Checkpoint(Identified):
-    """A model that a job produced."""
-
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuned_model_checkpoint: str
-    fine_tuning_job_id: str
-    step_number: int
-    metrics: dict[str, float | None]
+    type: Literal["message"] = "message"
+    data: dict[str, str]

@@ -229,7 +229,6 @@ class Answerer:
             self._tokens_of(recent),
             typed,
             n=request["n"],
-            words=request["words"],
             late=lambda: time.monotonic() > ends or requests.cancelled(request["id"]),
             counts=counts,
         )

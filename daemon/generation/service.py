@@ -65,7 +65,6 @@ class SuggestionRequest:
     context: str
     prefix: str | None  #: see engine/generate/suggestions.py
     n: int
-    words: int
     timeout_seconds: float  #: after which the search ends with what it has
     counts: bool = False  #: weigh the owner's own words, by how often they were written
     adapter: Path | None = None

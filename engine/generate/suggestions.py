@@ -34,8 +34,6 @@ _USUAL_ENDING, _WORD_LETTERS = 0.97, 3
 FLOOR, LEAST = 2e-3, 1e-11
 #: No pass is made for a word that is less probable than this part of the likeliest.
 _SOUGHT = 0.01
-#: Tokens of a phrase, for each of its words but the first.
-_TOKENS_PER_WORD = 3
 #: Of the context, where its last word is looked for.
 _WORD_CHARACTERS = 100
 #: No space is missing after these.
@@ -44,10 +42,10 @@ _OPENING = '([{<"“‘«-–—/\n'  # noqa: RUF001
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Words that may come next, the first with what is typed of it; or behind a finished word, from the space on."""
+    """A word that may come next, with what is typed of it; or behind a finished word, from the space on."""
 
     text: str
-    probability: float  #: that the text goes on with exactly these words; of single words mostly an estimate
+    probability: float  #: that the text goes on with exactly this word; mostly an estimate
     share: float  #: the same among all that begin as it is typed
     path: tuple[int, ...] = ()  #: its tokens, where the model has said it
 
@@ -137,18 +135,16 @@ class Suggester:
         typed: Typed,
         *,
         n: int,
-        words: int = 1,
         late: Callable[[], bool] = lambda: False,
         counts: WordCounts | None = None,
     ) -> tuple[list[Suggestion], bool]:
-        """The n likeliest words behind the context that begin as typed, each with up to `words` - 1 behind it; and
-        whether the search was complete. Where the typed word is likelier whole than the beginning of any other one,
-        the words behind it.
+        """The n likeliest words behind the context that begin as typed, and whether the search was complete. Where the
+        typed word is likelier whole than the beginning of any other one, the words behind it.
 
         context: tokens, at least one, of `typed.context`. late: whether to end the search, with what it has found.
-        counts: the owner's words, which single ones are weighed with.
+        counts: the owner's words, which the model's are weighed with.
         """
-        key = (*context,), typed, n, words, None if counts is None else counts.state
+        key = (*context,), typed, n, None if counts is None else counts.state
         found, complete, most = self._answers.get(key), True, n + typed.may_be_whole
         if found is None:
             self._follow(context[cut(len(context), MAX_TOKENS) :])
@@ -159,22 +155,22 @@ class Suggester:
             known: list[Dictionary | WordCounts] = []
             if self._dictionary and self._dictionary.is_of(typed.context):
                 known = [self._dictionary, counts] if counts else [self._dictionary]
-            if words == 1 and not typed.may_be_whole:
+            if not typed.may_be_whole:
                 found = self._estimated(first, total, typed.beginning, n, known)
             if not found:
-                found, complete = self._searched(first, total, typed, most, words, late, known)
+                found, complete = self._searched(first, total, typed, most, late, known)
             if complete:
                 self._answers[key] = found
                 if len(self._answers) > _ANSWERS:
                     self._answers.pop(next(iter(self._answers)))
-        ranked = found if counts is None or words > 1 else mixed(found, typed, counts, most)
+        ranked = found if counts is None else mixed(found, typed, counts, most)
         if not typed.may_be_whole:
             return ranked, complete
         whole = typed.beginning.strip()
         path = next((one.path for one in found if one.text == whole), ())
         if path and ranked[0].text == whole:
             behind = Typed(typed.context + typed.beginning, " ")
-            following, done = self.suggest([*context, *path], behind, n=n, words=words, late=late, counts=counts)
+            following, done = self.suggest([*context, *path], behind, n=n, late=late, counts=counts)
             least = ranked[0].share * following[0].share if following else 0.0
             # A name that the owner writes may begin with another word.
             if not any(counts and one.text in counts and one.share > least for one in ranked[1:]):
@@ -245,7 +241,6 @@ class Suggester:
         total: float,
         typed: Typed,
         n: int,
-        words: int,
         late: Callable[[], bool],
         known: Sequence[Dictionary | WordCounts],
     ) -> tuple[list[Suggestion], bool]:
@@ -285,9 +280,6 @@ class Suggester:
             longer = [one for one in first if len(one.text) > size and one.probability >= FLOOR * total]
             spoken = [one for one in longer if self._is_word(one, known)]
             return [Suggestion(one.text.strip(), one.probability, one.probability / total) for one in spoken[:n]], False
-        if typed.may_be_whole and best and best[0].candidate.text == typed.beginning:
-            words = 1  # the caller asks what is behind it
-        best = sorted(self._lengthened(best, words, late), key=lambda one: -one.probability)
         said = [(one.candidate, one.probability) for one in best]
         return [Suggestion(one.text.strip(), value, value / total, one.path) for one, value in said], not late()
 
@@ -352,27 +344,6 @@ class Suggester:
             _Followed(one, row, tokens, end)
             for one, row, tokens, end in zip(cached, following, continued, ended, strict=True)
         ]
-
-    def _lengthened(self, found: list[_Followed], words: int, late: Callable[[], bool]) -> list[_Followed]:
-        """Each with the likeliest words behind it, up to `words` in all, as far as its sentence goes."""
-        whole, growing = list(found), dict(enumerate(found))
-        for count in range(_TOKENS_PER_WORD * (words - 1)):
-            longer = {place: self._next(one, words, is_whole=count == 0) for place, one in growing.items()}
-            candidates = {place: one for place, one in longer.items() if one is not None}
-            if not candidates or late():
-                break
-            growing = dict(zip(candidates, self._passed(list(candidates.values())), strict=True))
-            for place, one in growing.items():
-                if self._vocabulary.ending[one.following.argmax()]:
-                    whole[place] = one
-        return whole
-
-    def _next(self, one: _Followed, words: int, *, is_whole: bool) -> _Candidate | None:
-        """With its likeliest next token; None where the phrase ends. is_whole: its word ends here."""
-        token = int((one.following * self._vocabulary.ending if is_whole else one.following).argmax())
-        spaced = self._vocabulary.is_spaced_word(token)
-        is_over = len(one.candidate.text.split()) == words if spaced else not self._vocabulary.continues[token]
-        return None if is_over else self._children(one.candidate, one.following, torch.tensor([token]), 1)[0]
 
 
 def mixed(found: Sequence[Suggestion], typed: Typed, counts: WordCounts, n: int) -> list[Suggestion]:

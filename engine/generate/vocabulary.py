@@ -91,10 +91,6 @@ class Vocabulary:
         found += [token for token in longer if self._words[token] and (text or self.texts[token][0] != " ")]
         return torch.tensor(found, dtype=torch.long)
 
-    def is_spaced_word(self, token: int) -> bool:
-        """Whether it begins a new word after a space."""
-        return self._words[token] and self.texts[token][:1] == " "
-
     def _between(self, first: str, last: str) -> list[int]:
         return self._order[bisect_left(self._sorted, first) : bisect_left(self._sorted, last)]
 

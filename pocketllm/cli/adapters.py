@@ -102,7 +102,7 @@ def delete_adapter(options: Common, adapter_id: AdapterId) -> None:
     "pocketllm adapters export ID",
     "pocketllm adapters export ID --to ~/peft",
     "pocketllm adapters export ID --format gguf",
-    "pocketllm adapters export ID --merged",
+    "pocketllm adapters export ID --format merged",
     name="export",
 )
 def export_adapter(
@@ -110,17 +110,15 @@ def export_adapter(
     adapter_id: AdapterId,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path(),
     export_format: Annotated[
-        Format, typer.Option("--format", help="peft: a folder for PEFT; gguf: a LoRA file for llama.cpp, ID.gguf.")
+        Format,
+        typer.Option(
+            "--format", help="peft: a folder for PEFT; gguf: a LoRA file, ID.gguf; merged: the whole model as GGUF."
+        ),
     ] = Format.PEFT,
-    merged: Annotated[bool, typer.Option("--merged", help="Write the whole personal model as one GGUF file.")] = False,
 ) -> None:
-    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`) or as a file for llama.cpp.
-
-    With --merged, exports the whole personal model as one file for llama.cpp.
-    """
+    """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`) or as a file for llama.cpp."""
     from pocketllm.daemon.tools.backup import unpack
 
-    export_format = Format.MERGED if merged else export_format
     is_folder = export_format is Format.PEFT
     target = to if is_folder else unused(to / f"{adapter_id}.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)

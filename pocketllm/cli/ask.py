@@ -62,9 +62,6 @@ def generate(
     recall: Annotated[
         bool, typer.Option("--recall", help="Give the model matching passages of your texts first.")
     ] = False,
-    stream: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Print tokens as they arrive, or the whole text at the end.")
-    ] = True,
 ) -> None:
     """Continue a prompt with the personal model.
 
@@ -75,13 +72,10 @@ def generate(
     more = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop or None, "seed": seed}
     request |= fields(base, adapter, context="recall" if recall else None, **more)
     with connected(options) as client:
-        whole = options.json or not stream
-        answer = client.post("generate", body=request) if whole else write_stream(client, request)
+        answer = client.post("generate", body=request) if options.json else write_stream(client, request)
     if options.json:
         emit(answer)
         return
-    if not stream:
-        write(answer["text"] + "\n")
     from pocketllm.cli.views import one_line
 
     console = make_console(stderr=True)
@@ -130,7 +124,6 @@ def _words(argument: str) -> str:
 @program.command(
     'pocketllm suggest "We met at the "',
     'pocketllm suggest "We met at the railway sta"     endings of the last word',
-    'pocketllm suggest "I am looking " --words 3       short phrases',
     "pocketllm suggest                                 as you type, a line at a time",
     panel=PANEL,
 )
@@ -140,7 +133,6 @@ def suggest(
         str | None, typer.Argument(metavar="[TEXT]", help="Text typed so far. Default: lines from stdin.")
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=10, help="Number of suggestions.")] = 3,
-    words: Annotated[int, typer.Option(min=1, max=5, help="Words per suggestion.")] = 1,
     base: Base = False,
     adapter: Adapter = None,
 ) -> None:
@@ -148,7 +140,7 @@ def suggest(
 
     Prints each one's share among words that begin as typed. The first request loads the model, which takes a while.
     """
-    request = fields(base, adapter, n=number, words=words, timeout_ms=SUGGEST_MS)
+    request = fields(base, adapter, n=number, timeout_ms=SUGGEST_MS)
     with connected(options) as client:
         if text is None and sys.stdin.isatty():
             make_console(stderr=True).print(

@@ -3,19 +3,15 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, check_target, json_text, make_console, program, show
+from pocketllm.cli.common import Common, check_target, make_console, program, show
 from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import EXIT_ERROR, CommandError, UsageError
 from pocketllm.home import running_settings
-
-if TYPE_CHECKING:
-    from pocketllm.daemon.settings import Settings
-    from pocketllm.daemon.tools.doctor import Examination
 
 PANEL = "Checks and backups"
 #: How findings of the doctor are marked.
@@ -28,28 +24,19 @@ ADVICE = {
 }
 
 
-@program.command(
-    "pocketllm doctor", "pocketllm doctor --json", "pocketllm doctor --report phone.json", panel=PANEL, without=("url",)
-)
-def doctor(
-    options: Common,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Also rehearse a night; write a report to a new file."),
-    ] = None,
-) -> None:
+@program.command("pocketllm doctor", "pocketllm doctor --json > phone.json", panel=PANEL, without=("url",))
+def doctor(options: Common) -> None:
     """Check what works, what is unknown and what is missing, and show what to do. Needs no daemon.
 
     Uses the settings of the daemon running on the data folder, or those that it would start with. Exit code 0: nothing
-    prevents jobs. 1: something does.
-
-    With --report, also rehearses a night, for a minute or more: a short job on sample notes, a killed worker, a
-    generated text. The report contains versions, readings and times, but no text of yours.
+    prevents jobs. 1: something does. With --json, also tells the device, versions, readings and speeds, but no text of
+    yours.
     """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    from pocketllm.cli.device_report import device_report
     from pocketllm.daemon.conditions.discovery import Places, discover_sensors
     from pocketllm.daemon.settings import load_settings
     from pocketllm.daemon.tools.doctor import examine
@@ -58,33 +45,16 @@ def doctor(
     settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
     places = Places(supplies=settings.power_supplies)
     sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
-    if report is not None and report.exists():
-        raise CommandError(f"{report} already exists. Give a new file name.")
     examination = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
-    bad = [finding for finding in examination.findings if finding.state == "bad"]
     grid = Table.grid(padding=(0, 2))
     for finding in examination.findings:
         grid.add_row(Text(*SIGNS[finding.state]), finding.name, finding.message)
         if finding.advice:
             grid.add_row("", "", Text(f"-> {finding.advice}", style="dim"))
-    document = {"ok": not bad, "findings": [asdict(finding) for finding in examination.findings]}
-    verdict = f"Problems that prevent jobs: {len(bad)}." if bad else "Nothing prevents jobs from running."
-    show(options, document, Group(grid, verdict))
-    if report is not None:
-        _write_report(report, settings, examination)
-    raise typer.Exit(1 if bad else 0)
-
-
-def _write_report(file: Path, settings: "Settings", examination: "Examination") -> None:
-    from pocketllm.cli.device_report import device_report, summary
-
-    console = make_console(stderr=True)
-    with console.status("Rehearsing ...") as status:
-        made = device_report(settings, examination, say=lambda text: status.update(f"Rehearsing: {text} ..."))
-    with file.open("x", encoding="utf-8") as out:
-        out.write(json_text(made, "utf-8"))
-    console.print(summary(made))
-    console.print(f"Wrote {file}. Read it, then attach it to an issue: it helps owners of similar devices.")
+    bad = sum(finding.state == "bad" for finding in examination.findings)
+    verdict = f"Problems that prevent jobs: {bad}." if bad else "Nothing prevents jobs from running."
+    show(options, device_report(settings, examination), Group(grid, verdict))
+    raise typer.Exit(EXIT_ERROR if bad else 0)
 
 
 @program.command(

@@ -68,7 +68,7 @@ def add(
         str | None, typer.Option(help="Label of the texts, which are then examples for `classify`.")
     ] = None,
     split: Annotated[
-        bool, typer.Option("--split/--no-split", help="Make each paragraph a text; blank lines separate paragraphs.")
+        bool, typer.Option("--split", help="Make each paragraph a text; blank lines separate paragraphs.")
     ] = False,
 ) -> None:
     """Add texts for the model to learn from. `pocketllm import` adds files.
@@ -141,8 +141,8 @@ def import_texts(
 ) -> None:
     """Import your writing: notes, mail, chat exports, or a file from `pocketllm export`.
 
-    Reads Markdown, text and HTML notes; mbox and .eml mail; exports from WhatsApp, Telegram, ChatGPT and Claude;
-    messages in JSON, JSON Lines or CSV (Slack, Discord, Messenger); and PocketLLM's own JSON Lines.
+    Reads Markdown, text and HTML notes; mbox and .eml mail; exports from WhatsApp, Telegram, ChatGPT and Claude; and
+    PocketLLM's own JSON Lines. With --format csv, reads a table with the columns text, label, prompt or completion.
 
     Hidden files, files without text and unknown formats are skipped and counted. The texts stay on this device. A text
     that is already stored is not stored again, so you can repeat an import or resume an interrupted one.

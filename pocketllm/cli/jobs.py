@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,35 +48,17 @@ REPORT_SECONDS, REPORT_POLL_SECONDS = 120.0, 1.0
 NEWEST_JOBS = 100
 
 
-class TrainingMode(StrEnum):
-    """The trained parameters."""
-
-    LORA = "lora"
-    FULL = "full"
-
-
-# What `train` and `plan` have in common; without them the daemon's settings stand.
+# What `train` and `plan` have in common; without it the daemon's setting stands.
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of steps. Default: the daemon's setting.")]
-Mode = Annotated[TrainingMode | None, typer.Option(help="Train a low-rank adapter (lora) or all weights (full).")]
-Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks of text per step.")]
-Probes = Annotated[int | None, typer.Option(min=1, max=64, help="Random directions per step of mezo.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id or its first characters; see `pocketllm jobs`.")]
 
 
 @program.command(
-    "pocketllm plan",
-    "pocketllm plan --mode full --steps 1000",
-    "pocketllm plan --model NAME --batch 16",
-    "pocketllm plan --json",
-    panel=PANEL,
-    without=("url",),
+    "pocketllm plan", "pocketllm plan --model NAME --steps 1000", "pocketllm plan --json", panel=PANEL, without=("url",)
 )
 def plan(
     options: Common,
-    mode: Mode = None,
     method: Method = None,
-    batch: Batch = None,
-    probes: Probes = None,
     steps: Steps = None,
     model: Annotated[
         str | None,
@@ -100,7 +81,7 @@ def plan(
     running = running_settings(options.folder.root) or {}
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
-    requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
+    requested = given(steps=steps, method=method and method.value)
     enough_text, ahead = EnoughTextOut.of(0, 0), NOT_KNOWN
     if folder.database.exists():
         with stored(folder.database) as store:
@@ -116,7 +97,6 @@ def plan(
 @program.command(
     "pocketllm train",
     "pocketllm train --steps 200 --seed 7",
-    "pocketllm train --mode full --batch 8",
     "pocketllm train --no-follow",
     "pocketllm train --json > job.json",
     panel=PANEL,
@@ -125,10 +105,7 @@ def train(
     options: Common,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and texts give the same adapter.")] = None,
-    mode: Mode = None,
     method: Method = None,
-    batch: Batch = None,
-    probes: Probes = None,
     follow_job: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Follow the job until it ends, or only start it.")
     ] = True,
@@ -142,9 +119,8 @@ def train(
     """
     from pocketllm.cli.job_views import outcome
 
-    requested = given(steps=steps, seed=seed, mode=mode, method=method, batch=batch, probes=probes)
     with connected(options) as client:
-        job = client.post("jobs", body=requested)
+        job = client.post("jobs", body=given(steps=steps, seed=seed, method=method))
         if not follow_job:
             show(options, job, f"Job {job['id']} is {job['state']}. Watch it with `pocketllm jobs {job['id']}`.")
             return
@@ -181,11 +157,10 @@ def follow(
     job: Document,
     shown: Callable[[Document], None],
     *,
-    enough: Callable[[Document], bool] = lambda job: False,
     stall_seconds: float | None = None,
     pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS),
 ) -> Document:
-    """Ask for a job again and again until it has finished, or is far enough; returns it with its events.
+    """Ask for a job again and again until it has finished; returns it with its events.
 
     shown: is called with each answer. pause: is called between two questions. A daemon that is away for a moment is
     waited for. Raises CommandError where it stays away, and where the job has waited for longer than `stall_seconds`.
@@ -205,7 +180,7 @@ def follow(
                     f"{error} Job {job['id']} continues when the daemon runs again; "
                     f"see it with `pocketllm jobs {job['id']}`."
                 ) from error
-        if job["state"] in FINISHED_STATES or enough(job):
+        if job["state"] in FINISHED_STATES:
             return job
         now = time.monotonic()
         if job["state"] == "running":

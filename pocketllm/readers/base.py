@@ -31,8 +31,7 @@ class Kind(StrEnum):
     CLAUDE = "claude"  #: conversations.json of Anthropic's export
     TELEGRAM = "telegram"  #: result.json of Telegram Desktop
     WHATSAPP = "whatsapp"  #: the text file of WhatsApp's export
-    CHAT = "chat"  #: any other list of messages, in JSON or JSON lines
-    CSV = "csv"  #: a table of messages or of examples
+    CSV = "csv"  #: a table of examples
     JSONL = "jsonl"  #: examples as `pocketllm export` writes them
 
 

@@ -21,13 +21,12 @@ from pocketllm.readers.base import (
     open_regular,
     read_head,
 )
-from pocketllm.readers.chats import Conversation, examples
+from pocketllm.readers.chats import examples
 from pocketllm.readers.exports import chatgpt, claude, is_chatgpt, is_claude, is_telegram, owner_names, telegram
-from pocketllm.readers.messages import conversations_of
 
 KINDS = ({"text"}, {"text", "label"}, {"prompt", "completion"}, {"messages"})
 NO_OBJECT = "lines that are not an example: {text}, {text, label}, {prompt, completion} or {messages}"
-NO_CHAT = "JSON without examples, and without messages that have a sender and a text"
+NO_EXPORT = "JSON, but no export of a chat that is known here; write it as lines of {text} or {prompt, completion}"
 JSON_LINES = {".jsonl", ".ndjson"}
 HEAD_BYTES = 1000
 #: No export is nested as deeply, or has as long a name.
@@ -52,11 +51,15 @@ def read_document(path: Path, read_options: ReadOptions) -> tuple[Kind, Iterator
     items = chain([first], items)
     if not account and is_own(first):
         return Kind.JSONL, _own_items(items)
-    form = _form_of(first, account)
-    kind = form if read_options.format in (None, Kind.CHAT) else read_options.format
-    if kind not in (Kind.CHAT, form):
-        raise Unreadable(f"not a {kind.value} export")
-    return kind, _checked(conversations(kind, items, path), read_options)
+    asked = read_options.format
+    if (account or is_telegram(first)) and asked in (None, Kind.TELEGRAM):
+        owners = owner_names(next(_items_at(path, TELEGRAM_OWNER), None))
+        return Kind.TELEGRAM, examples(telegram(items, owners), read_options)
+    if is_chatgpt(first) and asked in (None, Kind.CHATGPT):
+        return Kind.CHATGPT, examples(chatgpt(items), read_options)
+    if is_claude(first) and asked in (None, Kind.CLAUDE):
+        return Kind.CLAUDE, examples(claude(items), read_options)
+    raise Unreadable(f"not a {asked} export" if asked else NO_EXPORT)
 
 
 def _is_list(path: Path) -> bool:
@@ -116,64 +119,6 @@ def _own_items(items: Iterable[Any]) -> Iterator[Found]:
     for number, item in enumerate(items, 1):
         place = f"item {number}"
         yield Example(item=item, place=place) if is_own(item) else Skipped(reason=NO_OBJECT, place=place)
-
-
-def _form_of(first: Any, account: bool) -> Kind:
-    """Return the kind of export by its first item; CHAT for messages in an unknown form.
-
-    account: it is a chat of Telegram's account export.
-    """
-    if account or is_telegram(first):
-        return Kind.TELEGRAM
-    if is_chatgpt(first):
-        return Kind.CHATGPT
-    return Kind.CLAUDE if is_claude(first) else Kind.CHAT
-
-
-def conversations(kind: Kind, items: Iterable[Any], path: Path) -> Iterator[Conversation]:
-    """Return the conversations of items of this kind."""
-    if kind is Kind.TELEGRAM:
-        return telegram(items, owner_names(next(_items_at(path, TELEGRAM_OWNER), None)))
-    readers = {Kind.CHATGPT: chatgpt, Kind.CLAUDE: claude}
-    return readers.get(kind, conversations_of)(items)
-
-
-def _checked(found: Iterator[Conversation], read_options: ReadOptions) -> Iterator[Found]:
-    """Yield the examples of conversations. Raises Unreadable when no message is in any."""
-    filled = (conversation for conversation in found if conversation.messages)
-    first = next(filled, None)
-    if first is None:
-        raise Unreadable(NO_CHAT)
-    yield from examples(chain([first], filled), read_options)
-
-
-def read_lines(path: Path, read_options: ReadOptions) -> Iterator[Found]:
-    """Yield the examples of a file with one message, or one conversation, a line. Raises Unreadable."""
-    items: list[Any] = []
-    size = 0
-    for number, line, item in json_lines(path):
-        size += len(line or b"")
-        if size > MAX_FILE_BYTES:
-            raise Unreadable(f"more than {MAX_FILE_BYTES // 10**6} MB of messages; split it into parts")
-        if isinstance(item, dict):
-            items.append(item)
-        elif line is None or line.strip():
-            yield Skipped(reason="lines that are not a JSON object", place=f"line {number}")
-    yield from _checked(conversations_of(items), read_options)
-
-
-def first_objects(path: Path, most: int = 5) -> list[Any]:
-    """Return the objects on a file's first lines; empty for one document that spans several lines."""
-    found: list[Any] = []
-    for number, line, item in json_lines(path):
-        if number > 2 * most or len(found) == most:
-            break
-        if isinstance(item, dict):
-            found.append(item)
-        elif line is not None and line.strip() and path.suffix.lower() not in JSON_LINES:
-            break
-    alone = len(found) == 1 and path.suffix.lower() not in JSON_LINES
-    return [] if alone else found
 
 
 def is_own(item: Any) -> bool:

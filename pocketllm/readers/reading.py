@@ -8,16 +8,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable, decoded, read_head
+from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable, decoded, json_lines, read_head
 from pocketllm.readers.chats import examples
-from pocketllm.readers.documents import JSON_LINES, first_objects, is_own, read_document, read_lines, read_own
+from pocketllm.readers.documents import JSON_LINES, is_own, read_document, read_own
 from pocketllm.readers.exports import looks_like_whatsapp, read_whatsapp
 from pocketllm.readers.mail import read_eml, read_mbox
 from pocketllm.readers.notes import HTML, SUFFIXES, read_notes
 from pocketllm.readers.tables import read_table
 from pocketllm.readers.walk import Entry
 
-DOCUMENTS = {Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM, Kind.CHAT}
 SOURCE_CHARACTERS = 200
 HEAD_BYTES = 64_000
 EXPORT_IT = "export it as plain text first"
@@ -29,10 +28,11 @@ SIGNATURES = {
     b"{\\rtf": f"rich text; {EXPORT_IT}",
     b"SQLite format 3\0": f"a database; {EXPORT_IT}",
 }
+TABLE = "a table; read it with --format csv if it is one of examples (text, text and label, prompt and completion)"
 #: HTML pages that are chat exports, which hold everybody's words.
 CHAT_PAGES = {
     "<title>Exported Data</title>": "a Telegram export in HTML; export it again as JSON",
-    "DiscordChatExporter": "a Discord export in HTML; export it again as JSON",
+    "DiscordChatExporter": "a Discord export; write your own messages as lines of {text} or {prompt, completion}",
 }
 MAILBOX = re.compile(rb"From \S.*\r?\n(?:[>\w][\w-]*:|From )")
 MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):(?:\s|\Z)")
@@ -58,15 +58,13 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
 def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
     """Return a file's kind, the requested one if there is one, and its examples. Raises Unreadable."""
     kind = read_options.format or _recognise(path, named=named)
-    if kind is Kind.CHAT and first_objects(path):
-        return kind, read_lines(path, read_options)
-    if kind in DOCUMENTS:
+    if kind is None or kind in (Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM):
         return read_document(path, read_options)
     if kind is Kind.WHATSAPP:
         return kind, examples(read_whatsapp(path), read_options)
-    if kind is Kind.JSONL:
-        return kind, read_own(path)
-    readers = {Kind.NOTES: read_notes, Kind.MBOX: read_mbox, Kind.EML: read_eml, Kind.CSV: read_table}
+    if kind in (Kind.JSONL, Kind.CSV):
+        return kind, (read_own if kind is Kind.JSONL else read_table)(path)
+    readers = {Kind.NOTES: read_notes, Kind.MBOX: read_mbox, Kind.EML: read_eml}
     return kind, readers[kind](path, read_options)
 
 
@@ -87,8 +85,8 @@ def source_name(kind: Kind, name: str) -> str:
     return prefix + name[-(SOURCE_CHARACTERS - len(prefix)) :]
 
 
-def _recognise(path: Path, *, named: bool) -> Kind:
-    """Return the kind of a file. Raises Unreadable for files of other kinds.
+def _recognise(path: Path, *, named: bool) -> Kind | None:
+    """Return the kind of a file; None for a JSON document, of which its first item tells. Raises Unreadable.
 
     What is named like a note is one, but for WhatsApp's export, which is a .txt.
     named: the owner gave this path itself and not a folder above it; then a text file with any suffix is a note.
@@ -109,7 +107,8 @@ def _recognise(path: Path, *, named: bool) -> Kind:
     if not text.strip():
         raise Unreadable("empty")
     if suffix in {".json", *JSON_LINES} or (not note and JSON.match(text)):
-        return _json_kind(path)
+        first = next((item for _, line, item in json_lines(path) if line is None or line.strip()), None)
+        return Kind.JSONL if suffix in JSON_LINES or is_own(first) else None
     return _text_kind(suffix, text, named=named)
 
 
@@ -125,18 +124,12 @@ def _is_mail(head: str) -> bool:
     return "from" in names and bool(names & MAIL_HEADERS)
 
 
-def _json_kind(path: Path) -> Kind:
-    """Return the kind of a JSON file; for a document, reading it tells which export it is."""
-    objects = first_objects(path)
-    return Kind.JSONL if objects and any(is_own(item) for item in objects) else Kind.CHAT
-
-
 def _text_kind(suffix: str, text: str, *, named: bool) -> Kind:
     for sign, advice in CHAT_PAGES.items():
         if suffix in HTML and sign in text:
             raise Unreadable(advice)
     if suffix in (".csv", ".tsv"):
-        return Kind.CSV
+        raise Unreadable(TABLE)
     if suffix in SUFFIXES or named:
         return Kind.NOTES
     raise Unreadable("not named like a note (.md, .txt, ...); to read it anyway, give the path of the file itself")

@@ -100,11 +100,6 @@ class StepLog(Repository):
         with self._database.read() as session:
             return session.get(Evaluation, (job_id, step))
 
-    def evaluations(self, job_id: str) -> list[Evaluation]:
-        """The held-out evaluations of a job, in order, without the base model's."""
-        of_job = select(Evaluation).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
-        return self._all(of_job.order_by(col(Evaluation.step)))
-
     def progress(self, job_id: str) -> Progress:
         """A job's progress, from its recent rows."""
         of_job = select(Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)

@@ -31,10 +31,6 @@ from pocketllm.storage.store import Store
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 300
-CHAT = [
-    {"from": "Anna", "text": "Tea?", "date": "2024-01-01"},
-    {"from": "Bert", "text": "Always.", "date": "2024-01-02"},
-]
 NODES = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": ["words"]}}, "parent": None}}
 TELEGRAM = {
     "personal_information": {"user_id": 1},
@@ -47,9 +43,8 @@ IMPORTED = {
     "a.eml": MAIL,
     "a.mbox": b"From a@b.c Mon Jan  1 10:00:00 2024\n" + MAIL + b"\n\nFrom a@b.c Mon Jan  1 10:00:00 2024\n" + MAIL,
     "a.txt": b"31.12.20, 23:59 - Anna: Tea?\n31.12.20, 23:59 - Bert: Always.\n",
-    "a.csv": b'sender,text\nAnna,Tea?\nBert,"Al\nways"\n',
+    "a.csv": b'prompt,completion\nAnna,Tea?\nBert,"Al\nways"\n',
     "a.jsonl": b'{"text": "words"}\n{"prompt": "a", "completion": "b"}\n',
-    "messages.json": json.dumps(CHAT).encode(),
     "chatgpt.json": json.dumps([{"mapping": NODES, "current_node": "a"}]).encode(),
     "claude.json": json.dumps([{"chat_messages": [{"sender": "human", "text": "words"}]}]).encode(),
     "telegram.json": json.dumps(TELEGRAM).encode(),
@@ -119,7 +114,10 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
         ),
         "settings": Parser(sound=toml, name="config.toml", reads=configured, raises=(BadSettings, DaemonError)),
     }
-    bodies = {"application/json": IMPORTED["messages.json"], "application/x-ndjson": IMPORTED["a.jsonl"]}
+    bodies = {
+        "application/json": b'[{"text": "Tea?"}, {"prompt": "a", "completion": "b"}]',
+        "application/x-ndjson": IMPORTED["a.jsonl"],
+    }
     for kind, sound in bodies.items():
         made[kind] = Parser(
             sound=sound,

@@ -158,7 +158,7 @@ def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path) -> None:
         ("a.json", b""): "empty",
         ("messages.html", b"<head><title>Exported Data</title></head>Anna: Tea?"): "a Telegram export in HTML",
         ("a.json", b"words"): "invalid JSON",
-        ("a.csv", b"1,2,3\n"): "a table without known column names",
+        ("a.csv", b"1,2,3\n"): "a table; read it with --format csv",
     }
     for (name, data), reason in rows.items():
         (found,) = reasons(write(tmp_path / name, data))

@@ -127,12 +127,6 @@ def test_the_owners_words_are_offered_before_any_job_unless_they_are_not_wanted(
     assert suggested(trained, **asked, adapter="base", counts=True)[0] == "Quillfeather"
 
 
-def test_phrases(trained: TrainedDaemon) -> None:
-    phrases = suggested(trained, context="Vinden.\n", n=10, words=3)
-    assert len(phrases) == 10
-    assert all(1 <= len(phrase.split()) <= 3 for phrase in phrases)
-
-
 def test_behind_a_finished_word_nothing_is_replaced(trained: TrainedDaemon) -> None:
     answer = ask(trained, "/suggest", context="Vinden w")
     assert answer["replaces"] == 0 and all(one["text"].startswith(" ") for one in answer["suggestions"])

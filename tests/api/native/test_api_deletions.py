@@ -144,7 +144,7 @@ def test_an_uploaded_file_does_not_keep_what_was_deleted(api: InProcessApp, whos
     assert job.status_code == 200
     text = api.get("/texts").json()["data"][0]["id"]
     api.delete(f"/texts/{text}" if whose == "the text" else "/apps/keyboard/texts")
-    assert api.get(f"/v1/files/{file}/content", token=app).status_code == 404
+    assert api.get(f"/v1/files/{file}", token=app).status_code == 404
     assert api.get(f"/v1/files/{unused}", token=app).status_code == (200 if whose == "the text" else 404)
     again = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": file}, token=app)
     assert again.status_code == 404

@@ -30,9 +30,8 @@ LETS_IN = {
     ("GET", "/jobs/{job_id}"): {"monitor"},
     **{(method, "/v1/files"): {"train"} for method in ("GET", "POST")},
     **{(method, "/v1/files/{file_id}"): {"train"} for method in ("GET", "DELETE")},
-    ("GET", "/v1/files/{file_id}/content"): {"train"},
     **{(method, "/v1/fine_tuning/jobs"): {"train"} for method in ("GET", "POST")},
-    **{("GET", f"/v1/fine_tuning/jobs/{{job_id}}{path}"): {"train"} for path in ("", "/events", "/checkpoints")},
+    **{("GET", f"/v1/fine_tuning/jobs/{{job_id}}{path}"): {"train"} for path in ("", "/events")},
     **{("POST", f"/v1/fine_tuning/jobs/{{job_id}}/{act}"): {"train"} for act in ("cancel", "pause", "resume")},
 }
 

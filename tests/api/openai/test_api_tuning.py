@@ -102,13 +102,10 @@ def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
         assert "multipart/form-data" in problem["detail"]
 
 
-def test_another_purpose_is_kept_and_not_learned(api: InProcessApp) -> None:
-    file = upload(api, b"\x00\x01", purpose="user_data").json()
-    assert api.get(f"/v1/files/{file['id']}/content").content == b"\x00\x01"
-    body = {"model": "pocketllm:latest", "training_file": file["id"]}
-    refused = api.post("/v1/fine_tuning/jobs", json=body)
-    assert "has the purpose user_data" in assert_problem(refused, 422, "invalid_value")["detail"]
-    assert_problem(upload(api, b"x", purpose="fun"), 422, "invalid_value")
+def test_a_file_of_another_purpose_is_refused(api: InProcessApp) -> None:
+    refused = upload(api, json.dumps(TEXT).encode(), purpose="user_data")
+    assert "fine-tune" in assert_problem(refused, 422, "invalid_value")["detail"]
+    assert api.get("/v1/files").json()["data"] == []
 
 
 def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
@@ -168,27 +165,10 @@ def test_what_does_not_apply_is_named(api: InProcessApp) -> None:
         service_tier="flex",
     )["warnings"]
     assert said == [
+        "integrations is ignored: it is unknown",
         "service_tier is ignored: it is unknown",
         "learning_rate_multiplier is ignored: the daemon sets the learning rate",
-        "integrations are ignored: no other service is notified",
     ]
-
-
-def test_a_request_that_is_sent_again_is_one_job(api: InProcessApp) -> None:
-    body = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT), "seed": 3}
-
-    def sent(again: str) -> str:
-        headers = {"x-stainless-retry-count": again}
-        return str(api.post("/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"])
-
-    first = sent("0")
-    assert sent("1") == sent("2") == first
-    api.clock.advance(1)
-    second = sent("0")
-    assert second != first, "a new request is a new job"
-    assert sent("1") == second
-    api.clock.advance(3600)
-    assert sent("1") not in (first, second)
 
 
 def test_a_file_to_measure_with_is_held_out(api: InProcessApp) -> None:

@@ -1,5 +1,6 @@
 """`pocketllm generate`: the words alone on stdout, and every choice on its way to the generator."""
 
+import json
 import os
 import pty
 import subprocess
@@ -12,9 +13,9 @@ from tests.support.daemon.served import Served
 
 
 def test_the_text_alone_is_written(run: Run, served: Served) -> None:
-    for options in ([], ["--no-stream"]):
-        result = run("generate", "One or", *options)
-        assert (result.stdout, result.stderr) == (" two\u2028mugs of tea\n", "")
+    result = run("generate", "One or")
+    assert (result.stdout, result.stderr) == (" two\u2028mugs of tea\n", "")
+    assert json.loads(run("generate", "One or", "--json").stdout)["text"] == " two\u2028mugs of tea"
     assert [request.prompt for request in served.words.asked] == ["One or"] * 2
 
 

@@ -91,7 +91,7 @@ class TestOwners:
             assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
             assert "--me NAME" in result.stderr
         assert served.texts() == []
-        group = write(tmp_path / "group.json", [{"from": f"N{number}", "text": "x"} for number in range(50)])
+        group = write(tmp_path / "group.txt", "".join(f"31.12.20, 23:59 - N{number}: x\n" for number in range(50)))
         assert "and 38 more. Run it again" in run("import", str(group)).stderr
 
     def test_the_rest_is_taken_all_the_same(self, run: Run, tmp_path: Path) -> None:

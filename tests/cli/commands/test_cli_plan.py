@@ -54,10 +54,10 @@ def test_a_running_daemons_settings_count_and_an_ended_ones_do_not(plan: Run, fo
 
 
 def test_the_document_is_the_daemons(plan: Run, folder: DataFolder) -> None:
-    result = plan("--batch", "3", "--probes", "2", "--steps", "9", "--json")
+    result = plan("--method", "mezo", "--steps", "9", "--json")
     assert result.exit_code == 0, result.stderr
     with in_process_app(folder.root) as daemon:
-        asked = daemon.post("/jobs/plan", json={"batch": 3, "probes": 2, "steps": 9})
+        asked = daemon.post("/jobs/plan", json={"method": "mezo", "steps": 9})
     assert json.loads(result.stdout) == asked.json()
 
 
@@ -73,10 +73,13 @@ def test_texts_are_counted_where_there_are_some(plan: Run, folder: DataFolder) -
 
 def test_settings_count(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")
-    refused = plan("--mode", "full")
+    monkeypatch.setenv("POCKETLLM_TRAINING__MODE", "full")
+    refused = plan()
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "training.memory_bytes allows 50 MB. Set it to 6" in refused.stderr
-    assert "Set it to 6" in json.loads(plan("--mode", "full", "--json").stderr)["detail"]
+    assert "Set it to 6" in json.loads(plan("--json").stderr)["detail"]
+    assert "other is stored as int8" in plan("--model", "other").stderr
+    monkeypatch.delenv("POCKETLLM_TRAINING__MODE")
     for name, value in (("BATCH", "64"), ("MICRO_BATCH", "64"), ("BLOCK_TOKENS", "1024")):
         monkeypatch.setenv(f"POCKETLLM_TRAINING__{name}", value)
     result = plan()
@@ -93,10 +96,7 @@ def test_settings_count(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(plan: Run, subtests: pytest.Subtests) -> None:
     for line, code, words in (
         ("--model absent", 1, "There is no model in"),
-        ("--model other --mode full", 1, "other is stored as int8"),
-        ("--mode all", 2, "'all'"),
-        ("--batch 1025", 2, "--batch"),
-        ("--probes 65", 2, "--probes"),
+        ("--method all", 2, "'all'"),
         ("--steps 0", 2, "--steps"),
     ):
         with subtests.test(line):

@@ -109,7 +109,7 @@ def test_scores_are_torchs_and_change_no_answer(from_gguf: Path, double: LlamaDo
 def test_torch_can_be_loaded_however_little_an_answer_may_take(from_gguf: Path, double: LlamaDouble) -> None:
     with generator(from_gguf, memory_bytes=1) as (made, run):
         assert run(whole(made, replace(SHORT, alternatives=1)))["backend"] == "llamacpp"
-        asked = SuggestionRequest(context="Wind", prefix="", n=3, words=1, timeout_seconds=60)
+        asked = SuggestionRequest(context="Wind", prefix="", n=3, timeout_seconds=60)
         assert run(whole(made, asked))["complete"]
 
 

@@ -302,7 +302,7 @@ def test_a_request_that_is_cancelled_while_it_waits_leaves_the_queue(bench: Benc
 
 
 def test_a_request_that_nobody_waits_for_any_more_leaves_the_queue(bench: Bench) -> None:
-    asked = SuggestionRequest(context="Wind", prefix="we", n=1, words=1, timeout_seconds=60)
+    asked = SuggestionRequest(context="Wind", prefix="we", n=1, timeout_seconds=60)
 
     async def gone() -> bool:
         return True
@@ -427,7 +427,7 @@ def test_each_length_of_a_text_takes_no_more_memory(bench: Bench) -> None:
 
     def grown(lengths: range) -> int:
         for length in lengths:
-            request = SuggestionRequest(context="w" * length, prefix="", n=3, words=1, timeout_seconds=60)
+            request = SuggestionRequest(context="w" * length, prefix="", n=3, timeout_seconds=60)
             assert bench.run(suggestions(bench.generator, request))
         status = Path(f"/proc/{bench.generator.pid}/status").read_text()
         return int(re.findall(r"VmData:\s+(\d+) kB", status)[0]) * 1024

@@ -129,20 +129,9 @@ def assert_equal(found: list[Suggestion], wanted: list[Suggestion]) -> None:
     assert [one.probability for one in found] == pytest.approx([one.probability for one in wanted], rel=1e-3)
 
 
-def test_phrases_begin_with_the_words_and_are_as_likely_as_plain_passes_say(
-    model: LanguageModel, vocabulary: Vocabulary
-) -> None:
-    suggester = Suggester(model, vocabulary)
-    words = suggested(suggester, CONTEXT, "", n=3)
-    phrases = suggested(suggester, CONTEXT, "", n=3, words=3)
-    for word, phrase in zip(words, phrases, strict=True):
-        assert phrase.text.startswith(word.text) and len(phrase.text.split()) <= 3
-        assert phrase.probability == pytest.approx(by_plain_passes(model, vocabulary, phrase.text), rel=1e-3)
-
-
 def test_too_late_it_suggests_what_it_has(model: LanguageModel, vocabulary: Vocabulary) -> None:
     late = Suggester(model, vocabulary)
-    found, complete = late.suggest(CONTEXT, Typed("", ""), n=3, words=4, late=lambda: True)
+    found, complete = late.suggest(CONTEXT, Typed("", ""), n=3, late=lambda: True)
     assert not complete and len(found) == 3 and all(len(one.text) == 1 for one in found)
     assert len(suggested(late, CONTEXT, "", n=3)) == 3, "it is not remembered"
 
@@ -164,8 +153,6 @@ def test_behind_a_finished_word_the_next_words_are_suggested(model: LanguageMode
         for one in found:
             assert one.text.startswith(" ") and len(one.text.split()) == 1
             assert one.probability == pytest.approx(by_plain_passes(model, vocabulary, one.text, whole), rel=1e-3)
-        phrases = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3, may_be_whole=True, words=2)
-        assert all(phrase.text.startswith(word.text) for word, phrase in zip(found, phrases, strict=False))
 
 
 def test_a_word_that_the_owner_often_goes_on_with_is_not_finished(model: LanguageModel, vocabulary: Vocabulary) -> None:
@@ -201,7 +188,6 @@ def test_of_the_real_model_they_are_words(smollm2: ModelFolder) -> None:
         assert complete
         return [one.text for one in found]
 
-    assert any(one.startswith(" for ") for one in asked("I am looking", n=3, words=3))
     assert " to" in asked("I am happy", n=3)
     assert " house" in asked("We stayed at Anna's", n=3)
     assert all(one.startswith(" ") for one in asked("We met at the station", n=3)), "no endings of a finished word"
