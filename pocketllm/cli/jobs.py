@@ -88,7 +88,7 @@ def plan(
 
     Starts nothing. Uses the settings of the daemon running on the data folder, or those that it would start with.
     """
-    from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
+    from pocketllm.api.native.schemas.plan import PlanOut
     from pocketllm.cli.job_views import plan_view
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
@@ -101,15 +101,16 @@ def plan(
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
     requested = given(steps=steps, mode=mode and mode.value, method=method and method.value, batch=batch, probes=probes)
-    enough_text, ahead = EnoughTextOut.of(0, 0), NOT_KNOWN
+    texts, ahead = 0, NOT_KNOWN
     if folder.database.exists():
         with stored(folder.database) as store:
             counts = store.texts.counts()
-            ahead = Ahead(words=counts.new_words, seconds=RunRecorder(store.runs).usual_night())
-        enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+            texts, night = counts.texts, RunRecorder(store.runs).usual_night()
+            ahead = Ahead(words=counts.new_words, seconds=night)
     training = with_request(settings.training, JobRequest(**requested))
     planned = plan_job(open_model_folder(folder.models / settings.model), training, ahead)
-    document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
+    found = PlanOut.of(planned, model=settings.model, texts=texts, new_words=ahead.words)
+    document = found.model_dump(mode="json")
     show(options, document, plan_view(document))
 
 
