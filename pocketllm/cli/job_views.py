@@ -64,21 +64,14 @@ LEAK_ADVICE = (
     "Any app that can query the model could get such words. Delete texts that no app should see, and serve an adapter "
     "trained for fewer steps or on more text."
 )
-NO_CONTENT = (
-    "The report has no words or completions: a text of this job was deleted, its worker was stopped before it computed "
-    "them, or it could not compute them (`pocketllm jobs {job}` shows that)."
-)
+NO_CONTENT = "No words or completions: a text of this job was deleted, or see what `pocketllm jobs {job}` says of them."
 
 
 def with_progress(job: Document) -> Document:
     """Return a job with its step of how many, its speed in whole tokens, and the change of its held-out loss."""
     step = f"{job['step']}/{job['total_steps']}" if job["total_steps"] else str(job["step"])
     speed = job["tokens_per_second"]
-    return job | {
-        "step": step,
-        "tokens_per_second": None if speed is None else round(speed),
-        "held_out_loss": change_text(job),
-    }
+    return job | {"step": step, "tokens_per_second": speed and round(speed), "held_out_loss": change_text(job)}
 
 
 def waits_for(job: Document) -> list[str]:
@@ -86,8 +79,7 @@ def waits_for(job: Document) -> list[str]:
     if job["state"] == "running" and not job["step"]:
         said = [event["message"] for event in job.get("events", ())][-1:]
         return [": ".join(["before the first step", *said])]
-    reasons: list[str] = job["reasons"]
-    return reasons
+    return list(job["reasons"])
 
 
 def progress_line(job: Document) -> str:

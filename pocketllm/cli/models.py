@@ -147,17 +147,13 @@ def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Documen
     training, found = load_settings({}).training, []
     with stored(data.database) if data.database.exists() else nullcontext() as store:
         seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
+        ahead = Ahead(words=training.new_words, seconds=seconds)
         for model in models:
             figures: Document = dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "problem"))
             try:
-                planned = plan_job(
-                    open_model_folder(data.models / model["name"]),
-                    training,
-                    Ahead(words=training.new_words, seconds=seconds),
-                )
-                prediction = planned.prediction
-                figures |= {"memory_bytes": prediction.peak_bytes, "nights": planned.nights}
-                figures |= {"seconds_per_step": prediction.seconds_per_step}
+                planned = plan_job(open_model_folder(data.models / model["name"]), training, ahead)
+                step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
+                figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
             except MezoError as error:
                 figures["problem"] = str(error)
             serving = store.adapters.serving(model["name"]) if store else None
