@@ -47,8 +47,8 @@ class RollbackIn(Body):
 @router.get("/adapters")
 def adapters(services: ServicesDep) -> Data[AdapterOut]:
     """List adapters, newest first, with their parents and folders."""
-    rows = services.store.adapters.all()
-    return Data[AdapterOut](data=[AdapterOut.of(row, str(services.folder.adapter(row.id))) for row in rows])
+    rows, folder = services.store.adapters.all(), services.folder.adapter
+    return Data(data=[AdapterOut(**dict(row), job=row.job_id, folder=str(folder(row.id))) for row in rows])
 
 
 @router.post("/adapters/rollback")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import asdict
 from http import HTTPStatus
 from math import ceil
 from typing import Annotated
@@ -13,14 +14,13 @@ from starlette.concurrency import run_in_threadpool
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
 from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, seconds_left
-from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
-from pocketllm.api.native.schemas.reports import CurveOut, ReportOut, report_numbers, whole_report
+from pocketllm.api.native.schemas.plan import PlanOut
+from pocketllm.api.native.schemas.reports import ReportNumbersOut, ReportOut
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
 from pocketllm.storage.errors import NotYet
-from pocketllm.storage.repositories.step_log import Progress
 from pocketllm.storage.tables import OPEN_STATES, Job, JobState
 
 router = APIRouter(tags=["jobs"], route_class=JSONRoute)
@@ -79,8 +79,7 @@ def request_job(
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     """Predict a job's memory and time. Nothing is queued."""
     planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()
-    enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
-    return PlanOut.of(planned, model=services.settings.model, enough_text=enough_text)
+    return PlanOut.of(planned, model=services.settings.model, texts=counts.texts, new_words=counts.new_words)
 
 
 @router.get("/jobs", response_model=Page[JobOut] | Page[JobProgressOut])
@@ -91,11 +90,10 @@ def list_jobs(
     is there, require `monitor`.
     """
     rows = services.store.jobs.page(after=after, limit=limit + 1)
-    page: Page[JobProgressOut] | Page[JobOut]
+    found = [job_out(services, row) for row in rows]
+    page: Page[JobProgressOut] | Page[JobOut] = Page[JobOut].of(found, limit)
     if not may_monitor(request):
-        page = Page[JobProgressOut].of([JobProgressOut.of(row, _progress(services, row)) for row in rows], limit)
-    else:
-        page = Page[JobOut].of([job_out(services, row) for row in rows], limit)
+        page = Page[JobProgressOut].of([JobProgressOut(**dict(job)) for job in found], limit)
     # Serialized here: FastAPI would validate and serialize the page in another thread.
     return PrettyJSONResponse(page.model_dump(mode="json"))
 
@@ -122,13 +120,13 @@ def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     With `wait`, it is returned as soon as it has ended, or after so many seconds.
     """
     store = services.store
-    job, step_log = store.jobs.get(job_id), store.step_log
+    job, report = store.jobs.get(job_id), store.reports.find(job_id)
     return JobDetailOut(
         **dict(job_out(services, job)),
         settings=job.settings,
         plan=job.plan,
-        curve=CurveOut.of(step_log.curve(job_id)),
-        report=report_numbers(store.reports.find(job_id)),
+        curve=store.step_log.curve(job_id),
+        report=ReportNumbersOut(**report.numbers) if report else None,
         events=[EventOut.model_validate(row, from_attributes=True) for row in store.jobs.events(job_id)],
         runs=[RunOut.of(row) for row in store.runs.of_job(job_id)],
     )
@@ -156,13 +154,10 @@ def resume_job(job_id: JobId, services: ServicesDep) -> JobOut:
 
 def job_out(services: Services, job: Job) -> JobOut:
     """A job and its progress."""
-    progress = _progress(services, job)
-    left = None if job.state is JobState.RUNNING else seconds_left(job, progress)
-    return JobOut.of(job, progress, eta_nights=ceil(left / services.scheduler.usual_night) if left else None)
-
-
-def _progress(services: Services, job: Job) -> Progress:
-    return services.store.step_log.progress(job.id)
+    progress = services.store.step_log.progress(job.id)
+    left = seconds_left(job, progress)
+    nights = ceil(left / services.scheduler.usual_night) if left and job.state is not JobState.RUNNING else None
+    return JobOut(**dict(job) | asdict(progress), eta_seconds=left, eta_nights=nights)
 
 
 @router.get("/jobs/{job_id}/report")
@@ -176,4 +171,5 @@ def get_report(job_id: JobId, services: ServicesDep) -> ReportOut:
     report = store.reports.of(store.jobs.get(job_id))
     if report.content is None and services.scheduler.running_job == job_id:
         raise NotYet(f"The report of job {job_id} is being made. Try again in a few seconds.")
-    return whole_report(report, store.step_log.curve(job_id))
+    content = report.content or {"words": None, "completions": None}
+    return ReportOut(job=job_id, curve=store.step_log.curve(job_id), **report.numbers, **content)

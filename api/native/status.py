@@ -214,9 +214,8 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
 @router.get("/models")
 def models(services: ServicesDep) -> Data[ModelOut]:
     """List the imported models."""
-    default = services.settings.model
     found = [one.manifest for one in list_model_folders(services.folder.models)]
-    return Data[ModelOut](data=[ModelOut(**vars(one), default=one.name == default) for one in found])
+    return Data(data=[ModelOut(**vars(one), default=one.name == services.settings.model) for one in found])
 
 
 @router.post("/models/{name}/use")

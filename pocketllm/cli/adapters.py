@@ -39,7 +39,7 @@ class Format(StrEnum):
 def adapters(options: Common) -> None:
     """List, add, serve, export or delete adapters.
 
-    Without a command, lists them, newest first. `*` marks the one being served, `.` its ancestors.
+    Without a command, lists them, newest first.
     """
     with connected(options) as client:
         found = client.get("adapters")
@@ -168,32 +168,12 @@ def rollback(
 
 
 def adapters_table(found: Sequence[Document]) -> "RenderableType":
-    """Return the adapters, newest first: `*` is served, `.` marks its ancestors."""
-    from pocketllm.cli.views import WHOLE, Shown, change_text, table
+    """Return the adapters, newest first."""
+    from pocketllm.cli.views import change_text, table
 
-    chain = served_chains(found)
-    columns: dict[str, Shown] = {
-        "": lambda adapter: "*" if adapter["serving"] else "." if adapter["id"] in chain else "",
-        "Adapter": "id",
-        "Started from": lambda adapter: adapter["parent"] or BASE,
-        "Outcome": "outcome",
-        "Held-out loss": change_text,
-        "Model": "model",
-    }
-    empty = "No adapters yet. `pocketllm train` starts a job."
-    return table(found, columns, empty=empty, options={"Adapter": WHOLE, "Started from": WHOLE})
-
-
-def served_chains(found: Sequence[Document]) -> set[str]:
-    """Return the ids of the served adapters and their ancestors."""
-    parents = {adapter["id"]: adapter["parent"] for adapter in found}
-    chain: set[str] = set()
-    for adapter in found:
-        link = adapter["id"] if adapter["serving"] else None
-        while link is not None and link in parents and link not in chain:
-            chain.add(link)
-            link = parents[link]
-    return chain
+    rows = [one | {"parent": one["parent"] or BASE, "held_out_loss": change_text(one)} for one in found]
+    names = ("id", "serving", "parent", "outcome", "held_out_loss", "model")
+    return table(rows, names, empty="No adapters yet. `pocketllm train` starts a job.")
 
 
 def served_text(change: Document) -> str:

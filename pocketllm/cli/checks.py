@@ -112,21 +112,17 @@ def verify(options: Common) -> None:
 
     Exit code 0: no damage. 1: something is damaged.
     """
-    from rich.table import Table
-
+    from pocketllm.cli.views import table
     from pocketllm.daemon.tools import backup as tool
 
     folder = _with_database(options)
     with make_console(stderr=True).status("Reading..."):
         checks = list(tool.verify(folder))
-    grid = Table.grid(padding=(0, 2))
-    for check in checks:
-        grid.add_row("ok" if check.problem is None else "!", check.name, check.problem or "")
+    rows = [{"": "ok" if check.problem is None else "!", **asdict(check)} for check in checks]
     damaged = {check.name.split()[0] for check in checks if check.problem is not None}
-    for kind, advice in ADVICE.items():
-        if kind in damaged:
-            grid.add_row("", "what to do", advice)
-    show(options, {"ok": not damaged, "checks": [asdict(check) for check in checks]}, grid)
+    rows += [{"": "", "name": "what to do", "problem": ADVICE[kind]} for kind in ADVICE if kind in damaged]
+    document = {"ok": not damaged, "checks": [asdict(check) for check in checks]}
+    show(options, document, table(rows, ("", "name", "problem")))
     raise typer.Exit(EXIT_ERROR if damaged else 0)
 
 

@@ -4,7 +4,7 @@ import html
 import shutil
 import subprocess
 import webbrowser
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -136,7 +136,7 @@ def status(options: Common) -> None:
 
     with connected(options) as client:
         document = client.get("status")
-    show(options, document, status_panel(document, datetime.now(UTC)))
+    show(options, document, status_panel(document))
 
 
 @program.command("pocketllm dashboard", "pocketllm dashboard --no-browser", panel=PANEL)
@@ -226,17 +226,12 @@ def create(
 @token.command("pocketllm token list", "pocketllm token list --json", name="list")
 def list_tokens(options: Common) -> None:
     """List the apps with access tokens, and their scopes."""
-    from pocketllm.cli.views import Shown, table
+    from pocketllm.cli.views import table
 
     with connected(options) as client:
         found = client.get("tokens")
-    columns: dict[str, Shown] = {
-        "App": "name",
-        "Scopes": lambda app: ", ".join(app["scopes"]),
-        "Created": lambda app: f"{datetime.fromisoformat(app['created_at']).astimezone():%d %b %Y %H:%M}",
-    }
     empty = "No app has an access token. `pocketllm token create NAME --scope ingest` lets an app add texts."
-    show(options, found, table(found["data"], columns, empty=empty))
+    show(options, found, table(found["data"], ("name", "scopes", "created_at"), empty=empty))
 
 
 @token.command("pocketllm token revoke notes")

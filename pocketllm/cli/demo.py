@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketllm.child import running_daemon
-from pocketllm.cli.jobs import adapter_folder, find_report, follow, job_display
+from pocketllm.cli.jobs import find_report, follow, job_display
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import CommandError, Document
@@ -56,14 +56,13 @@ def run_demo(
 ) -> Document:
     """Teach the sample notes to the default model in `data_dir`, and show the model before and after.
 
-    Starts a daemon there and stops it whatever happens. Returns {"learned", "job", "answers", "folder", "seconds"};
-    raises CommandError when it fails.
+    Starts a daemon there and stops it whatever happens. Returns {"learned", "job", "answers", "seconds"}; raises
+    CommandError when it fails.
 
     install: puts a model into the given models folder, if it is missing, and returns its name. keep: continue from
     what an earlier demo learned.
     """
-    from pocketllm.cli.job_views import outcome
-    from pocketllm.cli.report_view import words_table
+    from pocketllm.cli.job_views import outcome, words_view
 
     begun = time.monotonic()
     prepare_folder(data_dir, keep=keep)
@@ -80,17 +79,16 @@ def run_demo(
         console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
         console.print("4. Training", style="bold")
         job = learn(client, console, steps or (MEZO_STEPS if method == "mezo" else DEFAULT_STEPS), method)
-        folder = adapter_folder(client, job)
         console.print("5. Before and after", style="bold")
-        console.print(outcome(job, folder))
+        console.print(outcome(job))
         answers = compare(client, console, job["adapter"]) if job["adapter"] else []
         report = find_report(client, job["id"])  # which the worker makes meanwhile
         if report is not None and report["words"]:
-            console.print(words_table(report["words"][:DEMO_WORDS]))
+            console.print(words_view(report["words"][:DEMO_WORDS]))
     seconds = time.monotonic() - begun
     show_next_steps(console, data_dir, seconds)
     learned = job["outcome"] == "learned"
-    return {"learned": learned, "job": job, "answers": answers, "folder": folder, "seconds": round(seconds, 1)}
+    return {"learned": learned, "job": job, "answers": answers, "seconds": round(seconds, 1)}
 
 
 def prepare_folder(data_dir: Path, *, keep: bool) -> None:
@@ -157,7 +155,7 @@ def learn(client: "Client", console: "Console", steps: int, method: str | None) 
 
 def compare(client: "Client", console: "Console", adapter: str) -> list[Document]:
     """Show and return the base model's and the personal model's answers to the same prompts."""
-    from pocketllm.cli.report_view import answers_table
+    from pocketllm.cli.job_views import answers_view
 
     answers: list[Document] = []
     with console.status("Asking both models..."):
@@ -167,7 +165,7 @@ def compare(client: "Client", console: "Console", adapter: str) -> list[Document
                 client.post("generate", body={**request, "adapter": who})["text"] for who in ("base", adapter)
             )
             answers.append({"prompt": prompt, "base": base, "personal": personal})
-    console.print(answers_table(answers))
+    console.print(answers_view(answers))
     return answers
 
 

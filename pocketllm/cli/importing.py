@@ -35,7 +35,7 @@ TOO_LONG = "too long for one request"
 MAX_REFUSED = 50
 MAX_NAMES = 12  # of the writers where nobody has named the owner
 MAX_SOURCE = 200  # characters
-MAX_PLACE, LONGEST_PLACE = 50, 60  # characters of a place, on a terminal's line and in a summary
+MAX_PLACE = 50  # characters of a place, on a terminal's line
 
 Me = Annotated[
     list[str] | None,
@@ -266,20 +266,16 @@ def import_view(found: Document) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import RIGHT, Shown, plural, printable, table
+    from pocketllm.cli.views import table
 
     total = {name: found[name] for name in ("files", "texts", "words")}
     rows = [{"kind": kind, **count} for kind, count in sorted(found["kinds"].items())]
     rows += [{"kind": "total", **total}] if len(rows) > 1 else []
-    columns: dict[str, Shown] = {"Kind": "kind", "Files": "files", "Texts": "texts", "Words": "words"}
-    parts = [table(rows, columns, options=dict.fromkeys(("Files", "Texts", "Words"), RIGHT))] if rows else []
+    parts = [table(rows, ("kind", "files", "texts", "words"))] if rows else []
     if found["skipped"]:
-        parts.append(Text("Skipped", style="bold"))
-    for one in sorted(found["skipped"], key=lambda one: -one["count"]):
-        more = ", ..." if one["count"] > len(one["places"]) else ""
-        places = ", ".join(printable(place)[-LONGEST_PLACE:] for place in one["places"]) + more
-        parts.append(Text(f"  {one['count']:>6,}  {printable(one['reason'])} ({places})", style="yellow"))
-    dry_run = f"Dry run: found {plural(found['texts'], 'text')} with {found['words']:,} words, sent none."
+        skipped = sorted(found["skipped"], key=lambda one: -one["count"])
+        parts += [Text("Skipped", style="bold"), table(skipped, ("count", "reason", "places"))]
+    dry_run = f"Dry run: found {found['texts']:,} texts with {found['words']:,} words, sent none."
     return Group(*parts, Text(dry_run if found.get("dry_run") else added_text(found)))
 
 

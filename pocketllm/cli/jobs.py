@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +68,7 @@ def plan(
 
     Starts nothing. Uses the settings of the daemon running on the data folder, or those that it would start with.
     """
-    from pocketllm.api.native.schemas.plan import EnoughTextOut, PlanOut
+    from pocketllm.api.native.schemas.plan import PlanOut
     from pocketllm.cli.job_views import plan_view
     from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
@@ -82,15 +81,15 @@ def plan(
     settings = load_settings(running | given(data_dir=options.data_dir, model=model))
     folder = DataFolder(settings.data_dir)
     requested = given(steps=steps, method=method and method.value)
-    enough_text, ahead = EnoughTextOut.of(0, 0), NOT_KNOWN
+    texts, ahead = 0, NOT_KNOWN
     if folder.database.exists():
         with stored(folder.database) as store:
             counts = store.texts.counts()
-            ahead = Ahead(words=counts.new_words, seconds=RunRecorder(store.runs).usual_night())
-        enough_text = EnoughTextOut.of(counts.texts, counts.new_words)
+            texts, night = counts.texts, RunRecorder(store.runs).usual_night()
+            ahead = Ahead(words=counts.new_words, seconds=night)
     training = with_request(settings.training, JobRequest(**requested))
     planned = plan_job(open_model_folder(folder.models / settings.model), training, ahead)
-    document = PlanOut.of(planned, model=settings.model, enough_text=enough_text).model_dump(mode="json")
+    document = PlanOut.of(planned, model=settings.model, texts=texts, new_words=ahead.words).model_dump(mode="json")
     show(options, document, plan_view(document))
 
 
@@ -132,15 +131,9 @@ def train(
                 f"Stopped watching. Job {job['id']} continues in the daemon. See it with `pocketllm jobs {job['id']}`, "
                 f"cancel it with `pocketllm jobs cancel {job['id']}`."
             ) from None
-        folder = adapter_folder(client, job)
-    show(options, job, outcome(job, folder))
+    show(options, job, outcome(job))
     if job["state"] != "succeeded":
         raise typer.Exit(EXIT_ERROR)
-
-
-def adapter_folder(client: "Client", job: Document) -> str | None:
-    """Return the folder of the adapter that a job made; None when it made none."""
-    return next((one["folder"] for one in client.get("adapters")["data"] if one["id"] == job["adapter"]), None)
 
 
 @contextmanager
@@ -216,7 +209,7 @@ def jobs(
 
     with connected(options) as client:
         page = client.get("jobs", limit=limit, after=after)
-    show(options, page, jobs_table(page, width=make_console().width, now=datetime.now(UTC)))
+    show(options, page, jobs_table(page))
 
 
 @jobs.command("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json", name="show")
@@ -226,7 +219,7 @@ def show_job(options: Common, job_id: JobId) -> None:
 
     with connected(options) as client:
         job = client.get("jobs", job_id)
-    show(options, job, job_details(job, datetime.now(UTC)))
+    show(options, job, job_details(job))
 
 
 @jobs.command("pocketllm jobs cancel ID", name="cancel")
@@ -263,11 +256,11 @@ def report(
         str | None, typer.Argument(metavar="[JOB]", help="Job id. Default: the newest job with a report.")
     ] = None,
 ) -> None:
-    """Show what a job learned: verdict, loss curve, likelier words, both models' completions, verbatim recall.
+    """Show what a job learned: verdict, held-out losses, likelier words, completions by both models, verbatim recall.
 
     The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
     """
-    from pocketllm.cli.report_view import report_view
+    from pocketllm.cli.job_views import report_view
 
     with connected(options) as client:
         if job_id is not None:
@@ -277,7 +270,7 @@ def report(
             found = next(filter(None, (find_report(client, one) for one in ended)), None)
     if found is None:
         raise CommandError("No job has a report yet. A job writes one when it succeeds: `pocketllm train`.")
-    show(options, found, report_view(found, width=make_console().width))
+    show(options, found, report_view(found))
 
 
 def find_report(client: "Client", job_id: str) -> Document | None:

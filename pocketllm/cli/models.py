@@ -30,8 +30,6 @@ STAGES = {
     "calibrate": "Measuring this device",
     "finish": "Writing to disk",
 }
-#: The names under which dtypes are short enough for a table.
-SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPE_HELP = (
     "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
 )
@@ -149,17 +147,13 @@ def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Documen
     training, found = load_settings({}).training, []
     with stored(data.database) if data.database.exists() else nullcontext() as store:
         seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
+        ahead = Ahead(words=training.new_words, seconds=seconds)
         for model in models:
             figures: Document = dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "problem"))
             try:
-                planned = plan_job(
-                    open_model_folder(data.models / model["name"]),
-                    training,
-                    Ahead(words=training.new_words, seconds=seconds),
-                )
-                prediction = planned.prediction
-                figures |= {"memory_bytes": prediction.peak_bytes, "nights": planned.nights}
-                figures |= {"seconds_per_step": prediction.seconds_per_step}
+                planned = plan_job(open_model_folder(data.models / model["name"]), training, ahead)
+                step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
+                figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
             except MezoError as error:
                 figures["problem"] = str(error)
             serving = store.adapters.serving(model["name"]) if store else None
@@ -246,10 +240,10 @@ def installing(package: str) -> str:
 
 def added(manifest: "Manifest") -> str:
     """Return what was imported, in a sentence."""
-    from pocketllm.cli.views import bytes_text, count_text
+    from pocketllm.cli.views import bytes_text
 
     return (
-        f"Added {manifest.name}: {count_text(manifest.parameters)} parameters, {bytes_text(manifest.weights_bytes)} as "
+        f"Added {manifest.name}: {manifest.parameters / 1e6:.1f}M parameters, {bytes_text(manifest.weights_bytes)} as "
         f"{encoding_text(json.loads(manifest.to_json()))}, licence {manifest.license}."
     )
 
@@ -259,35 +253,21 @@ def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import RIGHT, Shown, bytes_text, cell, table
+    from pocketllm.cli.views import printable, table
 
-    columns: dict[str, Shown] = {
-        "Model": lambda model: Text.assemble(model["name"], (" *" * model["default"], "green")),
-        "Size": lambda model: bytes_text(model["weights_bytes"]),
-        "Weights": encoding_text,
-        "Memory": lambda model: model["memory_bytes"] and bytes_text(model["memory_bytes"]),
-        "Step": lambda model: model["memory_bytes"] and f"{model['seconds_per_step']:.2g} s",
-        "Nights": lambda model: model["memory_bytes"] and f"{model['nights']:.1f}",
-        "Held-out loss": lambda model: " to ".join(f"{loss:.2f}" for loss in model["held_out_losses"] or ()) or None,
-    }
+    rows = [model | {"name": model["name"] + " *" * model["default"], "dtype": encoding_text(model)} for model in found]
+    names = ("name", "weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_losses")
     empty = f"No models in {folder} yet. Install the default one with `pocketllm models add`."
-    right = dict.fromkeys(("Size", "Memory", "Step", "Nights"), RIGHT)
     notes = [moved_text(model) or (model["problem"] and f"{model['name']}: {model['problem']}") for model in found]
     legend = "* is in use. Memory, a step and usual nights are predicted of a job on as much text as starts one."
-    made = table(found, columns, empty=empty, options=right)
-    return Group(made, *map(cell, filter(None, [*notes, legend if found else None])))
+    said = (Text(printable(note)) for note in filter(None, [*notes, legend if found else None]))
+    return Group(table(rows, names, empty=empty), *said)
 
 
 def encoding_text(model: Document) -> str:
-    """Return how a model's weights are stored, if they are packed how far that moved them, and what computes.
-
-    That is "int4, error 7.2 %, computes in bf16", and plain "bfloat16" where they are computed with as they are.
-    """
-    error, stored, computes = (model[key] for key in ("quantization_error", "dtype", "compute_dtype"))
-    said = [stored] if error is None else [stored, f"error {100 * error:.1f} %"]
-    if computes not in (None, stored):
-        said.append(f"computes in {SHORT_DTYPES.get(computes, computes)}")
-    return ", ".join(said)
+    """Return how a model's weights are stored and, if they are packed, how far that moved them."""
+    error = model["quantization_error"]
+    return str(model["dtype"]) if error is None else f"{model['dtype']}, error {100 * error:.1f} %"
 
 
 def moved_text(model: Document) -> str:

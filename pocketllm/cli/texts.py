@@ -154,20 +154,18 @@ def show_scans(options: Common, found: "Sequence[Scan]", withdrawn: str | None =
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import WITHDRAWN, Shown, age_text, printable, table
+    from pocketllm.cli.views import WITHDRAWN, printable, table
 
     rows = [one.model_dump(mode="json") for one in found]
-    now = datetime.now(UTC)
-    columns: dict[str, Shown] = {
-        "Folder": "path",
-        "Texts": "texts",
-        "Scanned": lambda one: age_text(one["scanned_at"], now),
-    }
     empty = "No folder is watched. Add one: `pocketllm folders add ~/notes`."
     wrong = [Text(printable(f"{one.path}: {said}"), style="yellow") for one in found for said in troubles(one)]
     if withdrawn == "deletion":
         wrong.append(Text(f"Your adapter is {WITHDRAWN[withdrawn]}.", style="yellow"))
-    show(options, {"data": rows} | given(withdrawn=withdrawn), Group(table(rows, columns, empty=empty), *wrong))
+    show(
+        options,
+        {"data": rows} | given(withdrawn=withdrawn),
+        Group(table(rows, ("path", "texts", "scanned_at"), empty=empty), *wrong),
+    )
 
 
 def troubles(one: "Scan") -> Iterator[str]:
@@ -210,7 +208,7 @@ def texts(
     """
     with connected(options) as client:
         page = client.get("texts", limit=limit, after=after, query=query)
-    show(options, page, texts_table(page, width=make_console().width, now=datetime.now(UTC), query=query))
+    show(options, page, texts_table(page, width=make_console().width, query=query))
 
 
 @texts.command("pocketllm texts show ID", "pocketllm texts ID", "pocketllm texts ID --json", name="show")
@@ -218,7 +216,7 @@ def show_text(options: Common, text_id: TextId) -> None:
     """Show a whole text."""
     with connected(options) as client:
         text = client.get("texts", text_id)
-    show(options, text, text_details(text, datetime.now(UTC)), soft_wrap=True)
+    show(options, text, text_details(text), soft_wrap=True)
 
 
 @texts.command(
@@ -255,40 +253,16 @@ def delete_texts(
     show(options, receipt, receipt["summary"])
 
 
-def texts_table(page: Document, *, width: int, now: datetime, query: str | None = None) -> "RenderableType":
+def texts_table(page: Document, *, width: int, query: str | None = None) -> "RenderableType":
     """Return a page of texts, in their order, in a table for a console of this width. query: what was searched for."""
-    from rich.console import Group
-    from rich.text import Text
+    from pocketllm.cli.views import NARROW_COLUMNS, one_line, paged, table
 
-    from pocketllm.cli.views import RIGHT, Shown, age_text, fitting, one_line, table
-
-    columns: dict[str, Shown] = {
-        "Text": "id",
-        "Kind": "kind",
-        "Source": lambda text: one_line(text["source"]),
-        "Words": "words",
-        "Begins": lambda text: one_line(beginning(text)),
-        "Age": lambda text: age_text(text["created_at"], now),
-    }
+    rows = [one | {"source": one_line(one["source"][:20]), "begins": one_line(beginning(one))} for one in page["data"]]
+    names = ("id", "begins") if width < NARROW_COLUMNS else ("id", "kind", "source", "words", "begins", "created_at")
     none = "No texts. Add some with `pocketllm add` or `pocketllm import`."
     empty = none if query is None else "No text contains any of these words."
-    made = table(
-        page["data"],
-        fitting(columns, width, wide=("Kind", "Source", "Words")),
-        empty=empty,
-        options={
-            # An id is there to be copied.
-            "Text": {"no_wrap": True, "min_width": max((len(text["id"]) for text in page["data"]), default=0)},
-            "Kind": {"no_wrap": True},
-            "Source": {"no_wrap": True, "max_width": width // 4},
-            "Words": RIGHT,
-            "Begins": {"no_wrap": True, "ratio": 1, "overflow": "ellipsis"},
-            "Age": RIGHT,
-        },
-    )
-    asked = "" if query is None else f"--query {shlex.quote(query)} "
-    following = Text(f"Next page: pocketllm texts {asked}--after {page['next']}", style="dim")
-    return Group(made, following) if page["next"] else made
+    asked = "" if query is None else f" --query {shlex.quote(query)}"
+    return paged(table(rows, names, empty=empty), page, f"pocketllm texts{asked}")
 
 
 def beginning(text: Document) -> str:
@@ -297,29 +271,21 @@ def beginning(text: Document) -> str:
     return str(messages[0].get("content", "") if messages else text["text"])[:200]
 
 
-def text_details(text: Document, now: datetime) -> "RenderableType":
+def text_details(text: Document) -> "RenderableType":
     """Return everything about one text."""
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import age_text, details, moment_text, one_line, printable
+    from pocketllm.cli.views import details, picked, printable
 
-    head = details(
-        ("Kind", text["kind"]),
-        ("Source", one_line(text["source"])),
-        ("Words", text["words"]),
-        ("Held out", "yes, to measure what was learned" if text["held_out"] else "no"),
-        ("Added", f"{moment_text(text['created_at'])} ({age_text(text['created_at'], now)})"),
-        ("Label", text["label"]),
-        title=f"Text {text['id']}",
-    )
+    names = ("kind", "source", "words", "held_out", "learned", "label", "file", "created_at")
+    parts = [("Prompt", text["text"]), ("Completion", text["completion"])]
     if text["messages"]:
         parts = [(str(message.get("role")), str(message.get("content"))) for message in text["messages"]]
-    elif text["completion"] is not None:
-        parts = [("Prompt", text["text"]), ("Completion", text["completion"])]
-    else:
-        return Group(head, Text(printable(text["text"])))
-    return Group(head, *(Text.assemble((printable(name), "bold"), "\n", printable(words)) for name, words in parts))
+    elif text["completion"] is None:
+        parts = [("Text", text["text"])]
+    words = (Text.assemble((printable(name), "bold"), "\n", printable(said)) for name, said in parts)
+    return Group(details(picked(text, names), title=f"Text {text['id']}"), *words)
 
 
 @program.command(

@@ -1,13 +1,14 @@
-"""How the daemon's documents are shown: one kind of table, one list of details, and values as text.
+"""How documents are shown: one kind of table, one list of details, and a value as its field's name says.
 
-Nothing here asks the daemon, reads a clock or prints; the time is passed in.
+Nothing here asks the daemon, reads a clock or prints.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
@@ -16,9 +17,6 @@ from pocketllm.errors import Document
 
 NARROW_COLUMNS = 100  # narrower tables leave columns out, to fit a phone's screen
 UNKNOWN = "-"
-#: Options of a table's column.
-RIGHT = {"justify": "right", "no_wrap": True}
-WHOLE = {"no_wrap": True}
 
 #: Why the base model answers although an adapter was proven.
 WITHDRAWN = {
@@ -28,117 +26,103 @@ WITHDRAWN = {
     "damage": "damaged; the base model answers. Run `pocketllm train`, or restore a backup",
 }
 
-#: What a column shows of a row: a field, by its name, or what a function makes of the row.
-Shown = str | Callable[[Document], Any]
-
 
 def printable(text: str) -> str:
     """Return text without control characters, by which a model's words could control the terminal."""
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
 
 
-def one_line(text: str) -> str:
-    """Return text without line ends and control characters."""
-    return " ".join(printable(text).split())
+def one_line(text: str) -> Text:
+    """Return text without line ends and control characters, cut where the screen ends."""
+    return Text(" ".join(printable(text).split()), no_wrap=True, overflow="ellipsis")
 
 
-def bytes_text(count: float | None) -> str:
+def bytes_text(count: float) -> str:
     """Return a size for people, in units of 1000."""
-    return UNKNOWN if count is None else scaled(count, {" GB": 1e9, " MB": 1e6, " kB": 1e3}, " B")
-
-
-def count_text(count: float | None) -> str:
-    """Return a large number for people, such as 134.5M."""
-    return UNKNOWN if count is None else scaled(count, {"B": 1e9, "M": 1e6, "K": 1e3}, "")
-
-
-def scaled(count: float, units: Mapping[str, float], smallest: str) -> str:
-    """Return a number in the largest unit that it reaches, with one digit after the point."""
-    for unit, size in units.items():
+    for unit, size in {"GB": 1e9, "MB": 1e6, "kB": 1e3}.items():
         if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return f"{count:.0f}{smallest}"
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
-def duration_text(seconds: float | None) -> str:
+def duration_text(seconds: float) -> str:
     """Return a duration for people, such as 1:05 or 2:03:00."""
-    if seconds is None:
-        return UNKNOWN
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def moment_text(at: str) -> str:
-    """Return an RFC 3339 time in this device's zone."""
-    return f"{datetime.fromisoformat(at).astimezone():%d %b %Y %H:%M:%S}"
-
-
-def age_text(at: str | None, now: datetime) -> str:
-    """Return how long ago an RFC 3339 time was, in its largest unit."""
-    if at is None:
-        return UNKNOWN
-    seconds = max(0.0, (now - datetime.fromisoformat(at)).total_seconds())
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
-
-
-def loss_text(loss: float | None) -> str:
-    """Return a loss in nats per token with as many digits as a small gain needs."""
-    return UNKNOWN if loss is None else f"{loss:.4f}"
-
-
-def change_text(row: Document) -> str:
-    """Return the held-out loss of a job or an adapter, before and now."""
+def change_text(row: Document) -> str | None:
+    """Return the held-out loss of a job or an adapter, before and now; None where it is unknown."""
     before, now = row["held_out_loss_before"], row["held_out_loss_now"]
-    return UNKNOWN if before is None and now is None else f"{loss_text(before)} -> {loss_text(now)}"
+    if before is None or now is None:
+        return None
+    return f"{before:.4f} -> {now:.4f}" + (f" ({100 * (now - before) / before:+.1f} %)" if before else "")
 
 
-def plural(count: int, one: str) -> str:
-    """Return a number of things; one: what a single one is called, as in "new word"."""
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
+def value_text(name: str, value: Any) -> Text:
+    """Return a field's value in the unit that its name ends with; nothing in it can control the terminal."""
+    match value, name.rpartition("_")[2]:
+        case Text(), _:
+            return value
+        case None, _:
+            text = UNKNOWN
+        case bool(), _:
+            text = "yes" if value else "no"
+        case list(), _:
+            text = "; ".join(value_text(name, one).plain for one in value)
+        case _, "bytes":
+            text = bytes_text(value)
+        case _, "seconds":
+            text = duration_text(value)
+        case _, "at" | "since" | "until":
+            text = f"{datetime.fromisoformat(value).astimezone():%d %b %Y %H:%M:%S}"
+        case float(), "loss":
+            text = f"{value:.4f}"
+        case float(), _:
+            text = f"{value:.4g}"
+        case int(), "seed":  # to be copied
+            text = str(value)
+        case int(), _:
+            text = f"{value:,}"
+        case _:
+            text = printable(str(value))
+    return Text(text)
 
 
-def cell(value: Any) -> RenderableType:
-    """Return a field's value as it is shown: what is unknown as "-", and nothing that could control the terminal."""
-    if isinstance(value, Text):
-        return value
-    return Text(UNKNOWN if value is None else f"{value:,}" if type(value) is int else printable(str(value)))
+def label(name: str) -> str:
+    """Return what a field is called: its name without the unit, which the value shows."""
+    return re.sub(r"_(bytes|seconds|at)$", "", name).replace("held_out_", "held-out ").replace("_", " ").capitalize()
 
 
-def table(
-    rows: Sequence[Document],
-    columns: Mapping[str, Shown],
-    *,
-    empty: str = "",
-    options: Mapping[str, Mapping[str, Any]] = {},
-) -> RenderableType:
-    """Return rows below headings, or the sentence `empty` where there are none.
-
-    options: of some columns, by their headings, as rich's `add_column` takes them.
-    """
+def table(rows: Sequence[Document], names: Iterable[str], *, empty: str = "") -> RenderableType:
+    """Return these fields of the rows below headings, or the sentence `empty` where there are none."""
     if not rows:
         return Text(empty)
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in columns:
-        settings: dict[str, Any] = {"overflow": "fold", **options.get(heading, {})}
-        made.add_column(heading, **settings)
+    for name in names:
+        is_number = isinstance(rows[0][name], int | float)
+        # An id is there to be copied.
+        made.add_column(label(name), overflow="fold", no_wrap=name == "id", justify="right" if is_number else "left")
     for row in rows:
-        made.add_row(*(cell(row[column] if isinstance(column, str) else column(row)) for column in columns.values()))
+        made.add_row(*(value_text(name, row[name]) for name in names))
     return made
 
 
-def fitting(columns: Mapping[str, Shown], width: int, *, wide: Collection[str]) -> dict[str, Shown]:
-    """Return the columns for a console of this width: without the `wide` ones where it is narrow."""
-    return {heading: column for heading, column in columns.items() if width >= NARROW_COLUMNS or heading not in wide}
+def paged(made: RenderableType, page: Document, command: str) -> RenderableType:
+    """Return the table of a page, and below it the command that shows the next one, if there is one."""
+    return Group(made, Text(f"Next page: {command} --after {page['next']}", style="dim")) if page["next"] else made
 
 
-def details(*fields: tuple[str, Any], title: str = "") -> RenderableType:
-    """Return names beside their values, without those that are None; in a frame if there is a title."""
+def picked(document: Document, names: Iterable[str]) -> list[tuple[str, Any]]:
+    """Return these fields of a document, for `details`."""
+    return [(name, document[name]) for name in names]
+
+
+def details(fields: Iterable[tuple[str, Any]], *, title: str = "") -> RenderableType:
+    """Return fields below each other, without those that are None or empty; in a frame if there is a title."""
     grid = Table.grid("", Column(overflow="fold"), padding=(0, 2))
     for name, value in fields:
-        if value is not None:
-            grid.add_row(name, cell(value))
+        if value is not None and value != []:
+            grid.add_row(label(name), value_text(name, value))
     return Panel(grid, title=title, title_align="left", expand=False) if title else grid

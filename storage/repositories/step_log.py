@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from sqlalchemy import func
-from sqlmodel import Session, col, delete, select
+from sqlmodel import Field, Session, SQLModel, col, delete, select
 
 from pocketllm.storage.repositories.base import Repository, among, found
 from pocketllm.storage.tables import Evaluation, Event, Job, Step
@@ -32,20 +32,25 @@ class Progress:
     held_out_loss_now: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """The loss at a step, or its mean over a few steps up to it."""
+class HeldOutPoint(SQLModel):
+    """A measurement on held-out text."""
 
     step: int
-    loss: float  #: nats per token
+    held_out_loss: float = Field(description="Nats per token.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A job's losses, thinned."""
+class TrainingPoint(SQLModel):
+    """A few training steps."""
 
-    held_out: list[CurvePoint]
-    training: list[CurvePoint]
+    step: int = Field(description="The last of these steps.")
+    loss: float = Field(description="Nats per token, the mean of up to 5 steps.")
+
+
+class Curve(SQLModel):
+    """A job's losses, thinned to at most 200 points each."""
+
+    held_out: list[HeldOutPoint]
+    training: list[TrainingPoint]
 
 
 class StepLog(Repository):
@@ -128,9 +133,10 @@ class StepLog(Repository):
             part = (col(Step.step) * parts - 1) // last
             of_job = select(func.max(Step.step), func.avg(Step.loss)).where(Step.job_id == job_id)
             means = of_job.where(col(Step.step).in_(among(read))).group_by(part)
-            training = [CurvePoint(step=step, loss=loss) for step, loss in session.exec(means.order_by(part))]
+            training = [TrainingPoint(step=n, loss=round(loss, 4)) for n, loss in session.exec(means.order_by(part))]
             held_out = [
-                CurvePoint(step=step, loss=loss) for step, loss in session.exec(measured.order_by(col(Evaluation.step)))
+                HeldOutPoint(step=n, held_out_loss=round(loss, 4))
+                for n, loss in session.exec(measured.order_by(col(Evaluation.step)))
             ]
         return Curve(held_out=_thinned(held_out), training=training)
 
@@ -153,7 +159,7 @@ def _last_step(session: Session, job_id: str) -> int:
     return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
 
-def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
+def _thinned(points: list[HeldOutPoint]) -> list[HeldOutPoint]:
     """At most CURVE_POINTS of the points, evenly spread, including the first and the last."""
     if len(points) <= CURVE_POINTS:
         return points

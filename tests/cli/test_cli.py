@@ -155,7 +155,7 @@ def test_apps_are_let_in_and_out(run: Run, served: Served) -> None:
     made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate").stdout
     token = made.removesuffix("\n")  # nothing else, so that it can be put into a variable
     assert served.api.post("/texts", token=token, json={"text": "Wind west."}).status_code == 201
-    assert "generate, ingest" in run("token", "list").stdout
+    assert "generate; ingest" in run("token", "list").stdout
     assert run("token", "revoke", "notes").stdout == "Revoked notes's token.\n"
     assert served.api.get("/tokens").json()["data"] == []
 
@@ -211,7 +211,7 @@ class TestJobs:
         for seed in range(3):
             served.api.clock.advance(1)
             ids.insert(0, served.api.post("/jobs", json={"seed": seed}).json()["id"])
-        assert [line.split()[0] for line in run("jobs").stdout.splitlines()] == ["Job", *ids]
+        assert [line.split()[0] for line in run("jobs").stdout.splitlines()] == ["Id", *ids]
         assert f"pocketllm jobs --after {ids[2]}" in run("jobs", "--limit", "3").stdout
         assert json.loads(run("jobs", "--limit", "3", "--json").stdout)["has_more"] is True
         assert [one["id"] for one in json.loads(run("jobs", "--after", ids[2], "--json").stdout)["data"]] == ids[3:]
@@ -220,7 +220,7 @@ class TestJobs:
         job = served.learn().replace("adapter-", "job-")
         for arguments in (["jobs", job], ["jobs", "show", job], ["jobs", job[:8]]):
             text = run(*arguments).stdout
-            assert "block_tokens" in text and "a worker has started" in text and "Stop reason" in text
+            assert "Block tokens" in text and "a worker has started" in text and "Ended because" in text
         [window] = json.loads(run("jobs", job, "--json").stdout)["runs"]
         assert window["ended_because"] == "the job has ended: succeeded"
 

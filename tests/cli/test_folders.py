@@ -267,7 +267,7 @@ def test_the_commands_add_list_look_and_remove(alone: Run, tmp_path: Path) -> No
     assert "No folder is watched" in alone("folders").stdout
     added = json.loads(alone("folders", "add", str(notes), "--me", "Anna", "--json").stdout)
     assert [(one["path"], one["name"], one["texts"]) for one in added["data"]] == [(str(notes), "my notes", 1)]
-    assert "my notes  1" in alone("folders").stdout
+    assert "my notes      1  " in alone("folders").stdout
     (notes / "b").mkdir()
     refused = alone("folders", "add", str(notes / "b"))
     assert refused.exit_code == 1 and "overlaps the watched folder" in refused.output

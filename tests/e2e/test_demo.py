@@ -79,17 +79,7 @@ def test_the_whole_way_and_the_next_steps_can_be_copied(demo: Demo) -> None:
     result = demo.run("run succeed")
     assert result["learned"] is True
     assert [answer["prompt"] for answer in result["answers"]] == list(PROMPTS)
-    assert result["folder"] == str(demo.data_dir / "adapters" / result["job"]["adapter"])
-    for part in (
-        "sample notes",
-        "3.5000 -> 3.2500",
-        "40 steps in 2:00",
-        "412.0 MB",
-        "210 tok/s",
-        "two",
-        "Wren",
-        "3.70",
-    ):
+    for part in ("sample notes", "3.5000 -> 3.2500", "40/40", "412.0 MB", "210 tok/s", "two", "Wren", "3.70"):
         assert part in demo.text
     assert demo.daemon_is_gone
     lines = [line.strip() for line in demo.text.splitlines()]

@@ -9,7 +9,15 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from pocketllm.storage.repositories.step_log import BASE_STEP, CURVE_POINTS, RECENT_STEPS, Curve, CurvePoint, Progress
+from pocketllm.storage.repositories.step_log import (
+    BASE_STEP,
+    CURVE_POINTS,
+    RECENT_STEPS,
+    Curve,
+    HeldOutPoint,
+    Progress,
+    TrainingPoint,
+)
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Step
 from tests.support.daemon.workers import NOW, queue_job
@@ -169,8 +177,8 @@ class TestCurve:
         for step in range(1, 4):
             append(store, job, step, loss=4 - step / 2)
         curve = store.step_log.curve(job)
-        assert curve.held_out == [CurvePoint(step=0, loss=4.0), CurvePoint(step=3, loss=2.5)]
-        assert curve.training == [CurvePoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
+        assert curve.held_out == [HeldOutPoint(step=0, held_out_loss=4.0), HeldOutPoint(step=3, held_out_loss=2.5)]
+        assert curve.training == [TrainingPoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
 
     def test_a_worker_may_go_back_while_the_curve_is_read(self, store: Store, job: str) -> None:
         some_steps(store, job, 3)
@@ -206,7 +214,9 @@ class TestCurve:
         curve = store.step_log.curve(long)
         assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
         assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
-        assert all(point.loss == (point.step - 2) / 64 for point in curve.training), "the mean of the last five of ten"
+        assert all(point.loss == round((point.step - 2) / 64, 4) for point in curve.training), (
+            "the mean of the last five of ten"
+        )
         assert (curve.held_out[0].step, curve.held_out[-1].step) == (0, steps)
         assert [point.step for point in curve.held_out] == sorted({point.step for point in curve.held_out})
 

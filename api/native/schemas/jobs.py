@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from pocketllm.api.native.schemas.reports import CurveOut, ReportNumbersOut
-from pocketllm.storage.repositories.step_log import Progress
-from pocketllm.storage.tables import OPEN_STATES, Adapter, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
+from pocketllm.api.native.schemas.reports import ReportNumbersOut
+from pocketllm.storage.repositories.step_log import Curve, Progress
+from pocketllm.storage.tables import OPEN_STATES, Job, JobState, Kind, Outcome, Requester, RunWindow, Text
 
 Item = TypeVar("Item", bound="Identified")
 Row = TypeVar("Row")
+Rounded = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 
 
 class Identified(BaseModel):
@@ -76,20 +77,15 @@ class JobProgressOut(Identified):
     state: JobState
     step: int
     total_steps: int | None = Field(description="Null until the worker has measured its first steps, unless requested.")
-    loss: float | None = Field(description="Training loss in nats per token, averaged over recent steps.")
-    held_out_loss_before: float | None
-    held_out_loss_now: float | None
+    loss: Rounded | None = Field(description="Training loss in nats per token, averaged over recent steps.")
+    held_out_loss_before: Rounded | None
+    held_out_loss_now: Rounded | None
     outcome: Outcome | None
-    tokens_per_second: float | None
-    eta_seconds: float | None = Field(description="Time left to run at the recent speed; null if unknown.")
+    tokens_per_second: Rounded | None
+    eta_seconds: Rounded | None = Field(description="Time left to run at the recent speed; null if unknown.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-
-    @classmethod
-    def of(cls, job: Job, progress: Progress, **more: Any) -> Self:
-        """From its row and its progress. more: other fields."""
-        return cls(**job_fields(job, progress), **more)
 
 
 class JobOut(JobProgressOut):
@@ -136,7 +132,7 @@ class RunOut(BaseModel):
     def of(cls, row: RunWindow) -> Self:
         """From its row."""
         seconds = ((row.ended_at or row.seen_at) - row.began_at).total_seconds()
-        return cls(**row.model_dump(exclude={"job_id", "id"}), job=row.job_id, seconds=round(seconds, 1))
+        return cls(**dict(row), job=row.job_id, seconds=round(seconds, 1))
 
 
 class JobDetailOut(JobOut):
@@ -144,7 +140,7 @@ class JobDetailOut(JobOut):
 
     settings: dict[str, Any]
     plan: dict[str, Any] | None = Field(description="The plan that fits into memory; null before the first start.")
-    curve: CurveOut
+    curve: Curve
     report: ReportNumbersOut | None = Field(description="Null until the job has succeeded. /report has all of it.")
     events: list[EventOut]
     runs: list[RunOut] = Field(description="When its workers ran, and why each ended.")
@@ -164,11 +160,6 @@ class AdapterOut(Identified):
     folder: str
     created_at: datetime
 
-    @classmethod
-    def of(cls, row: Adapter, folder: str) -> Self:
-        """From its row and where its files are."""
-        return cls(**row.model_dump(exclude={"job_id"}), job=row.job_id, folder=folder)
-
 
 class ModelOut(BaseModel):
     """An imported model."""
@@ -182,26 +173,8 @@ class ModelOut(BaseModel):
     default: bool
 
 
-def job_fields(job: Job, progress: Progress) -> dict[str, Any]:
-    """The fields of JobOut."""
-    return {
-        **job.model_dump(exclude={"settings", "plan", "immediate", "parent", "not_before"}),
-        "step": progress.step,
-        "loss": rounded(progress.loss, 4),
-        "held_out_loss_before": rounded(progress.held_out_loss_before, 4),
-        "held_out_loss_now": rounded(progress.held_out_loss_now, 4),
-        "tokens_per_second": rounded(progress.tokens_per_second, 1),
-        "eta_seconds": rounded(seconds_left(job, progress), 0),
-    }
-
-
 def seconds_left(job: Job, progress: Progress) -> float | None:
     """How long an open job still has to run at its recent speed; None where that is unknown."""
     if job.state not in OPEN_STATES or progress.seconds_per_step is None or job.total_steps is None:
         return None
     return max(0, job.total_steps - progress.step) * progress.seconds_per_step
-
-
-def rounded(value: float | None, digits: int) -> float | None:
-    """Rounded for reading; unknown stays unknown."""
-    return None if value is None else round(value, digits)

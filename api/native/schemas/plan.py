@@ -16,11 +16,6 @@ class EnoughTextOut(BaseModel):
     texts: int = Field(description="Number of stored texts.")
     new_words: int = Field(description="Words not yet trained on.")
 
-    @classmethod
-    def of(cls, texts: int, new_words: int) -> Self:
-        """From how much there is."""
-        return cls(enough=texts > 0, texts=texts, new_words=new_words)
-
 
 class PlanOut(BaseModel, revalidate_instances="always"):
     """How a job would run, with its predicted memory and time."""
@@ -52,17 +47,15 @@ class PlanOut(BaseModel, revalidate_instances="always"):
     enough_text: EnoughTextOut
 
     @classmethod
-    def of(cls, planned: Planned, *, model: str, enough_text: EnoughTextOut) -> Self:
-        """From a plan that fits."""
-        return cls.model_validate(
-            {
-                **asdict(planned.plan),
-                "model": model,
-                "nights": round(planned.nights, 2),
-                "reductions": planned.reductions,
-                "predicted": planned.prediction,
-                "alternatives": planned.alternatives,
-                "memory_limit_bytes": planned.training.memory_bytes,
-                "enough_text": enough_text,
-            }
+    def of(cls, planned: Planned, *, model: str, texts: int, new_words: int) -> Self:
+        """From a plan that fits, and how much text there is."""
+        return cls(
+            **asdict(planned.plan),
+            model=model,
+            nights=round(planned.nights, 2),
+            reductions=planned.reductions,
+            predicted=planned.prediction,
+            alternatives=planned.alternatives,
+            memory_limit_bytes=planned.training.memory_bytes,
+            enough_text=EnoughTextOut(enough=texts > 0, texts=texts, new_words=new_words),
         )

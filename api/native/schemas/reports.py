@@ -1,11 +1,9 @@
 """What a job has learned, as documents: numbers, which anybody may see, and content, which is the owner's."""
 
-from typing import Self
-
 from pydantic import BaseModel, Field
 
 from pocketllm.storage.repositories.step_log import Curve
-from pocketllm.storage.tables import Outcome, Report
+from pocketllm.storage.tables import Outcome
 
 
 class ComparisonOut(BaseModel):
@@ -54,35 +52,6 @@ class ReportNumbersOut(BaseModel):
     verbatim_recall: VerbatimRecallOut | None = Field(description="Null if there is nothing to recall, as with labels.")
 
 
-class HeldOutPoint(BaseModel):
-    """A measurement on held-out text."""
-
-    step: int
-    held_out_loss: float = Field(description="Nats per token.")
-
-
-class TrainingPoint(BaseModel):
-    """A few training steps."""
-
-    step: int = Field(description="The last of these steps.")
-    loss: float = Field(description="Nats per token, the mean of up to 5 steps.")
-
-
-class CurveOut(BaseModel):
-    """A job's losses, thinned to at most 200 points each."""
-
-    held_out: list[HeldOutPoint]
-    training: list[TrainingPoint]
-
-    @classmethod
-    def of(cls, curve: Curve) -> Self:
-        """From the step log's."""
-        return cls(
-            held_out=[HeldOutPoint(step=point.step, held_out_loss=round(point.loss, 4)) for point in curve.held_out],
-            training=[TrainingPoint(step=point.step, loss=round(point.loss, 4)) for point in curve.training],
-        )
-
-
 class WordOut(BaseModel):
     """A word that became more probable, with its mean probability over held-out text under each model."""
 
@@ -103,7 +72,7 @@ class ReportOut(ReportNumbersOut):
     """A job's full report."""
 
     job: str
-    curve: CurveOut
+    curve: Curve
     words: list[WordOut] | None = Field(
         description="Most telling first. Null if a text of the job was deleted, or if the report is incomplete."
     )
@@ -111,14 +80,3 @@ class ReportOut(ReportNumbersOut):
     tokens_per_word: float | None = Field(
         None, description="Of the job's texts: turns nats per token into nats per word. Null if `words` is null."
     )
-
-
-def report_numbers(report: Report | None) -> ReportNumbersOut | None:
-    """What may be shown to anybody."""
-    return None if report is None else ReportNumbersOut.model_validate(report.numbers)
-
-
-def whole_report(report: Report, curve: Curve) -> ReportOut:
-    """What is the owner's to see."""
-    content = report.content or {"words": None, "completions": None}
-    return ReportOut(job=report.job_id, curve=CurveOut.of(curve), **report.numbers, **content)

@@ -7,12 +7,12 @@ from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
 
 
-def test_the_list_shows_the_chain_that_is_served(run: Run, served: Served) -> None:
+def test_the_list_shows_which_is_served_and_what_each_started_from(run: Run, served: Served) -> None:
     assert "`pocketllm train`" in run("adapters").stdout
     first, second, third = served.learn(), served.learn(), served.learn(Outcome.WORSE)
     _, *lines = run("adapters").stdout.splitlines()
     # The third was kept, not served; the second is served and goes back to the first.
-    assert [line.split()[:2] for line in lines] == [[third, second], ["*", second], [".", first]]
+    assert [line.split()[:3] for line in lines[:2]] == [[third, "no", second], [second, "yes", first]]
     assert "the base model" in lines[2] and "3.5000 -> 3.2500" in lines[2] and "worse" in lines[0]
 
 

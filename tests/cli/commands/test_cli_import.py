@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -51,8 +52,8 @@ def test_a_folder_with_one_of_each(run: Run, served: Served, notes: Path) -> Non
     result = run("import", str(notes), *me)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith("Added 3 texts.\n")
-    assert "mails from other people (Sent.mbox mail 2)" in result.stdout
-    assert "not text: it contains zero bytes; export it as plain text first (photo.jpg)" in result.stdout
+    assert re.search(r"1  mails from other people +Sent\.mbox mail 2", result.stdout)
+    assert re.search(r"1  not text: it contains zero bytes; export it as plain text first +photo\.jpg", result.stdout)
     assert stored(served) == {
         ("notes: may.md", "Wind west, two mugs of tea.", None),
         ("whatsapp: chats/anna.txt", "Tea?\n", "Yes."),
@@ -159,7 +160,7 @@ class TestSending:
         assert result.exit_code == 0
         assert "Added 2 texts." in result.stdout
         assert "refused by the daemon: label: String should have at most 100" in result.stdout
-        assert "(some.jsonl line 2)" in result.stdout
+        assert "some.jsonl line 2" in result.stdout
         result = run("import", str(write(tmp_path / "many.jsonl", "\n".join([odd] * 100))))
         assert result.exit_code == 1
         assert f"many.jsonl line {MAX_REFUSED + 1}: label: String should have at most 100" in result.stderr

@@ -53,7 +53,7 @@ class TestModels:
     def test_packed_weights_state_their_error(self, alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source", hidden=64))
         said = alone("models", "add", source, "--name", "mine", "--dtype", "int4").stdout
-        stated = re.search(r" as (int4, error [\d.]+ %), computes in ..(16|32), licence", said)
+        stated = re.search(r" as (int4, error [\d.]+ %), licence", said)
         assert stated
         assert stated[1] in alone("models").stdout
         (listed,) = json.loads(alone("models", "--json").stdout)["data"]

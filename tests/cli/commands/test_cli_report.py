@@ -17,7 +17,7 @@ def test_a_job_that_is_named_or_the_newest_that_has_a_report(run: Run, served: S
     for named, job in ((["report", jobs[0]], jobs[0]), (["report"], jobs[1])):
         result = run(*named)
         assert result.exit_code == 0, result.stderr
-        assert f"Job {job}: learned" in result.stdout and "Wren" in result.stdout
+        assert all(part in result.stdout for part in (job, "learned", "Wren"))
         assert "\x1b" not in result.stdout
         assert json.loads(run(*named, "--json").stdout) == served.api.get(f"/jobs/{job}/report").json()
     assert f"GET /jobs/{failed}/report" not in served.requests
