@@ -184,37 +184,6 @@ def ticks(seconds: float) -> Callable[[], float]:
     return lambda: next(times) * seconds
 
 
-@pytest.mark.parametrize(
-    ("make", "tick"),
-    [(mezo, 0.0), (momentum, 0.0), (momentum, CHECKPOINT_SECONDS / 4)],
-    ids=["mezo", "momentum, best checkpoints alone", "momentum, with others"],
-)
-def test_a_run_that_is_cut_anywhere_ends_like_an_undisturbed_one(make: Make, tick: float) -> None:
-    """Here between steps; at every write in test_run_store.py."""
-
-    def checked(b: torch.Tensor) -> float:
-        return 9 + abs(float(b.mean()) - 0.2)
-
-    whole = Memory()
-    expected, stopping, _ = run(whole, make, check=checked, clock=ticks(tick))
-    for last in range(1, 4 * STEPS, 5):
-        left = iter(range(last))
-
-        def cut(b: torch.Tensor, left: Iterator[int] = left) -> float:
-            if next(left, None) is None:
-                raise Cut
-            return distance(b)
-
-        memory = Memory()
-        try:
-            run(memory, make, loss=cut, check=checked, clock=ticks(tick))
-        except Cut:
-            memory = deepcopy(memory)
-        b, again, _ = run(memory, make, check=checked, clock=ticks(tick))
-        assert torch.equal(b, expected), last
-        assert (again, memory.kept) == (stopping, whole.kept), last
-
-
 @every_method
 def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make: Make) -> None:
     """What was best on a text that is gone may be impossible on what is left."""
