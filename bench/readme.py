@@ -25,14 +25,11 @@ A table that a bench keeps among its raw results:
     <!-- table: nights mornings -->
     <!-- end -->
 
-A table of the settings of a section, or of the routes with a tag (bench.common.reference), or of the methods that
-`auto` takes:
+A table of the settings of a section, or of the routes with a tag (bench.common.reference):
 
     <!-- settings: training -->
     <!-- end -->
     <!-- routes: jobs -->
-    <!-- end -->
-    <!-- methods: all -->
     <!-- end -->
 
 A mark of a figure may not begin a line: Markdown would take the whole line for HTML. With --check nothing is written,
@@ -54,11 +51,10 @@ from typing import Any
 
 from bench.common.harness import RESULTS, ROOT, Limit
 from bench.common.reference import markdown_table, routes_table, settings_table
-from bench.nights.methods import methods_table
 
-_KINDS = "figure|missed|older|table|settings|routes|methods"
+_KINDS = "figure|missed|older|table|settings|routes"
 #: Kinds of tables that are the code's: by their word.
-_OF_CODE = {"settings": settings_table, "routes": routes_table, "methods": methods_table}
+_OF_CODE = {"settings": settings_table, "routes": routes_table}
 _MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
 _BEGINNING = re.compile(rf"<!-- (?:{_KINDS}):")
 _NOT_MEASURED = "(not measured)"

@@ -97,7 +97,8 @@ def _bounds(field: FieldInfo) -> str:
         for bound in field.metadata
         if (words := _BOUNDS.get(type(bound)))
     ]
-    return f"({', '.join(found)})" if found else ""
+    bounds = re.sub("^at least (.*), at most ", r"\1 to ", ", ".join(found))
+    return f"({bounds})" if found else ""
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
