@@ -2,7 +2,7 @@
 # make test               format, lint, types and the quick tests
 # make ci                 the same and what must always hold: kills, the demo, a wheel, OpenAI's client, the page
 # make nightly            every other test, other versions, emulated Arm: two hours; PARTS="tests lowest" for some of it
-# make stress             kills, failing devices, hostile apps, a phone's year: two hours; ONLY="crash pause" for some of it
+# make stress             kills, failing devices, hostile apps, a phone's nights: two hours; ONLY="crash pause" for some of it
 # make help               this text
 
 # Python 3.11 or newer. Another one: make PYTHON=python3.13 test. LOCKED=1 installs the versions in constraints.txt.

@@ -2,7 +2,7 @@
 
 A job is a few hundred steps; with Adam's usual momentum (beta1 0.9) updates lag ten steps behind the gradient.
 The second moment is as quick: with beta2 0.99 a loss rose again at step 10, where the gradients had outgrown it
-(docs/notes/learning.md). torch.optim.NAdam would import torch's compiler (51 MB).
+(docs/notes.md). torch.optim.NAdam would import torch's compiler (51 MB).
 """
 
 from collections.abc import Mapping

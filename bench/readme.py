@@ -2,11 +2,6 @@
 
 python -m bench.readme [--check]
 
-A table of a bench's values and limits, or of some of its values:
-
-    <!-- results: step lora_over_floor load_s -->
-    <!-- end -->
-
 A single figure inside a sentence, with a format such as .2f (without one: three significant digits), and a factor where
 the unit is another one:
 
@@ -18,22 +13,23 @@ The table of all limits that the committed results miss:
     <!-- missed: all -->
     <!-- end -->
 
-A bench without committed results was not run since it changed: its figures are "(not measured)", and its table says so.
-`python -m bench.NAME` and then this command bring both back.
+The list of committed results whose bench has changed since, by the commits that they were measured at:
+
+    <!-- older: all -->
+    <!-- end -->
+
+Without committed results a figure is "(not measured)". `python -m bench.NAME`, and then this command, renew both.
 
 A table that a bench keeps among its raw results:
 
     <!-- table: nights mornings -->
     <!-- end -->
 
-A table of the settings of a section, or of the routes with a tag (bench.common.reference), or of the methods that
-`auto` takes:
+A table of the settings of a section, or of the routes with a tag (bench.common.reference):
 
     <!-- settings: training -->
     <!-- end -->
     <!-- routes: jobs -->
-    <!-- end -->
-    <!-- methods: all -->
     <!-- end -->
 
 A mark of a figure may not begin a line: Markdown would take the whole line for HTML. With --check nothing is written,
@@ -45,6 +41,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import unified_diff
@@ -54,11 +51,10 @@ from typing import Any
 
 from bench.common.harness import RESULTS, ROOT, Limit
 from bench.common.reference import markdown_table, routes_table, settings_table
-from bench.nights.methods import methods_table
 
-_KINDS = "results|figure|missed|table|settings|routes|methods"
+_KINDS = "figure|missed|older|table|settings|routes"
 #: Kinds of tables that are the code's: by their word.
-_OF_CODE = {"settings": settings_table, "routes": routes_table, "methods": methods_table}
+_OF_CODE = {"settings": settings_table, "routes": routes_table}
 _MARK = re.compile(rf"(<!-- ({_KINDS}): ([^>]*?) -->).*?(<!-- end -->)", re.DOTALL)
 _BEGINNING = re.compile(rf"<!-- (?:{_KINDS}):")
 _NOT_MEASURED = "(not measured)"
@@ -73,11 +69,14 @@ def markdown_files() -> list[Path]:
 
 def limits_of(name: str) -> Mapping[str, Limit]:
     """The limits in the code of the bench or stress test of this name. Raises ModuleNotFoundError."""
+    limits: Mapping[str, Limit] = import_module(_module_of(name)).LIMITS
+    return limits
+
+
+def _module_of(name: str) -> str:
     module = _MODULES.get(name, f"bench.{name}")
     modules = (f"{module}.__main__", module, f"tests.stress.test_{name}")
-    found = next((one for one in modules if (ROOT / f"{one.replace('.', '/')}.py").exists()), module)
-    limits: Mapping[str, Limit] = import_module(found).LIMITS
-    return limits
+    return next((one for one in modules if (ROOT / f"{one.replace('.', '/')}.py").exists()), module)
 
 
 def filled_in(text: str, results: Path = RESULTS) -> str:
@@ -89,8 +88,8 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
         try:
             if kind in _OF_CODE:
                 return f"{opening}\n{_OF_CODE[kind](name)}\n{closing}"
-            if kind == "missed":
-                return f"{opening}\n{_missed(results)}\n{closing}"
+            if kind in ("missed", "older"):
+                return f"{opening}\n{(_missed if kind == 'missed' else _older)(results)}\n{closing}"
             file, summary = results / f"{name}.json", None
             if file.exists():
                 summary = json.loads(file.read_text(encoding="utf-8"))
@@ -99,12 +98,10 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
             if kind == "table":
                 table = markdown_table(**summary["raw"]["tables"][words[0]]) if summary else _NOT_MEASURED
                 return f"{opening}\n{table}\n{closing}"
-            if kind == "results":
-                return f"{opening}\n{_table(summary, words) if summary else _NOT_MEASURED}\n{closing}"
             if text[: found.start()].rpartition("\n")[2].strip() == "":
                 raise ValueError("it begins a line")
             return f"{opening}{_figure(summary, words) if summary else _NOT_MEASURED}{closing}"
-        except (OSError, ImportError, ValueError, LookupError) as error:
+        except (OSError, ImportError, ValueError, LookupError, subprocess.CalledProcessError) as error:
             raise ValueError(f"{opening}: {error!r}") from error
 
     if len(_MARK.findall(text)) != len(_BEGINNING.findall(text)):
@@ -145,15 +142,24 @@ def _missed(results: Path) -> str:
     return "\n".join(rows)
 
 
-def _table(summary: dict[str, Any], names: Sequence[str]) -> str:
-    rows, limits = ["| value | measured | limit | |", "|---|---|---|---|"], _limits(summary)
-    for name in names or summary["values"]:
-        value, limit = summary["values"][name], limits.get(name)
-        shown = "-" if value is None else f"{value:.4g}"
-        rows.append(f"| {name} | {shown} | {limit or ''} | {limit.verdict(value) if limit else ''} |")
-    machine = f"{summary['machine']['cpu']}, {summary['machine']['cores']} cores"
-    source = [summary[key][:10] for key in ("date", "commit") if key in summary]
-    return "\n".join([*rows, "", ", ".join([*source, machine]) + "."])
+def _older(results: Path) -> str:
+    """A line for each commit. Raises CalledProcessError where git does not know one, as in a shallow clone."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for file in sorted(results.glob("*.json")):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        if "quick" not in summary and bench_changed_since(file.stem, summary["commit"]):
+            lines.setdefault((summary["date"][:10], summary["commit"][:10]), []).append(file.stem)
+    return "\n".join(f"- {date}, {commit}: {', '.join(names)}" for (date, commit), names in sorted(lines.items()))
+
+
+def bench_changed_since(name: str, commit: str) -> bool:
+    """Whether the files of the bench of this name differ from those at the commit. Raises CalledProcessError."""
+    module = Path(*_module_of(name).removesuffix(".__main__").split("."))
+    command = ["git", "diff", "--quiet", commit, "--", str(module), f"{module}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if done.returncode > 1:
+        done.check_returncode()
+    return done.returncode == 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

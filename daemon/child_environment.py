@@ -21,7 +21,7 @@ _KEEP_MEMORY = {
 #: takes thousands of products of some microseconds each, and waking the threads takes longer. Tokens a second by torch
 #: (SmolLM2-135M, two cores): without spinning 31, with 1,000 turns 44, 4,000 50, 10,000 51, and beside a job nearly as
 #: many: the worker's priority is lower. A step of exact gradients: without 1.9 s, with 4,000 turns 1.3; more turns gain
-#: nothing at that priority (docs/notes/exact-step.md).
+#: nothing at that priority (docs/notes.md).
 _SPIN_TURNS = "4000"
 #: The same for LLVM's OpenMP, which Termux' torch has. Without it, threads sleep at once where the policy is passive.
 #: Seconds of a step of exact gradients, alone and beside another one: 2.1 and 2.8 without spinning, 1.6 and 3.1 with

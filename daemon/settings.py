@@ -107,7 +107,7 @@ class TrainingSettings(_Section):
         "allows. exact takes more if blocks are shorter.",
     )
     targets: tuple[str, ...] = Field(
-        # Not queries and keys: with them, mezo learns less in the same time (docs/notes/mezo.md).
+        # Not queries and keys: with them, mezo learns less in the same time (docs/notes.md).
         ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "out_proj", "fc1", "fc2", "value", "dense"),
         min_length=1,
         description="Names of the linear maps that mezo adapts; unknown names are ignored. exact adapts all maps.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -33,10 +34,13 @@ def settings_table(section: str) -> str:
 
 
 def routes_table(tag: str) -> str:
-    """The routes with a tag, without deprecated ones. Raises LookupError where there is none."""
+    """The routes with a tag, without deprecated ones: what each takes, and the first sentence of what it does.
+
+    OpenAPI has the others. Raises LookupError where there is none.
+    """
     document = _document()
     rows = [
-        (f"`{method.upper()} {path}`", _inputs(about, document), " ".join(about["description"].split()))
+        (f"`{method.upper()} {path}`", _inputs(about, document), _first_sentence(about["description"]))
         for path, methods in document["paths"].items()
         for method, about in methods.items()
         if tag in about["tags"] and not about.get("deprecated")
@@ -44,6 +48,10 @@ def routes_table(tag: str) -> str:
     if not rows:
         raise LookupError(f"no route has the tag {tag}")
     return markdown_table(("route", "takes", "does"), rows)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.) ", " ".join(text.split()))[0]
 
 
 @cache
@@ -89,7 +97,8 @@ def _bounds(field: FieldInfo) -> str:
         for bound in field.metadata
         if (words := _BOUNDS.get(type(bound)))
     ]
-    return f"({', '.join(found)})" if found else ""
+    bounds = re.sub("^at least (.*), at most ", r"\1 to ", ", ".join(found))
+    return f"({bounds})" if found else ""
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

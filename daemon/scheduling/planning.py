@@ -160,7 +160,7 @@ def _exact(shapes: Shapes, training: TrainingSettings) -> Planned:
 def _mezo(shapes: Shapes, training: TrainingSettings) -> Planned:
     """Plan MeZO, with as many probes a step as are cheap unless the settings say how many.
 
-    Several directions on a batch share the loss at theta, and learn more in the same time (docs/notes/mezo.md). But a
+    Several directions on a batch share the loss at theta, and learn more in the same time (docs/notes.md). But a
     kill costs a step, so steps stay short.
     """
     if training.probes is None and training.mode == "lora":

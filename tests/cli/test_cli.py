@@ -65,14 +65,6 @@ def test_every_help_has_an_example(subtests: pytest.Subtests) -> None:
             assert f"$ pocketllm {' '.join(command)}" in result.stdout
 
 
-def test_help_lists_commands_in_the_order_of_use() -> None:
-    text = CliRunner().invoke(app, ["--help"]).stdout
-    lines = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    first = "demo serve service status dashboard snooze token models adapters rollback add import folders texts export"
-    rest = "plan train jobs report generate suggest classify chat mcp lsp doctor backup restore verify"
-    assert lines == f"{first} {rest}".split()
-
-
 def test_without_a_daemon_commands_say_how_to_start_one(alone: Run, subtests: pytest.Subtests) -> None:
     for line in ("status", "jobs", "jobs x", "jobs cancel x", "train", "generate x", "add x", "rollback"):
         with subtests.test(line):

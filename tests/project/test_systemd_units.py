@@ -19,7 +19,6 @@ SYSTEMD = ROOT / "systemd"
 UNITS = ("pocketllm.service", "pocketllm-system.service")
 #: systemd-analyze's rating of how exposed a service is: 0 not at all, 10 to everything.
 MAX_EXPOSED = 2.5
-MAX_UNDER_A_COMMENT = 12
 
 
 def runnable(unit: str, folder: Path) -> Path:
@@ -47,16 +46,6 @@ def test_the_system_unit_is_walled_in(tmp_path: Path) -> None:
 def test_a_daemon_that_is_refused_for_its_settings_is_not_started_again() -> None:
     for unit in UNITS:
         assert f"RestartPreventExitStatus={EXIT_CONFIG}" in (SYSTEMD / unit).read_text().splitlines()
-
-
-def test_what_is_not_default_is_explained_above_it() -> None:
-    """A comment, and then the settings that it speaks of: never many."""
-    for unit in UNITS:
-        lines = (SYSTEMD / unit).read_text().splitlines()
-        service = lines[lines.index("[Service]") + 1 : lines.index("[Install]")]
-        assert service[0].startswith("#")
-        groups = re.split(r"(?:^#.*\n)+", "\n".join(service), flags=re.MULTILINE)
-        assert max(len(group.split()) for group in groups) <= MAX_UNDER_A_COMMENT
 
 
 def test_the_daemon_under_the_notify_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.errors import EXIT_CONFIG
 from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import executable
 from tests.support.paths import ROOT
@@ -249,19 +248,6 @@ def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> Non
     assert waits(1) == "15"
 
 
-def test_after_bad_settings_the_service_does_not_start_again(phone: Phone) -> None:
-    ended = phone.run("service/finish", str(EXIT_CONFIG), "0")
-    assert ended.returncode == 0 and "mend the settings, or free the port, then run `sv up " in ended.stdout
-    assert [call.split()[:2] for call in phone.calls()] == [["sv", "down"]]
-
-
-def test_at_boot_the_services_are_started(phone: Phone) -> None:
-    phone.command("runsvdir")
-    assert phone.run("boot.sh").returncode == 0
-    assert phone.calls() == [f"runsvdir {phone.prefix}/var/service"]
-    assert "boot " in (phone.home / ".pocketllm-boot.log").read_text()
-
-
 @pytest.mark.parametrize("noted", ["runsvdir", "another", "dead"])
 def test_at_boot_one_runsvdir_is_enough(phone: Phone, noted: str) -> None:
     """The number that was noted before a reboot may be another program's, or nobody's."""
@@ -280,13 +266,6 @@ def test_at_boot_one_runsvdir_is_enough(phone: Phone, noted: str) -> None:
     assert phone.calls() == ([] if noted == "runsvdir" else [f"runsvdir {phone.prefix}/var/service"])
 
 
-def test_the_idle_hook_touches_the_stamp_and_wakes_the_daemon(phone: Phone) -> None:
-    stamp = phone.home / ".local/share/pocketllm/idle.stamp"
-    stamp.parent.mkdir(parents=True)
-    assert phone.run("idle-hook.sh").returncode == 0
-    assert stamp.is_file() and phone.calls() == [f"sv 1 {phone.prefix}/var/service/pocketllm"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_installer_and_gives_the_wake_lock_back(phone: Phone, number: signal.Signals) -> None:
     phone.command("getprop", f'echo began >"{phone.root}/began"; exec sleep 600')  # what it does for long
@@ -299,14 +278,6 @@ def test_a_signal_ends_the_installer_and_gives_the_wake_lock_back(phone: Phone, 
     assert phone.calls()[-1] == "termux-wake-unlock "
 
 
-def test_another_program_of_the_name_stays(phone: Phone) -> None:
-    another = phone.prefix / "bin/pocketllm"
-    another.write_text("another")
-    for script in ("install.sh", "install.sh", "uninstall.sh"):
-        assert phone.run(script).returncode == 0
-        assert another.read_text() == "another"
-
-
 def test_the_idle_hook_is_registered_for_an_idle_phone_that_charges(phone: Phone) -> None:
     phone.run("install.sh")
     phone.note.unlink()
@@ -314,18 +285,3 @@ def test_the_idle_hook_is_registered_for_an_idle_phone_that_charges(phone: Phone
     [asked] = phone.calls()
     assert asked.startswith(f"termux-api JobScheduler --es script {TERMUX}/idle-hook.sh --ei job_id 4242")
     assert all(f"--ez {one} true" in asked for one in ("idle", "charging", "persisted")) and "network any" in asked
-
-
-def test_the_service_becomes_the_daemon(phone: Phone) -> None:
-    phone.run("install.sh")
-    phone.note.unlink()
-    ended = subprocess.run(
-        ["dash", str(phone.root / SERVICE / "run")],
-        env=phone.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert ended.stderr == ""
-    assert [call.split()[-2:] for call in phone.calls()] == [["pocketllm", "serve"]]

@@ -145,17 +145,6 @@ def test_which_texts_are_held_out_never_changes(store: Store) -> None:
     assert held_out == [9, 27]
 
 
-def test_pages_have_no_gaps_and_no_repeats_where_times_tie(store: Store) -> None:
-    for second in (0, 1, 1, 2):
-        add(store, *(f"{second} {number} {store.texts.counts().texts}" for number in range(3)), after_seconds=second)
-    for limit in (1, 3, 10, 11):
-        seen = store.texts.page(after=None, limit=limit)
-        while page := store.texts.page(after=seen[-1].id, limit=limit):
-            seen += page
-        assert len({text.id for text in seen}) == len(seen) == 12
-        assert seen == sorted(seen, key=lambda text: (text.created_at, text.id), reverse=True)
-
-
 def test_a_text_that_comes_in_between_does_not_shift_the_pages(store: Store) -> None:
     for second in range(4):
         add(store, f"text {second}", after_seconds=second)

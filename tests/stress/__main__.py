@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tests.support.paths import ROOT
 
-_TOGETHER, _ALONE = ("soak", "year", "phone"), ("crash", "faults", "siege", "forget", "pause")
+_TOGETHER, _ALONE = ("soak", "phone"), ("crash", "faults", "siege", "forget", "pause")
 #: Benches that run whole with them.
 _BENCHES = ("nights",)
 _PYTEST = (sys.executable, "-m", "pytest", "--full", "--require-programs", "--durations=0")

@@ -4,9 +4,10 @@ With its screen off a phone sleeps, and the daemon's timers stand still: time pa
 keeps the phone awake, which is the screen, a plug that goes in or out, other programs, Android's idle hook, or a wake
 lock while it is held. A job is queued each evening. What counts: awake seconds in which it might have begun before it
 does, after each time that the charger is plugged in; seconds trained against a condition for longer than a poll takes
-to see it; the part of the eligible time that was used; and how often the daemon wakes an hour while no job waits. Then
-the service is installed in a prefix that looks like Termux's and started by the real runit: by a boot, a login shell
-and another boot. Supervisors beyond one are counted, and the time from Android's idle hook to the start of a job.
+to see it; the part of the eligible time that was used; and how often the daemon wakes an hour while no job waits. No
+job starts within the minimum pause. Then the service is installed in a prefix that looks like Termux's and started by
+the real runit: by a boot, a login shell and another boot. Supervisors beyond one are counted, and the time from
+Android's idle hook to the start of a job.
 """
 
 import logging
@@ -14,10 +15,9 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
 from math import inf
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
@@ -26,7 +26,6 @@ from bench.common.world import until
 from pocketllm.client import Client
 from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS
 from pocketllm.daemon.conditions.fresh_look import FreshLook
-from pocketllm.daemon.conditions.poller import Background
 from pocketllm.home import find_target
 from pocketllm.server import seconds_to_next_tick
 from tests.support.installed_phone import PROGRAMS, InstalledPhone
@@ -55,7 +54,7 @@ QUEUED_HOUR, JOB_HOURS = 20, 5.0
 #: What a change may take to be seen: the battery is polled every 5 s while a job runs, answers, and a tick reads it.
 NOTICE_SECONDS = 10.0
 #: What the nights came to.
-COUNTED = ("violation", "eligible", "used", "idle", "wakeups", "first_starts", "learned")
+COUNTED = ("violation", "flaps", "eligible", "used", "idle", "wakeups", "first_starts", "learned")
 
 
 class Sleeper(SimulatedPhone):
@@ -63,10 +62,10 @@ class Sleeper(SimulatedPhone):
 
     def __init__(self, world: PhoneWorld, folder: Path) -> None:
         folder.mkdir()
-        self.polls, self.polled = 0, list[Background[Any]]()
         super().__init__(world, folder)
         self.idle = 0.0  # without a job that waits or runs
         self.wakeups = 0  # of the daemon in that time: ticks, and polls of its sensors
+        self.flaps, self.paused_at = 0, -inf  # starts within the minimum pause, and when a job paused
         self.first_starts: list[float] = []  # of each plug: awake and eligible until the first start
         self.random = random.Random(world.seed)
         self.fresh_look = FreshLook(self.wake_lock, self.pace, lambda: world.at)
@@ -83,17 +82,6 @@ class Sleeper(SimulatedPhone):
     def awake(self) -> bool:
         """Whether processes run."""
         return self.world.holds("screen_on") or self.wake_lock.in_use or self.world.at < self.awake_until
-
-    def source(self, ask: Callable[[], Any], *, idle_seconds: float, training_seconds: float) -> Background[Any]:
-        """A source that is polled as the daemon's own, in a thread."""
-
-        def counted() -> Any:
-            self.polls += 1
-            return ask()
-
-        made = Background(counted, self.pace, idle_seconds=idle_seconds, training_seconds=training_seconds)
-        self.polled.append(made)
-        return made
 
     def live(self) -> Self:
         """The whole time."""
@@ -178,7 +166,10 @@ class Sleeper(SimulatedPhone):
         if self.job is None:
             self.wakeups += 1 + self.polls - polls
         self.judge(was_running=was_running, notice_seconds=NOTICE_SECONDS)
+        if was_running and not self.running:
+            self.paused_at = self.world.at
         if self.running and not was_running:
+            self.flaps += self.world.at - self.paused_at < self.settings.gate.minimum_pause_seconds
             self.watchful = AFTER_A_CHANGE
             if self.first_start is not None:
                 self.first_starts.append(self.first_start)
@@ -216,6 +207,7 @@ def test_a_phone_that_sleeps_learns_at_night(
 ) -> None:
     caplog.set_level(logging.ERROR)
     life = Sleeper(PhoneWorld(seed=SEED, days=30 if report.full else 2), tmp_path / "life").live()
+    assert life.flaps == 0
     second, seconds = under_runit(tiny_shape, tmp_path / "phone")
     report.values = {
         "first_start_s_after_plug": max(life.first_starts, default=None),

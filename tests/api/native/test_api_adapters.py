@@ -57,25 +57,6 @@ def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
     assert (again["was"], again["serving"]) == (None, "adapter-1")
 
 
-def test_a_parent_whose_folder_is_gone_is_passed_over(api: InProcessApp) -> None:
-    api.learn("adapter-0")
-    api.learn("adapter-1")
-    shutil.rmtree(api.services.folder.adapter("adapter-0"))
-    assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": None, "skipped": ["adapter-0"]}
-    assert_problem(api.post("/adapters/adapter-0/serve"), 409, "wrong_state")
-
-
-def test_a_job_under_way_does_not_bring_back_what_was_rolled_back(api: InProcessApp) -> None:
-    api.learn("adapter-0")
-    api.add("more words")
-    job = api.post("/jobs").json()["id"]
-    api.tick(60)
-    roll_back(api)
-    api.succeed(job, "adapter-1")
-    assert api.get("/status").json()["model"]["adapter"] is None
-    assert "kept, not served" in api.get(f"/jobs/{job}").json()["events"][-1]["message"]
-
-
 @pytest.mark.smoke
 def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path: Path, models: Path) -> None:
     """The real daemon, with its generator running all the while."""

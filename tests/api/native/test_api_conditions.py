@@ -4,7 +4,6 @@ import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -76,24 +75,6 @@ def test_the_runs_of_a_job(api: InProcessApp) -> None:
         "cpu_seconds": 1.5,
         "steps": 0,
     }
-
-
-def test_when_it_would_run_if_tonight_is_like_last_night(api: InProcessApp) -> None:
-    def expected() -> Any:
-        return api.get("/status").json()["training"]["expected_at"]
-
-    api.power.value = False
-    api.tick()
-    assert expected() is None
-    opened = api.clock.now
-    api.power.value = True
-    api.tick()
-    assert expected() is not None
-    api.tick(3600)
-    api.power.value = False
-    api.tick(2)
-    at = (opened + timedelta(days=1, seconds=2)).isoformat().replace("+00:00", "Z")
-    assert expected() == at
 
 
 def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(

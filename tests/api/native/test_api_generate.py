@@ -121,13 +121,6 @@ def test_seed_and_temperature_arrive(daemon: Daemon) -> None:
     assert len({generate(daemon, prompt=PROMPT, temperature=0, seed=seed)["text"] for seed in (1, 2)}) == 1
 
 
-def test_max_tokens_is_the_most_there_is(daemon: Daemon) -> None:
-    long = generate(daemon, prompt=PROMPT, temperature=0, max_tokens=40)
-    short = generate(daemon, prompt=PROMPT, temperature=0, max_tokens=20)
-    assert (short["completion_tokens"], short["finish_reason"]) == (20, "length")
-    assert long["text"].startswith(short["text"].rstrip("\N{REPLACEMENT CHARACTER}"))
-
-
 def test_a_stop_string_ends_the_text_before_it(daemon: Daemon) -> None:
     requested = {"prompt": PROMPT, "temperature": 0, "max_tokens": 40}
     free = generate(daemon, **requested)["text"]
@@ -157,23 +150,11 @@ def test_more_than_the_context_is_refused(daemon: Daemon) -> None:
         assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
 
 
-def test_an_answer_ends_where_the_context_does(daemon: Daemon) -> None:
-    answer = daemon.client.post("/generate", json={"prompt": "a" * (CONTEXT - 10), "max_tokens": 20}).json()
-    assert answer["completion_tokens"] <= CONTEXT - answer["prompt_tokens"] < 20
-
-
 def test_an_unknown_adapter(daemon: Daemon) -> None:
     for name in ("adapter-none", "../../etc", ""):
         response = daemon.client.post("/generate", json={"prompt": PROMPT, "adapter": name})
         document = assert_problem(response, 404, "not_found")
         assert repr(name) in document["detail"] and "GET /adapters" in document["detail"]
-
-
-def test_the_base_and_a_serving_adapter_that_there_is_not(daemon: Daemon) -> None:
-    base = generate(daemon, prompt=PROMPT, temperature=0, adapter="base")
-    serving = generate(daemon, prompt=PROMPT, temperature=0, adapter="serving")
-    assert base["adapter"] is serving["adapter"] is None
-    assert base["text"] == serving["text"]
 
 
 def test_a_client_that_goes_away_lets_the_next_one_in(daemon: Daemon) -> None:
@@ -183,12 +164,6 @@ def test_a_client_that_goes_away_lets_the_next_one_in(daemon: Daemon) -> None:
         assert next(events(response))[0] == "token"
     after, again = (generate(daemon, prompt=PROMPT, temperature=0)["text"] for _ in range(2))
     assert after == again  # nothing of the answer that was broken off got into the next one
-
-
-def test_a_client_without_patience_lets_the_next_one_in(daemon: Daemon) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        daemon.client.post("/generate", json={"prompt": PROMPT, "temperature": 0, "max_tokens": ENDLESS}, timeout=0.5)
-    assert generate(daemon, prompt=PROMPT, temperature=0)["text"]
 
 
 def test_a_full_queue_says_when_to_come_back(daemon: Daemon) -> None:

@@ -97,14 +97,6 @@ def test_everything_is_optional(api: InProcessApp) -> None:
         assert 0 <= document["seed"] < 2**31
 
 
-def test_the_limits_themselves_are_allowed(api: InProcessApp) -> None:
-    for steps, seed in ((1, 0), (1_000_000, 2**53 - 1)):
-        for now in (True, False):
-            document = ask(api, steps=steps, seed=seed, now=now)
-            assert (document["total_steps"], document["seed"]) == (steps, seed)
-            assert job(api, document["id"])["seed"] == seed
-
-
 def test_without_text_there_is_nothing_to_learn(bare: InProcessApp, models: Path) -> None:
     shutil.copytree(models, bare.services.folder.models)
     document = assert_problem(bare.post("/jobs"), 409, "nothing_to_learn")
@@ -204,27 +196,6 @@ def test_a_queued_job_can_be_withdrawn_once(api: InProcessApp) -> None:
     assert api.runner.started == []
 
 
-def test_a_running_job_is_withdrawn_with_its_worker(api: InProcessApp) -> None:
-    identity = ask(api)["id"]
-    api.tick()
-    assert api.runner.job_id == identity
-    assert api.post(f"/jobs/{identity}/cancel").json()["state"] == "cancelled"
-    assert api.runner.killed == [identity]
-    api.tick()
-    assert api.runner.started == [identity]
-
-
-def test_a_finished_job_cannot_be_withdrawn(api: InProcessApp) -> None:
-    identity = ask(api)["id"]
-    api.tick()
-    api.succeed(identity, "adapter-1")
-    document = assert_problem(api.post(f"/jobs/{identity}/cancel"), 409, "wrong_state")
-    assert "is succeeded" in document["detail"]
-    detail = job(api, identity)
-    assert (detail["state"], detail["outcome"], detail["adapter"]) == ("succeeded", "learned", "adapter-1")
-    assert api.get("/status").json()["model"]["adapter"] == "adapter-1"
-
-
 @pytest.mark.parametrize(
     ("now", "reasons"),
     [
@@ -245,39 +216,3 @@ def test_a_job_that_waits_says_why(api: InProcessApp, now: bool, reasons: list[s
     api.tick()
     document = job(api, identity)
     assert (document["state"], document["reasons"]) == ("running", [])
-
-
-def test_a_job_that_is_interrupted_says_why_and_goes_on(api: InProcessApp) -> None:
-    identity = ask(api, now=False)["id"]
-    api.tick()
-    api.power.value = False
-    api.tick()
-    document = job(api, identity)
-    assert (document["state"], document["reasons"]) == ("paused", ["not on external power"])
-    assert api.runner.killed == [identity]
-
-    api.power.value = True
-    api.tick()
-    assert "paused 2 s ago" in job(api, identity)["reasons"][0]
-    api.tick(60)
-    document = job(api, identity)
-    assert (document["state"], document["reasons"]) == ("running", [])
-    assert kinds(document) == ["queued", "started", "compared with", "paused", "resumed"]
-
-
-def test_a_crash_is_told_and_tried_again(api: InProcessApp) -> None:
-    identity = ask(api)["id"]
-    api.tick()
-    api.runner.ends(1, "MemoryError")
-    api.tick()
-    assert ((document := job(api, identity))["state"], document["attempts"]) == ("paused", 1)
-    assert document["reasons"][0].startswith("the worker exited with code 1: MemoryError; next try at 12:00:")
-    assert api.get("/status").json()["training"]["blockers"][0]["until"] == "2026-03-01T12:00:19Z"
-    for _ in range(3):
-        api.tick(600)
-        api.runner.ends(1, "MemoryError")
-        api.tick()
-    document = job(api, identity)
-    assert document["state"] == "failed"
-    assert "MemoryError; gave up after 4 crashes" in document["error"]
-    assert_problem(api.post(f"/jobs/{identity}/cancel"), 409, "wrong_state")

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.api.native.jobs import JobIn
 from pocketllm.daemon.scheduling.planning import plan_job
-from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
 from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
@@ -84,20 +82,6 @@ def test_the_document(api: InProcessApp) -> None:
     }
 
 
-def test_each_method_is_there_to_compare_with(api: InProcessApp) -> None:
-    for document in (plan(api), plan(api, method="mezo")):
-        by_method = {one["method"]: one["prediction"] for one in document["alternatives"]}
-        assert by_method.keys() == {"exact", "mezo"}
-        assert by_method[document["method"]] == document["predicted"]
-
-
-def test_why_a_method_cannot_be_is_told(api: InProcessApp) -> None:
-    document = plan(api, mode="full")
-    assert document["method"] == "mezo"
-    [reason] = [one["reason"] for one in document["alternatives"] if one["method"] == "exact"]
-    assert reason.startswith("Exact gradients train an adapter only (mode lora).")
-
-
 def test_nothing_is_queued(api: InProcessApp) -> None:
     response = api.post("/jobs/plan")
     assert response.status_code == 200
@@ -152,14 +136,3 @@ def test_a_model_whose_weights_are_broken_is_not_ready(api: InProcessApp) -> Non
     (api.services.folder.models / "tiny" / "config.json").write_text("{}")
     document = assert_problem(api.post("/jobs/plan"), 503, "model_not_ready")
     assert "Import it again." in document["detail"]
-
-
-def test_without_text_there_is_a_plan_that_says_so(bare: InProcessApp, models: Path) -> None:
-    shutil.copytree(models, bare.services.folder.models)
-    assert plan(bare)["enough_text"] == {"enough": False, "texts": 0, "new_words": 0}
-
-
-def test_wishes_have_the_limits_of_the_settings() -> None:
-    for name in ("batch", "probes", "steps"):
-        limits, wished = (model.model_json_schema()["properties"][name]["anyOf"] for model in (TrainingSettings, JobIn))
-        assert [part for part in limits if part["type"] == "integer"] == wished[:1]

@@ -1,6 +1,5 @@
 """Reports over HTTP: numbers for anybody, words for the owner alone, and neither before a job has ended."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.storage.tables import Report, Step
 from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
-from tests.support.daemon.real_daemon import eventually, running
-from tests.support.models.tiny_models import tiny_model_folder
 
 VERDICT = evaluate([4.0, 5.0, 3.0], [3.5, 4.5, 2.5], [9, 9, 9]).to_json()
 RECALL = {"places": 200, "base": 0.0, "personal": 0.125}
@@ -78,18 +75,6 @@ def test_numbers_without_a_leak_and_a_report_without_content(api: InProcessApp) 
     assert document["verdict"] == VERDICT
 
 
-def test_deleting_a_text_takes_the_words_from_the_report(api: InProcessApp) -> None:
-    identity = learn(api)
-    [text] = [one["id"] for one in api.get("/texts").json()["data"]]
-    assert api.delete(f"/texts/{text}").status_code == 200
-    document = api.get(f"/jobs/{identity}/report").json()
-    assert (document["words"], document["completions"]) == (None, None)
-    assert (document["verdict"], document["curve"]) == (VERDICT, CURVE)
-    for file in api.services.folder.root.iterdir():
-        if file.is_file():
-            assert not any(secret.encode() in file.read_bytes() for secret in SECRETS)
-
-
 def test_before_its_end_a_job_has_none(api: InProcessApp) -> None:
     identity = ask(api)
     detail = api.get(f"/jobs/{identity}").json()
@@ -105,41 +90,3 @@ def test_a_job_that_was_cancelled_will_never_have_one(api: InProcessApp) -> None
     api.post(f"/jobs/{cancelled}/cancel")
     document = assert_problem(api.get(f"/jobs/{cancelled}/report"), 409, "wrong_state")
     assert "was cancelled" in document["detail"] and f"GET /jobs/{cancelled}" in document["detail"]
-
-
-@pytest.mark.slow
-def test_what_a_real_job_learned_is_for_the_owner_alone(tmp_path: Path) -> None:
-    """The daemon, its worker, and texts that each hold a marker: only the closed route may repeat it."""
-    tiny_model_folder(tmp_path / "models", dtype="float32")
-    settings = {
-        "MODEL": "tiny",
-        "TRAINING__STEPS": "24",
-        "TRAINING__METHOD": "exact",
-        "TRAINING__BLOCK_TOKENS": "64",
-        "TRAINING__MEASURE_EVERY": "8",
-    }
-    with running(tmp_path, **settings) as daemon:
-        # Of the byte tokenizer a character is a token, so that each prompt has the marker.
-        texts = [{"text": f"xyzzy {number}: wind west, glass rising.", "source": "notes"} for number in range(80)]
-        daemon.client.post("/texts", json=texts)
-        identity = daemon.start_job()
-        daemon.wait_for_job(identity, "succeeded")
-        for client, path in (
-            (daemon.stranger, "/jobs"),
-            (daemon.client, f"/jobs/{identity}"),
-            (daemon.client, "/status"),
-        ):
-            response = client.get(path)
-            assert response.status_code == 200 and "xyzzy" not in response.text
-        assert "xyzzy" not in daemon.log + (tmp_path / "worker.log").read_text()
-        assert daemon.stranger.get(f"/jobs/{identity}/report").status_code == 401
-        path = f"/jobs/{identity}/report"
-        eventually(lambda: daemon.status()["worker"]["job"] is None, "the end of the worker, which makes the report")
-        report = daemon.client.get(path).json()
-        assert report["verdict"] == daemon.job(identity)["report"]["verdict"]
-        assert report["words"] and report["completions"]
-        assert all(one["prompt"].startswith("xyzzy ") for one in report["completions"])
-
-        known = daemon.client.get("/texts").json()["data"]
-        daemon.client.delete(f"/texts/{known[0]['id']}")
-        assert daemon.client.get(path).json()["completions"] is None

@@ -103,28 +103,6 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
     assert blockers == {"battery": since, "power": "2026-03-01T12:00:40Z"}
 
 
-def test_an_unknown_sensor_is_named_with_its_reason(api: InProcessApp) -> None:
-    for sensor in (api.power, api.battery, api.memory):
-        known, sensor.value, sensor.reason = sensor.value, None, "PermissionError: not for you"
-        api.tick()
-        document = status(api)
-        [reading] = [reading for reading in document["readings"] if reading["name"] == sensor.name]
-        assert (reading["value"], reading["reason"]) == (None, "PermissionError: not for you")
-        [blocker] = document["training"]["blockers"]
-        assert blocker["name"] == sensor.name
-        assert blocker["message"] == f"{sensor.name} is unknown (PermissionError: not for you)"
-        assert (blocker["value"], blocker["threshold"]) == (None, None)
-        sensor.value, sensor.reason = known, None
-
-
-def test_a_machine_without_a_battery_is_not_kept_from_training(api: InProcessApp) -> None:
-    api.battery.value, api.battery.absent, api.battery.reason = None, True, "no battery"
-    api.tick()
-    document = status(api)
-    assert (document["training"]["allowed"], document["training"]["blockers"]) == (True, [])
-    assert (document["readings"][1]["reason"], document["readings"][1]["absent"]) == ("no battery", True)
-
-
 def test_a_missing_model_keeps_everything_waiting(bare: InProcessApp) -> None:
     bare.tick()
     document = status(bare)

@@ -3,11 +3,8 @@
 import json
 import random
 import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pocketllm.api.native.examples import MAX_TEXTS
-from tests.support.daemon.in_process_app import InProcessApp, assert_problem, in_process_app
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 NDJSON = "application/x-ndjson"
 
@@ -158,40 +155,6 @@ def test_a_list_of_nothing_but_faults_gets_a_short_answer(api: InProcessApp) -> 
     response = api.post("/texts", json=[{}] * MAX_TEXTS)
     assert_problem(response, 422, "invalid_value")
     assert len(response.content) < 1000
-
-
-def files_hold(folder: Path, marker: bytes) -> bool:
-    return any(marker in file.read_bytes() for file in folder.iterdir() if file.is_file())
-
-
-def test_a_deleted_text_is_gone_from_the_disk(tmp_path: Path) -> None:
-    """A short one, one of several pages of the database, and a completion."""
-    words = "xyzzy-plugh and so on, for a while. "
-    for number, fields in enumerate(
-        ({"text": words * 10}, {"text": words * 800}, {"prompt": "a", "completion": words})
-    ):
-        folder = tmp_path / str(number)
-        with in_process_app(folder) as api:
-            others = api.add("keep me", "and me", source="marked")
-            [identity] = api.post("/texts", json=fields).json()["ids"]
-            assert files_hold(folder, b"xyzzy-plugh")
-            response = api.delete(f"/texts/{identity}")
-            assert not files_hold(folder, b"xyzzy-plugh")
-            receipt = response.json()["deletion"]["id"]
-            for seconds, erased in ((500, False), (200, True)):
-                api.tick(seconds)
-                assert api.get(f"/deletions/{receipt}").json()["erased"] is erased
-            assert not files_hold(folder, b"xyzzy-plugh")
-            assert_problem(api.get(f"/texts/{identity}"), 404, "not_found")
-            assert stored(api, others) == [("keep me", "marked"), ("and me", "marked")]
-        assert not files_hold(folder, b"xyzzy-plugh")
-
-
-def test_what_is_answered_201_is_in_the_file(api: InProcessApp) -> None:
-    """Seen by another connection: nothing of it waits in this process."""
-    [identity] = api.add("here to stay")
-    with closing(sqlite3.connect(api.services.folder.database)) as other:
-        assert other.execute("SELECT text FROM text WHERE id = ?", [identity]).fetchall() == [("here to stay",)]
 
 
 def test_a_text_for_a_deleted_database_is_not_answered_201(api: InProcessApp) -> None:

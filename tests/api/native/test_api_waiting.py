@@ -1,20 +1,14 @@
 """GET /jobs/ID?wait=: until the job has ended, the time is over, the client has gone, or the daemon ends."""
 
 import asyncio
-import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem
-from tests.support.daemon.real_daemon import running
-
-JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "1", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 
 
 @pytest.fixture
@@ -86,26 +80,3 @@ def test_what_is_no_time_to_wait(api: InProcessApp, job: str) -> None:
     for wait in ("-1", "61", "inf", "nan", "soon", ""):
         assert assert_problem(api.get(f"/jobs/{job}?wait={wait}"), 422, "invalid_value")["error"]["param"] == "wait"
     assert_problem(api.get("/jobs/none-such?wait=60"), 404, "not_found")
-
-
-@pytest.mark.smoke
-def test_a_real_job_is_waited_for_and_a_daemon_ends_beside_who_waits(tmp_path: Path, models: Path) -> None:
-    shutil.copytree(models, tmp_path / "models")
-    with (
-        ThreadPoolExecutor(1) as thread,
-        running(tmp_path, MODEL="tiny", TRAINING__NEW_WORDS="100000", TICK_SECONDS="0.1", **JOB) as daemon,
-    ):
-        notes = [{"text": f"Wind west, glass rising. Mug of tea number {i}.", "source": "test"} for i in range(20)]
-        assert daemon.client.post("/texts", json=notes).status_code == 201
-        job = daemon.start_job(steps=3, seed=1)
-        states = [daemon.client.get(f"/jobs/{job}?wait=60").json()["state"] for _ in range(2)]
-        assert states == ["succeeded", "succeeded"]
-
-        path = f"/jobs/{daemon.start_job(steps=100_000, seed=1)}?wait=60"
-        answer = thread.submit(daemon.client.get, path)
-        with pytest.raises(TimeoutError):
-            answer.result(timeout=0.5)
-        began = time.monotonic()
-        assert daemon.end() == 0
-        assert time.monotonic() - began < 4, "the limit for open requests is 5 s"
-        assert answer.result().json()["state"] not in ("succeeded", "failed", "cancelled")

@@ -1,27 +1,58 @@
 """The training loop on plain functions of B, in place of a language model, with methods of both kinds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import count
 from math import isfinite, nan
+from pathlib import Path
 
 import pytest
 import torch
 
-from pocketllm.daemon.training.checkpoints import Checkpoint
+from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
 from pocketllm.daemon.training.early_stopping import MAX_HALVINGS, PATIENCE, EarlyStopping
 from pocketllm.daemon.training.trainer import CHECKPOINT_BYTES, CHECKPOINT_SECONDS, Run, train
 from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.mezo.estimator import replay
 from pocketllm.mezo.method import MeZOPlan
-from tests.support.daemon.training_parts import BLOCK, GOAL, Function, Memory, Momentum, distance, mezo_on
+from pocketllm.storage.store import Store
+from tests.support.daemon.training_parts import BLOCK, GOAL, Function, Momentum, distance, mezo_on
+from tests.support.daemon.workers import queue_job
 
 STEPS, EVERY = 30, 3
 PLAN = MeZOPlan(seed=1, epsilon=1e-2, step_size=0.1)
 
 Make = Callable[[torch.Tensor, Function], Method]
+
+
+class Recorded(StoredRun):
+    """A job's run that remembers what it went back over."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.job_id = store, queue_job(store, steps=STEPS).id
+        super().__init__(store, self.job_id, folder / self.job_id)
+        self.went_back: list[tuple[int, int]] = []  #: from which step, to which
+        self.forgotten: list[Sequence[StepRecord]] = []
+
+    @property
+    def stopping(self) -> EarlyStopping:
+        return self.early_stopping() or EarlyStopping()
+
+    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
+        self.forgotten.append(self.records()[stopping.best_step :])
+        super().go_back(stopping, step=step)
+        self.went_back.append((step, stopping.best_step))
+
+
+Runs = Callable[[], Recorded]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    with closing(Store.open(tmp_path / "pocketllm.db")) as store:
+        yield lambda: Recorded(store, tmp_path / "runs")
 
 
 def mezo(b: torch.Tensor, loss: Function = distance) -> Method:
@@ -55,7 +86,7 @@ def run_of(steps: int, check_every: int) -> Run:
 
 
 def run(
-    memory: Memory,
+    memory: StoredRun,
     make: Make = mezo,
     *,
     loss: Function = distance,
@@ -81,8 +112,8 @@ def run(
             clock=clock,
         ),
     )
-    assert stopping.ended and stopping == memory.kept_stopping
-    assert stopping.best_step == len(memory.kept) == measured[-1]
+    assert stopping.ended and stopping == memory.early_stopping()
+    assert stopping.best_step == len(memory.records()) == measured[-1]
     if make is mezo:
         again = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": torch.zeros(4, 2)})
         replay(again, memory.records())
@@ -91,21 +122,23 @@ def run(
 
 
 @every_method
-def test_a_run_that_goes_well_is_left_alone(make: Make) -> None:
-    memory = Memory()
+def test_a_run_that_goes_well_is_left_alone(make: Make, runs: Runs) -> None:
+    memory = runs()
     b, stopping, measured = run(memory, make)
     assert distance(b) < 0.3 * GOAL**2
-    assert (len(memory.kept), stopping.halvings, stopping.best_step) == (STEPS, 0, STEPS)
+    assert (len(memory.records()), stopping.halvings, stopping.best_step) == (STEPS, 0, STEPS)
     assert sorted(set(measured)) == [0, 10, 20, 30]
     assert memory.went_back == [(STEPS, STEPS)]
 
 
 @every_method
-def test_what_brings_nothing_goes_back_along_the_same_way_with_half_the_rate_until_it_ends(make: Make) -> None:
-    memory = Memory()
+def test_what_brings_nothing_goes_back_along_the_same_way_with_half_the_rate_until_it_ends(
+    make: Make, runs: Runs
+) -> None:
+    memory = runs()
     b, stopping, _ = run(memory, make, check=rising)
     assert not b.count_nonzero()
-    assert (stopping.halvings, stopping.best_step, memory.kept) == (MAX_HALVINGS + 1, 0, [])
+    assert (stopping.halvings, stopping.best_step, memory.records()) == (MAX_HALVINGS + 1, 0, [])
     assert memory.went_back == [(EVERY * PATIENCE, 0)] * (MAX_HALVINGS + 1)
     firsts = [records[0] for records in memory.forgotten]
     assert {record.step for record in firsts} == {1}
@@ -115,20 +148,20 @@ def test_what_brings_nothing_goes_back_along_the_same_way_with_half_the_rate_unt
 
 
 @every_method
-def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make) -> None:
+def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make, runs: Runs) -> None:
     """Beyond a distance from the start the loss is torn."""
 
     def torn(b: torch.Tensor) -> float:
         return nan if float(b.abs().max()) > 0.25 else distance(b)
 
-    memory = Memory()
+    memory = runs()
     b, stopping, _ = run(memory, make, loss=torn, check=torn)
     assert stopping.halvings > 0
     assert distance(b) < GOAL**2
-    assert all(isfinite(record.loss) for record in memory.kept)
+    assert all(isfinite(record.loss) for record in memory.records())
 
 
-def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
+def test_where_only_some_points_have_no_loss_it_goes_back_too(runs: Runs) -> None:
     """At trainable itself there is one, and the check finds nothing wrong."""
     edge = 0.25
 
@@ -139,17 +172,17 @@ def test_where_only_some_points_have_no_loss_it_goes_back_too() -> None:
         adapter = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b})
         return mezo_on(adapter, loss, plan=MeZOPlan(seed=1, probes=15, epsilon=0.02, step_size=0.01))
 
-    memory = Memory()
+    memory = runs()
     b, stopping, _ = run(memory, many, loss=torn)
     assert stopping.halvings > 0 and stopping.best_step > 0
     assert float(b.abs().max()) <= edge
-    assert all(isfinite(scalar) for record in memory.kept for scalar in record.scalars)
+    assert all(isfinite(scalar) for record in memory.records() for scalar in record.scalars)
 
 
 @every_method
-def test_the_best_is_left_where_the_last_step_is_not(make: Make) -> None:
+def test_the_best_is_left_where_the_last_step_is_not(make: Make, runs: Runs) -> None:
     """The check is best when B has come 0.2 far."""
-    memory = Memory()
+    memory = runs()
     b, stopping, _ = run(memory, make, check=lambda b: 9 + abs(float(b.mean()) - 0.2), every=2)
     assert stopping.best_step > 0
     assert abs(float(b.mean()) - 0.2) == pytest.approx(stopping.best_loss - 9, abs=1e-6)
@@ -158,15 +191,15 @@ def test_the_best_is_left_where_the_last_step_is_not(make: Make) -> None:
 
 
 @every_method
-def test_where_nothing_of_the_run_lies_ahead_it_is_checked_once_more(make: Make) -> None:
-    memory = Memory()
+def test_where_nothing_of_the_run_lies_ahead_it_is_checked_once_more(make: Make, runs: Runs) -> None:
+    memory = runs()
     _, stopping, _ = run(memory, make, remaining=lambda step: 1 - (step - 1) / 7)
     assert stopping.best_step == 7
 
 
 @every_method
-def test_a_run_that_has_ended_is_only_made_again(make: Make) -> None:
-    memory = Memory()
+def test_a_run_that_has_ended_is_only_made_again(make: Make, runs: Runs) -> None:
+    memory = runs()
     expected, stopping, _ = run(memory, make)
     records = memory.records()
     b, again, measured = run(memory, make)
@@ -184,41 +217,10 @@ def ticks(seconds: float) -> Callable[[], float]:
     return lambda: next(times) * seconds
 
 
-@pytest.mark.parametrize(
-    ("make", "tick"),
-    [(mezo, 0.0), (momentum, 0.0), (momentum, CHECKPOINT_SECONDS / 4)],
-    ids=["mezo", "momentum, best checkpoints alone", "momentum, with others"],
-)
-def test_a_run_that_is_cut_anywhere_ends_like_an_undisturbed_one(make: Make, tick: float) -> None:
-    """Here between steps; at every write in test_run_store.py."""
-
-    def checked(b: torch.Tensor) -> float:
-        return 9 + abs(float(b.mean()) - 0.2)
-
-    whole = Memory()
-    expected, stopping, _ = run(whole, make, check=checked, clock=ticks(tick))
-    for last in range(1, 4 * STEPS, 5):
-        left = iter(range(last))
-
-        def cut(b: torch.Tensor, left: Iterator[int] = left) -> float:
-            if next(left, None) is None:
-                raise Cut
-            return distance(b)
-
-        memory = Memory()
-        try:
-            run(memory, make, loss=cut, check=checked, clock=ticks(tick))
-        except Cut:
-            memory = deepcopy(memory)
-        b, again, _ = run(memory, make, check=checked, clock=ticks(tick))
-        assert torch.equal(b, expected), last
-        assert (again, memory.kept) == (stopping, whole.kept), last
-
-
 @every_method
-def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make: Make) -> None:
+def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make: Make, runs: Runs) -> None:
     """What was best on a text that is gone may be impossible on what is left."""
-    memory, seen = Memory(), count()
+    memory, seen = runs(), count()
 
     def cut(b: torch.Tensor) -> float:
         if next(seen) == 4:
@@ -227,20 +229,20 @@ def test_where_the_validation_text_has_changed_its_losses_are_not_compared(make:
 
     with pytest.raises(Cut):
         run(memory, make, check=cut, validated_on="all")
-    assert memory.kept_stopping is not None and memory.kept_stopping.best_loss < 0
-    at = len(memory.kept)
+    assert memory.stopping.best_loss < 0
+    at = len(memory.records())
     _, stopping, _ = run(memory, make, validated_on="some")
     assert stopping.validated_on == "some"
     assert 0 <= stopping.best_loss < 1 and stopping.best_step > at
 
 
-def test_a_checkpoint_bounds_what_is_done_again() -> None:
+def test_a_checkpoint_bounds_what_is_done_again(runs: Runs) -> None:
     """Checks are rare, so that only time makes checkpoints; records that are there are not written twice."""
     for tick, most in ((0.0, STEPS - 1), (CHECKPOINT_SECONDS / 4, 4)):
-        memory, made = Memory(), list[Momentum]()
+        memory, made = runs(), list[Momentum]()
 
-        def cutting(b: torch.Tensor, memory: Memory = memory) -> float:
-            if len(memory.kept) == STEPS - 1:
+        def cutting(b: torch.Tensor, memory: Recorded = memory) -> float:
+            if len(memory.records()) == STEPS - 1:
                 raise Cut
             return distance(b)
 
@@ -260,19 +262,19 @@ def test_a_checkpoint_bounds_what_is_done_again() -> None:
 
 
 @every_method
-def test_a_step_that_has_changed_something_before_it_diverged_leaves_no_trace(make: Make) -> None:
+def test_a_step_that_has_changed_something_before_it_diverged_leaves_no_trace(make: Make, runs: Runs) -> None:
     """Exact gradients update the upper layers before those of a lower one may turn out to be no numbers.
 
     Here it is the step after the best one, after which the run ends.
     """
 
     def torn(b: torch.Tensor) -> float:
-        if len(memory.kept) < 2 * EVERY:
+        if len(memory.records()) < 2 * EVERY:
             return distance(b)
         b.add_(1)
         return nan
 
-    memory, whole = Memory(), Memory()
+    memory, whole = runs(), runs()
     b, stopping, _ = run(memory, make, loss=torn)
     expected, *_ = run(whole, make, steps=2 * EVERY, remaining=lambda step: 1 - (step - 1) / STEPS)
     assert stopping.best_step == 2 * EVERY and stopping.halvings == MAX_HALVINGS + 1
@@ -288,27 +290,32 @@ def test_a_step_that_has_changed_something_before_it_diverged_leaves_no_trace(ma
         (1200, list(range(1, 33))),
     ],
 )
-def test_large_checkpoints_are_as_rare_as_flash_wants(tick: float, expected: list[int]) -> None:
+def test_large_checkpoints_are_as_rare_as_flash_wants(
+    tick: float, expected: list[int], runs: Runs, tmp_path: Path
+) -> None:
     """Of 32 steps, with several looks at the clock each; a checkpoint has a ninth of a gigabyte."""
 
     class Sized(Momentum):
         def state(self) -> dict[str, torch.Tensor]:
             return super().state() | {"sized": torch.empty(CHECKPOINT_BYTES // 36, device="meta")}
 
-        def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
-            super().restore({name: tensor for name, tensor in state.items() if name != "sized"}, records)
-
-    class Counting(Memory):
+    class Counting(StoredRun):
         def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-            super().save(checkpoint, stopping)
+            state = {name: tensor for name, tensor in checkpoint.state.items() if name != "sized"}
+            super().save(replace(checkpoint, state=state), stopping)
             saved.append(checkpoint.step)
 
-    saved: list[int] = []
-    run(Counting(), lambda b, loss: Sized(b, loss=loss), steps=32, clock=ticks(tick))
+    memory, saved = runs(), list[int]()
+    run(
+        Counting(memory.store, memory.job_id, tmp_path / "counted"),
+        lambda b, loss: Sized(b, loss=loss),
+        steps=32,
+        clock=ticks(tick),
+    )
     assert saved == expected
 
 
-def test_a_job_gets_on_that_is_killed_more_often_than_it_writes_checkpoints() -> None:
+def test_a_job_gets_on_that_is_killed_more_often_than_it_writes_checkpoints(runs: Runs) -> None:
     """Each process is killed after so many steps, and a checkpoint is due after 300 of them."""
     left: Iterator[int] = iter(())
 
@@ -318,30 +325,28 @@ def test_a_job_gets_on_that_is_killed_more_often_than_it_writes_checkpoints() ->
         return distance(b)
 
     for life in (1, 2, 5):
-        memory, lives = Memory(), 0
-        while memory.kept_stopping is None or not memory.kept_stopping.ended:
+        memory, lives = runs(), 0
+        while not memory.stopping.ended:
             left, lives = iter(range(life)), lives + 1
             assert lives < 8 * STEPS
-            try:
+            with suppress(Cut):
                 run(memory, momentum, loss=cutting, every=300)
-            except Cut:
-                memory = deepcopy(memory)
-        assert memory.kept_stopping.best_step == STEPS, life
+        assert memory.stopping.best_step == STEPS, life
 
 
-def test_seconds_are_those_of_the_step_by_the_clock_that_is_handed_in() -> None:
-    memory = Memory()
+def test_seconds_are_those_of_the_step_by_the_clock_that_is_handed_in(runs: Runs) -> None:
+    memory = runs()
     run(memory, steps=4, clock=ticks(0.5))
-    assert set(memory.seconds) == {0.5}
+    assert {row.seconds for row in memory.store.step_log.steps(memory.job_id)} == {0.5}
 
 
-def test_a_record_is_kept_before_the_next_step() -> None:
-    memory, lengths = Memory(), list[int]()
+def test_a_record_is_kept_before_the_next_step(runs: Runs) -> None:
+    memory, lengths = runs(), list[int]()
 
     def loss(b: torch.Tensor) -> float:
-        lengths.append(len(memory.kept))
+        lengths.append(len(memory.records()))
         return distance(b)
 
     run(memory, momentum, loss=loss, steps=4)
     assert lengths == [0, 1, 2, 3]
-    assert all(isinstance(record, StepRecord) for record in memory.kept)
+    assert all(isinstance(record, StepRecord) for record in memory.records())

@@ -16,33 +16,6 @@ from tests.support.daemon.workers import NOW, TRAINING, finish, kill_at, notes, 
 from tests.support.models.learning import equal
 
 
-@pytest.mark.smoke
-def test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit(
-    folder: DataFolder, store: Store
-) -> None:
-    store.texts.add(notes(), now=NOW)
-    steps = 24
-    undisturbed = queue_job(store, seed=7, steps=steps)
-    finish(start_worker(folder, undisturbed))
-
-    disturbed = queue_job(store, seed=7, steps=steps)
-    reached = [kill_at(store, start_worker(folder, disturbed), disturbed, step) for step in (1, 17)]
-    assert all(0 < step < steps for step in reached), reached
-    finish(start_worker(folder, disturbed))
-
-    one, two = store.jobs.get(undisturbed.id), store.jobs.get(disturbed.id)
-    assert one.state is two.state is JobState.SUCCEEDED
-    assert one.adapter and two.adapter
-    assert equal(load_adapter(folder.adapter(one.adapter)), load_adapter(folder.adapter(two.adapter)))
-    rows = [[(r.step, r.scalars, r.loss, r.learning_rate) for r in store.step_log.steps(j.id)] for j in (one, two)]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == steps
-    for step in (4, 24):  # what a job measures first is what is served, which the first job may have changed
-        losses = [store.step_log.evaluation(job.id, step) for job in (one, two)]
-        assert losses[0] is not None and losses[1] is not None
-        assert losses[0].block_losses == losses[1].block_losses
-
-
 @pytest.mark.slow
 def test_a_paused_job_learns_the_same_bits_whatever_another_job_has_learned_meanwhile(
     folder: DataFolder, store: Store

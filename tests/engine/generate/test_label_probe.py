@@ -1,7 +1,10 @@
 """The label probe against plain ridge regression that leaves each example out."""
 
+import itertools
+
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.label_probe import LabelProbe, text_features
@@ -17,27 +20,33 @@ def examples(count: int, *, apart: float = 1.5, width: int = 24) -> tuple[torch.
     return features, labels
 
 
-def test_its_accuracy_is_that_of_leaving_each_example_out() -> None:
-    found_features, labels = examples(40)
+def test_accuracy_and_threshold_are_those_of_leaving_each_example_out() -> None:
+    found_features, labels = examples(40, apart=3)
     probe = LabelProbe(found_features, labels)
     x = probe._standard(found_features)
     targets = torch.tensor([[label == "rain", label == "tea"] for label in labels]).double()
-    eigenvalues = torch.linalg.eigvalsh(x @ x.T).clamp(min=0)
-    found = []
-    for penalty in (share * float(eigenvalues.mean()) for share in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)):
-        right = 0
+    right = targets.argmax(1)
+
+    def left_out(penalty: float) -> torch.Tensor:
+        scores = torch.empty_like(targets)
         for out in range(len(x)):
             kept = [number for number in range(len(x)) if number != out]
             mean_x, mean_y = x[kept].mean(0), targets[kept].mean(0)
             centred = x[kept] - mean_x
             gram = centred.T @ centred + penalty * torch.eye(x.shape[1])
-            weights = torch.linalg.solve(gram, centred.T @ (targets[kept] - mean_y))
-            right += int((mean_y + (x[out] - mean_x) @ weights).argmax() == targets[out].argmax())
-        found.append(right / len(x))
-    assert any(probe.accuracy == pytest.approx(one) for one in found)
+            scores[out] = mean_y + (x[out] - mean_x) @ torch.linalg.solve(gram, centred.T @ (targets[kept] - mean_y))
+        return scores
+
+    mean = float(x.square().sum() / len(x))
+    found = [left_out(share * mean) for share in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)]
+    pairs = itertools.product(found, (1.0, 2.0, 4.0, 8.0, 16.0))
+    scores, scale = min(pairs, key=lambda pair: float(cross_entropy(pair[1] * pair[0], right)))
+    assert 0.7 < probe.accuracy < 1
+    assert probe.accuracy == pytest.approx(float((scores.argmax(1) == right).double().mean()))
+    assert probe.threshold == pytest.approx(float((scale * scores).softmax(-1).amax(1).quantile(0.1)))
 
 
-def test_it_says_the_label_of_new_texts_and_how_sure_it_is() -> None:
+def test_label_of_a_new_text_and_how_sure_it_is() -> None:
     probe = LabelProbe(*examples(80, apart=4))
     others, labels = examples(50, apart=4)
     said = [probe.probabilities(one) for one in others]
@@ -49,7 +58,7 @@ def test_it_says_the_label_of_new_texts_and_how_sure_it_is() -> None:
     assert max(unsure.probabilities(others[0]).values()) < max(said[0].values())
 
 
-def test_most_texts_of_no_label_are_below_the_threshold_and_few_others() -> None:
+def test_threshold_sorts_out_most_texts_of_no_label_and_few_others() -> None:
     probe = LabelProbe(*examples(80, apart=8))
     others, _ = examples(50, apart=8)
     below = [max(probe.probabilities(one).values()) < probe.threshold for one in others]
@@ -60,14 +69,14 @@ def test_most_texts_of_no_label_are_below_the_threshold_and_few_others() -> None
 
 
 @pytest.mark.parametrize("count", [6, 7])
-def test_few_examples_and_equal_ones_do(count: int) -> None:
+def test_probe_of_few_or_equal_examples(count: int) -> None:
     features, labels = examples(count)
     features[:] = features[0]
     probe = LabelProbe(features, labels)
     assert all(0 <= value <= 1 for value in probe.probabilities(features[0]).values())
 
 
-def test_padding_changes_no_mean(tiny: ModelFolder) -> None:
+def test_features_ignore_padding(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny, dtype=torch.float32)
     texts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [3]]
     together = list(text_features(model, texts, [9, 3]))

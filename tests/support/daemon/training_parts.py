@@ -1,14 +1,10 @@
-"""Real small parts of a training run: a store in memory, functions in place of a model, and a method with a state."""
+"""Real small parts of a training run: functions in place of a model, and a method with a state."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
 
-from pocketllm.daemon.training.checkpoints import Checkpoint, StoredRun
-from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method, StepRecord
@@ -26,56 +22,6 @@ Function = Callable[[torch.Tensor], float]
 def distance(b: torch.Tensor) -> float:
     """A loss that is least at GOAL."""
     return float((b.double() - GOAL).square().mean())
-
-
-@dataclass
-class Memory(StoredRun):
-    """One in memory that copies, as a disk does."""
-
-    kept: list[StepRecord] = field(default_factory=list)
-    kept_stopping: EarlyStopping | None = None
-    best: Checkpoint | None = None
-    latest: tuple[Checkpoint, int] | None = None  #: with the halvings that it is of
-    went_back: list[tuple[int, int]] = field(default_factory=list)  #: from which step, to which
-    forgotten: list[list[StepRecord]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def records(self) -> list[StepRecord]:
-        return list(self.kept)
-
-    def append(self, record: StepRecord, *, seconds: float) -> None:
-        assert record.step == len(self.kept) + 1
-        self.kept.append(record)
-        self.seconds.append(seconds)
-
-    def early_stopping(self) -> EarlyStopping | None:
-        return deepcopy(self.kept_stopping)
-
-    def keep(self, stopping: EarlyStopping) -> None:
-        self.kept_stopping = deepcopy(stopping)
-
-    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
-        self.forgotten.append(self.kept[stopping.best_step :])
-        del self.kept[stopping.best_step :]
-        self.keep(stopping)
-        self.went_back.append((step, stopping.best_step))
-
-    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
-        copied = deepcopy(checkpoint)
-        if checkpoint.step == stopping.best_step:
-            self.best = copied
-        else:
-            self.latest = copied, stopping.halvings
-
-    def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        if self.latest is not None:
-            latest, halvings = self.latest
-            if halvings == stopping.halvings and stopping.best_step < latest.step <= len(self.kept):
-                return deepcopy(latest)
-        if stopping.best_step == 0:
-            return None
-        assert self.best is not None and self.best.step == stopping.best_step
-        return deepcopy(self.best)
 
 
 class Momentum:

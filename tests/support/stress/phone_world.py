@@ -24,11 +24,8 @@ HOT_AIR = 33.0
 #: A glance that is shorter than a poll is not seen; screens stay on for longer.
 SHORTEST_USE = 16.0
 #: What may hold for a time. Of the sensors: termux-battery-status hangs (silent) or answers what cannot be (lying), the
-#: screen's property is empty (blind). suspended: the processor sleeps, unless a wake lock is held.
-NAMES = (
-    *("plugged", "weak", "limited", "screen_on", "hot", "low_memory", "full_disk"),
-    *("silent", "lying", "blind", "suspended"),
-)
+#: screen's property is empty (blind).
+NAMES = ("plugged", "weak", "limited", "screen_on", "hot", "low_memory", "full_disk", "silent", "lying", "blind")
 #: Name -> chance a day, the hours in which it may begin, and its longest time in hours.
 CHANCES = {
     "hot": (0.08, (10, 30), 6.0),
@@ -60,21 +57,17 @@ class PhoneWorld:
 
     seed: int
     days: int
-    clock_is_set_daily: bool = False  #: by an hour and more, in the middle of what happens
     level: float = 70.0
     celsius: float = 25.0
     at: float = 0.0
 
     def __post_init__(self) -> None:
         rng, self.spans = random.Random(self.seed), {name: list[Span]() for name in NAMES}
-        self.reboots: list[float] = []
-        self.jumps: list[tuple[float, float]] = []  # when the wall clock is set, and by how much
         for day in range(self.days):
             self._live(day * DAY, rng)
         self.spans = {name: disjoint(spans) for name, spans in self.spans.items()}
         self._starts = {name: [span.start for span in spans] for name, spans in self.spans.items()}
-        edges = {edge for spans in self.spans.values() for span in spans for edge in span}
-        self._events = sorted(edges | set(self.reboots) | {at for at, _ in self.jumps})
+        self._events = sorted({edge for spans in self.spans.values() for span in spans for edge in span})
 
     def _live(self, midnight: float, rng: random.Random) -> None:
         """One day and the night that follows it."""
@@ -94,16 +87,6 @@ class PhoneWorld:
             if rng.random() < chance:
                 start = midnight + rng.uniform(*hours) * HOUR
                 self.spans[name].append(Span(start, start + rng.uniform(0.1, 1.0) * length * HOUR))
-        if rng.random() < 0.1:
-            self.reboots.append(midnight + rng.uniform(0, 24) * HOUR)
-        if rng.random() < 0.05:
-            self.jumps.append((midnight + rng.uniform(0, 24) * HOUR, rng.choice((-3600.0, 3600.0, -90.0, 400.0))))
-        if self.clock_is_set_daily:
-            jumps = (-3600.0, 90.0, -7200.0, 3600.0, 3600.0)
-            self.jumps += [(midnight + 4.7 * HOUR * number, jump) for number, jump in enumerate(jumps)]
-        for _ in range(rng.randrange(6)):
-            start = midnight + rng.uniform(0, 24) * HOUR
-            self.spans["suspended"].append(Span(start, start + rng.uniform(1, 40) * MINUTE))
 
     def _use_phone(self, awake: float, asleep: float, rng: random.Random) -> None:
         at = awake

@@ -10,7 +10,7 @@ from typing import Any
 from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse
 from pocketllm.daemon.conditions.android_screen import ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
-from pocketllm.daemon.conditions.poller import Asked, Background, Pace, Polled, ProbeFailed
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed
 from pocketllm.daemon.conditions.readings import Reading, Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
@@ -36,27 +36,13 @@ class Known:
         return Reading(name=self.name, value=self.ask(), unit="bytes", source="the world", at=now)
 
 
-class Direct(Background[Any]):
-    """A source that answers at once."""
-
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._ask = ask
-
-    def latest(self, now: datetime) -> Asked[Any]:
-        """See Background."""
-        try:
-            return Asked(at=now, answer=self._ask(), problem=None)
-        except ProbeFailed as error:
-            return Asked(at=now, answer=None, problem=str(error))
-
-
 class SimulatedPhone:
     """The world, the daemon's parts in it, and what its life comes to, in seconds."""
 
     def __init__(self, world: PhoneWorld, folder: Path) -> None:
         self.world, self.settings, self.folder = world, Settings(data_dir=folder), DataFolder(folder)
         self.store, self.worker, self.pace = Store.open(folder / "phone.db"), FakeRunner(), Pace()
-        self.clock_is_off_by = 0.0
+        self.polls, self.polled = 0, list[Background[Any]]()
         self.screen_off_since = 0.0
         self.violated_since = math.inf
         self.violation = self.eligible = self.used = self.learned = 0.0
@@ -65,7 +51,7 @@ class SimulatedPhone:
     @property
     def now(self) -> datetime:
         """By its clock."""
-        return _BEGAN + timedelta(seconds=self.world.at + self.clock_is_off_by)
+        return _BEGAN + timedelta(seconds=self.world.at)
 
     @property
     def running(self) -> bool:
@@ -84,7 +70,7 @@ class SimulatedPhone:
         hot, empty = gate.temperature_stop_celsius - 1, gate.battery_stop_percent + 1
         return self.running and (world.celsius > hot or world.level < empty)
 
-    def count(self, seconds: float, *, has_job: bool = True) -> bool:
+    def count(self, seconds: float, *, has_job: bool) -> bool:
         """Count seconds in which nothing changes; whether a job might truly have been started."""
         eligible = has_job and self.world.eligible(self.settings.gate, self.idle_seconds)
         self.learned += seconds * self.running
@@ -110,11 +96,18 @@ class SimulatedPhone:
         return self.store.jobs.add(job).id
 
     def source(self, ask: Callable[[], Any], *, idle_seconds: float, training_seconds: float) -> Background[Any]:
-        """A source that is polled at these intervals; here it answers at once."""
-        return Direct(ask)
+        """A source that is polled as the daemon's own, in a thread."""
+
+        def counted() -> Any:
+            self.polls += 1
+            return ask()
+
+        made = Background(counted, self.pace, idle_seconds=idle_seconds, training_seconds=training_seconds)
+        self.polled.append(made)
+        return made
 
     def daemon(self) -> Scheduler:
-        """The daemon's scheduler, made anew at each boot."""
+        """The daemon's scheduler."""
         world, self.wake_lock = self.world, WakeLock()
 
         def battery() -> Battery:
