@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, won_by_morning
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
+from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.planning.memory_model import (
     MB,
@@ -233,7 +233,7 @@ class Plans:
             raise ModelNotReady(problem)
         try:
             return self._planner(with_request(self._settings, requested), self._ahead())
-        except (ModelFileError, ModelNotFound) as error:
+        except ModelFileError as error:
             raise ModelNotReady(str(error)) from error
 
     def default(self) -> Planned | None:

@@ -31,7 +31,7 @@ _TAIL_BYTES = 2000
 #: Set by environment variables, since the server ignores those that its version does not know: no cache of old prompts
 #: (by default up to 8 GB of memory), no web UI, and a log without texts.
 _QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
-#: Its threads spin less than torch's (child_environment.py). Tokens a second alone and beside a job: without spinning
+#: Its threads spin less than torch's (child.py). Tokens a second alone and beside a job: without spinning
 #: 49 and 91, with 300 turns 150 and 61, 1,000 150 and 35, 10,000 125 and 5.
 _SPIN = {"GOMP_SPINCOUNT": "300"}
 #: Switches off sampling options that are on by default in some version.
