@@ -18,8 +18,7 @@ from pocketllm.daemon.child import child_environment
 from pocketllm.daemon.errors import ClientGone, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.processes import session_cpu_seconds, session_pids
-from pocketllm.daemon.stalls import StallWatch
+from pocketllm.daemon.processes import StallWatch, session_cpu_seconds, session_pids
 from pocketllm.engine.errors import BadRequest, ModelFileError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling

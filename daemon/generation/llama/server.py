@@ -56,10 +56,11 @@ class ServerPlan:
 
     program: str  #: see daemon/generation/backend.py
     base: Path
-    lora: Path | None  #: the adapter that requests can use
-    context: int  #: tokens of prompt and answer together
     threads: int
     memory_bytes: int  #: touched private memory, at most
+    lora: Path | None = None  #: the adapter that requests can use
+    #: Tokens of prompt and answer together: all are allocated at once (SmolLM2-135M: 47 MB for these).
+    context: int = 2048
 
 
 class LlamaServer:
