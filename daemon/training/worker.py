@@ -117,7 +117,7 @@ def _ran_in_memory(run: TrainingRun) -> bool:
     # Outside the handler, since the exception refers to the activations.
     gc.collect()
     lift_cap()
-    if run.use_less_memory("memory ran out"):
+    if run.use_less_memory():
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=datetime.now(UTC))
     return True

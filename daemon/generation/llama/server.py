@@ -123,11 +123,11 @@ class LlamaServer:
                         break
                 else:
                     raise LlamaFailed("llama.cpp stopped in the middle of its answer")
-            lost = _number(event, "tokens_predicted") - len(given)
+            lost = int(event.get("tokens_predicted", 0)) - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
                 # Tokens of an incomplete character are not streamed, but a plain request returns them.
                 yield from self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost})
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError, TypeError) as error:
             raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class LlamaServer:
         Tokens of an incomplete character are not sent; the event that completes it has their text.
         """
         tokens = self._ids(event)
-        if tokens and _number(event, "tokens_predicted") > count + len(tokens):
+        if tokens and int(event.get("tokens_predicted", 0)) > count + len(tokens):
             return self._encode(str(event.get("content", "")))
         return tokens
 
@@ -253,8 +253,3 @@ def _event(data: bytes) -> dict[str, Any]:
     if not isinstance(event, dict) or "error" in event:
         raise LlamaFailed("llama.cpp answered with an error")
     return event
-
-
-def _number(event: dict[str, Any], name: str) -> int:
-    value = event.get(name, 0)
-    return value if isinstance(value, int) else 0
