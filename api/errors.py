@@ -26,7 +26,6 @@ from pocketllm.storage import errors as storage
 STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.NotFound, HTTPStatus.NOT_FOUND),
     (storage.WrongState, HTTPStatus.CONFLICT),
-    (storage.AlreadyThere, HTTPStatus.CONFLICT),
     (storage.QuotaExceeded, HTTPStatus.TOO_MANY_REQUESTS),
     (storage.DatabaseFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (storage.StorageTrouble, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -37,7 +36,6 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (daemon.GeneratorBusy, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GeneratorFailed, HTTPStatus.SERVICE_UNAVAILABLE),
     (daemon.GenerationTooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (daemon.BadGeneration, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.ClientGone, HTTPStatus.REQUEST_TIMEOUT),  # which nobody reads
     (ClientDisconnect, HTTPStatus.REQUEST_TIMEOUT),  # likewise; before the body was complete
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),

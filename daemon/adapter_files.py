@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.atomic import final_name
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_model_folder, sha256_of
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
@@ -103,7 +103,7 @@ class AdapterFiles:
                 return f"The files of adapter {adapter.id} are damaged: their checksum does not match."
         except OSError as error:
             return f"The files of adapter {adapter.id} cannot be read ({error.strerror})."
-        with suppress(ModelFileError, ModelNotFound):  # told elsewhere
+        with suppress(ModelFileError):  # told elsewhere
             base = open_model_folder(self._folder.models / adapter.model).manifest.weights_sha256
             if base_sha256(folder) not in (None, base):
                 return f"Adapter {adapter.id} was trained on other weights of {adapter.model}. Import those again."

@@ -12,10 +12,6 @@ class BadSettings(DaemonError):
     """A setting has an invalid value."""
 
 
-class AlreadyRunning(DaemonError):
-    """Another daemon is running on this data folder. Stop it first, or choose another folder with --data-dir."""
-
-
 class PortInUse(DaemonError):
     """The port is in use. Choose another with --port, or 0 for any free one."""
 
@@ -36,24 +32,12 @@ class GeneratorFailed(DaemonError):
     """The generator process died, perhaps because memory ran out. Try again with less text or a lower max_tokens."""
 
 
-class CalibrationFailed(DaemonError):
-    """The model could not be calibrated on this device."""
-
-
-class ExportFailed(DaemonError):
-    """The export process failed. Try again."""
-
-
-class BackupUnusable(DaemonError):
-    """The backup cannot be written or used."""
+class ChildFailed(DaemonError):
+    """A program cannot be run, failed, or did not answer in time or as expected."""
 
 
 class GenerationTooLarge(DaemonError):
     """There is not enough memory for this request. Shorten the prompt, or lower max_tokens."""
-
-
-class BadGeneration(DaemonError):
-    """The generation request is invalid."""
 
 
 class ClientGone(DaemonError):

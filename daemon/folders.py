@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 
-from pocketllm.daemon.child_environment import last_words
+from pocketllm.daemon.child import last_words
 from pocketllm.daemon.errors import BadSettings
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder, write_private

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pocketllm.daemon.errors import BackupUnusable
+from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.atomic import scratch_prefix
@@ -32,10 +32,10 @@ def reserve_lent(folder: DataFolder) -> Iterator[None]:
 
 @contextmanager
 def noted_backup(folder: DataFolder, target: Path) -> Iterator[None]:
-    """Note where a backup is written; it is not swept meanwhile. Raises BackupUnusable while another is written."""
+    """Note where a backup is written; it is not swept meanwhile. Raises DaemonError while another is written."""
     with locked(folder.backups, wait_seconds=_LOCK_SECONDS) as alone:
         if not alone:
-            raise BackupUnusable(f"Another backup of {folder.root} is being written. Try again when it is done.")
+            raise DaemonError(f"Another backup of {folder.root} is being written. Try again when it is done.")
         if target.absolute() not in _backups(folder):
             with folder.backups.open("ab") as file:
                 file.write(os.fsencode(target.absolute()) + b"\0")

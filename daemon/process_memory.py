@@ -79,10 +79,8 @@ def lift_cap() -> None:
 
 def prefer_as_victim() -> None:
     """Let the kernel's OOM killer prefer this process, which loses nothing by being killed."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
-    except OSError:
-        return
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings, write_model
 from pocketllm.daemon.uptime import uptime
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.quotas import Quota
@@ -148,10 +148,10 @@ def now() -> datetime:
 
 def model_problem(folder: DataFolder, settings: Settings) -> str | None:
     """What keeps the configured model from being used; None when it is ready. Looks at the folder, not the weights."""
-    try:
-        open_model_folder(folder.models / settings.model)
-    except ModelNotFound:
+    if not (path := folder.models / settings.model).exists():
         return f"The model {settings.model!r} is not imported. Run `pocketllm models add`."
+    try:
+        open_model_folder(path)
     except ModelFileError as error:
         return str(error)
     return None

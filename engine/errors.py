@@ -9,11 +9,7 @@ class MezoError(Exception):
 
 
 class ModelFileError(MezoError):
-    """The model file is truncated, corrupt, pickled or of another format. Get a complete safetensors or GGUF file."""
-
-
-class ModelNotFound(MezoError):
-    """There is no such model. Run `pocketllm models add` to import one."""
+    """There is no such model, or it is incomplete or of another format. Get a complete safetensors or GGUF file."""
 
 
 class ModelExists(MezoError):
@@ -22,10 +18,6 @@ class ModelExists(MezoError):
 
 class UnsupportedModel(MezoError):
     """This kind of model is not supported. Choose a causal language model that transformers can build."""
-
-
-class NotEnoughSpace(MezoError):
-    """The disk has too little free space. Free some, or keep the data folder elsewhere."""
 
 
 class AdapterError(MezoError):

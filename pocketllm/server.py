@@ -30,7 +30,7 @@ from pocketllm.daemon import logs
 from pocketllm.daemon.conditions.android_screen import register_idle_hook
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.readings import unanswered
-from pocketllm.daemon.errors import AlreadyRunning, PortInUse
+from pocketllm.daemon.errors import DaemonError, PortInUse
 from pocketllm.daemon.leftovers import reserve_lent
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder, ignored_config, write_private
@@ -83,7 +83,7 @@ def serve(overrides: dict[str, Any]) -> int:
         log.warning("%s", ignored)
     with locked(folder.daemon_lock) as acquired:
         if not acquired:
-            raise AlreadyRunning(
+            raise DaemonError(
                 f"Another daemon is running on {folder.root}. Stop it first, or choose another folder with --data-dir."
             )
         with _listening(settings.port) as listener, _listening_at(folder.socket) as beside:

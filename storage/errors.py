@@ -1,8 +1,6 @@
 """Storage's exceptions.
 
 StorageError
-├── AlreadyThere
-├── DatabaseTooNew
 ├── NotFound
 ├── QuotaExceeded
 ├── StorageTrouble
@@ -22,14 +20,6 @@ class StorageError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
-
-
-class AlreadyThere(StorageError):
-    """This name is already taken."""
-
-
-class DatabaseTooNew(StorageError):
-    """The database belongs to a newer PocketLLM, or to one before the first release. Install that, or move it away."""
 
 
 class StorageTrouble(StorageError):
@@ -65,7 +55,7 @@ class QuotaExceeded(StorageError):
 
 
 class WrongState(StorageError):
-    """The job is not in a state that allows this."""
+    """What is there does not allow this."""
 
 
 class HasDeletedText(WrongState):

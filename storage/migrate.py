@@ -7,7 +7,7 @@ from sqlmodel import SQLModel
 
 from pocketllm.storage import tables as _tables  # noqa: F401 - which SQLModel.metadata then knows
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
+from pocketllm.storage.errors import DatabaseUnusable
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.passages import create_index
 
@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parent / "migrations"
 
 
 def migrate(database: Database) -> None:
-    """Run the missing revisions in one transaction. Raises DatabaseTooNew; DatabaseUnusable for another program's."""
+    """Run the missing revisions in one transaction. Raises DatabaseUnusable."""
     with database.write() as session:
         connection = session.connection()
         if not inspect(connection).get_table_names():
@@ -43,7 +43,7 @@ def _create(connection: Connection) -> None:
 
 
 def upgrade(connection: Connection, *, to: str = HEAD, scripts: Path = SCRIPTS) -> None:
-    """Run the missing revisions. Raises DatabaseTooNew."""
+    """Run the missing revisions. Raises DatabaseUnusable."""
     # Imported only here: Alembic takes 10 MB.
     from alembic import command
     from alembic.config import Config
@@ -55,4 +55,7 @@ def upgrade(connection: Connection, *, to: str = HEAD, scripts: Path = SCRIPTS) 
     try:
         command.upgrade(config, to)
     except CommandError as error:  # an unknown revision
-        raise DatabaseTooNew from error
+        raise DatabaseUnusable(
+            "The database belongs to a newer PocketLLM, or to one before the first release. Install that, or move it "
+            "away."
+        ) from error

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.loopback_only import sitecustomize as loopback_only
 
-# Before torch is imported: see pocketllm.daemon.child_environment.
+# Before torch is imported: see pocketllm.daemon.child.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores

@@ -19,8 +19,9 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.daemon.scheduling.planning import BATCH, JobRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.texts import NewText, count_words
+from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.tables import BASE, Adapter, Job, JobState
+from pocketllm.storage.words import count_words
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs", tags=["openai"], dependencies=[Depends(check_path)], route_class=JSONRoute

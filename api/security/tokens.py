@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.paths import write_private
-from pocketllm.storage.errors import AlreadyThere
+from pocketllm.storage.errors import WrongState
 
 if TYPE_CHECKING:  # the command line reads the scopes here, without a database
     from pocketllm.api.security.sessions import Sessions
@@ -63,9 +63,9 @@ class Credentials:
         return self._callers.get(self._sessions.token(digest) or digest)
 
     def create(self, name: str, scopes: Iterable[Scope], now: datetime) -> str:
-        """Create a token for an app; it is stored nowhere. Raises AlreadyThere."""
+        """Create a token for an app; it is stored nowhere. Raises WrongState."""
         if name == OWNER:
-            raise AlreadyThere(f"The name {OWNER!r} is that of your own token; `pocketllm token` prints it.")
+            raise WrongState(f"The name {OWNER!r} is that of your own token; `pocketllm token` prints it.")
         token = _PREFIX + secrets.token_urlsafe(32)
         with self._changing:
             self._store.create(name, digest=digest_of(token), scopes=sorted(scopes), now=now)

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.common.child import write_line
-from pocketllm.daemon.child_environment import CHILD_SETTINGS, child_environment
+from pocketllm.daemon.child import CHILD_SETTINGS, child_environment
 
 #: The checkout, where `python -m bench.NAME` runs.
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench.common import measured
 from bench.common.child import command
 from bench.common.harness import progress
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, MANIFEST_NAME, WEIGHTS_NAME, Manifest, open_model_folder
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _name(shape: str, dtype: str, calibrated: bool) -> str:
 def _is_whole(folder: Path) -> bool:
     try:
         open_model_folder(folder)
-    except (ModelNotFound, ModelFileError):
+    except ModelFileError:
         return False
     return True
 

@@ -10,8 +10,10 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any
 
-from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed, run
+from pocketllm.daemon.child import run
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled
 from pocketllm.daemon.conditions.readings import Sensor, is_of_a_battery
+from pocketllm.daemon.errors import ChildFailed
 
 COMMAND = "termux-battery-status"
 #: It usually takes a second, and seven on slow phones.
@@ -46,13 +48,13 @@ class Battery:
 
 
 def parse(output: str) -> Battery:
-    """Parse the command's output. Raises ProbeFailed if it is not a JSON object."""
+    """Parse the command's output. Raises ChildFailed if it is not a JSON object."""
     try:
         answer = json.loads(output)
     except (ValueError, RecursionError) as error:
-        raise ProbeFailed(f"{COMMAND} did not return JSON") from error
+        raise ChildFailed(f"{COMMAND} did not return JSON") from error
     if not isinstance(answer, dict):
-        raise ProbeFailed(f"{COMMAND} did not return a JSON object")
+        raise ChildFailed(f"{COMMAND} did not return a JSON object")
     plug, health = _plug(answer.get("plugged")), answer.get("health")
     return Battery(
         external_power=_external_power(plug, answer.get("status")),
@@ -104,8 +106,8 @@ def polled_battery(pace: Pace, command: str, timeout_seconds: float = _TIMEOUT_S
     def ask() -> Battery:
         try:
             return parse(run([command], timeout_seconds=timeout_seconds))
-        except ProbeFailed as error:
-            raise ProbeFailed(f"{error}: {_NEEDS_APP}") from error
+        except ChildFailed as error:
+            raise ChildFailed(f"{error}: {_NEEDS_APP}") from error
 
     return Background(ask, pace, idle_seconds=60.0, training_seconds=5.0)
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed, run
+from pocketllm.daemon.child import run
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled
 from pocketllm.daemon.conditions.readings import Reading, Sensor
+from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.uptime import uptime
 
 GETPROP, PROPERTY = "/system/bin/getprop", "debug.tracing.screen_state"
@@ -32,27 +34,27 @@ def register_idle_hook() -> None:
     """Have JobScheduler run the idle hook that `service install` puts in place. May fail: the screen says enough."""
     hook = Path.home() / ".local/bin/pocketllm-idle-hook"
     if hook.is_file():
-        with suppress(ProbeFailed):
+        with suppress(ChildFailed):
             run(["sh", str(hook), "--register"], timeout_seconds=30)
 
 
 def screen_property(output: str) -> bool:
-    """Whether the screen is on, by the property. Raises ProbeFailed."""
+    """Whether the screen is on, by the property. Raises ChildFailed."""
     state = output.strip()
     if state in _OFF or state in _ON:
         return state in _ON
-    raise ProbeFailed(f"{PROPERTY} is {state[:20]!r}" if state else f"this Android does not set {PROPERTY}")
+    raise ChildFailed(f"{PROPERTY} is {state[:20]!r}" if state else f"this Android does not set {PROPERTY}")
 
 
 def wakefulness(output: str) -> bool:
-    """Whether the phone is awake, by `dumpsys power`. Raises ProbeFailed."""
+    """Whether the phone is awake, by `dumpsys power`. Raises ChildFailed."""
     if found := _WAKEFULNESS.search(output):
         return found[1] == "Awake"
-    raise ProbeFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/phone.md)")
+    raise ChildFailed("dumpsys power hides the state: grant android.permission.DUMP by adb (docs/phone.md)")
 
 
 def polled_screen(pace: Pace, command: Sequence[str], parse: Callable[[str], bool]) -> Polled[bool]:
-    """The screen by polling a command. parse: takes its output; raises ProbeFailed."""
+    """The screen by polling a command. parse: takes its output; raises ChildFailed."""
     return Polled("screen", None, " ".join(command), Background.of_command(command, parse, pace), bool)
 
 

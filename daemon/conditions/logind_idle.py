@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pocketllm.daemon.conditions.poller import Background, Pace, ProbeFailed
+from pocketllm.daemon.conditions.poller import Background, Pace
 from pocketllm.daemon.conditions.readings import NOT_YET, Missing, Reading
+from pocketllm.daemon.errors import ChildFailed
 
 #: busctl prints a type and a value for each property.
 COMMAND = "busctl"
@@ -30,14 +31,14 @@ class Hint:
 
 
 def parse(output: str) -> Hint:
-    """Parse busctl's output. Raises ProbeFailed."""
+    """Parse busctl's output. Raises ChildFailed."""
     try:
         (kind, idle), (other, since) = (line.split() for line in output.strip().splitlines())
         if (kind, other) != ("b", "t") or idle not in ("true", "false"):
             raise ValueError
         return Hint(idle=idle == "true", since=int(since) / 1e6)
     except ValueError as error:
-        raise ProbeFailed(f"logind's answer cannot be parsed: {output[:80]!r}") from error
+        raise ChildFailed(f"logind's answer cannot be parsed: {output[:80]!r}") from error
 
 
 class LogindIdleness:

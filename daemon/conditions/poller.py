@@ -1,52 +1,22 @@
-"""Polls slow sources in a background thread, so that readers never wait; runs commands with a time limit.
+"""Polls slow sources in a background thread, so that readers never wait.
 
 termux-battery-status usually takes a second, seven on some phones, and hangs where its app is missing or frozen.
 """
 
-import os
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, Self, TypeVar
 
+from pocketllm.daemon.child import run
 from pocketllm.daemon.conditions.readings import NOT_YET, Reading, Value
+from pocketllm.daemon.errors import ChildFailed
 
 Answer = TypeVar("Answer")
 
 #: The waits after the first failures in a row; the last one from then on.
 RETRY_SECONDS = (60.0, 120.0, 300.0, 900.0)
-
-
-class ProbeFailed(Exception):
-    """A source did not answer, or its answer cannot be parsed."""
-
-
-def run(command: Sequence[str], *, timeout_seconds: float) -> str:
-    """The command's standard output. Raises ProbeFailed.
-
-    It runs in its own session, so that its children are killed with it: a hung termux-api leaves one.
-    """
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-    except OSError as error:
-        raise ProbeFailed(f"{command[0]} cannot be run: {error.strerror}") from error
-    with process:
-        try:
-            output, _ = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired as error:
-            raise ProbeFailed(f"{command[0]} did not answer within {timeout_seconds:g} s") from error
-        finally:
-            with suppress(ProcessLookupError, PermissionError):  # gone; some systems let no zombie's group be signalled
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        raise ProbeFailed(f"{command[0]} exited with code {process.returncode}")
-    return output.decode(errors="replace")
 
 
 @dataclass
@@ -73,7 +43,7 @@ class Background(Generic[Answer]):
     """
 
     def __init__(self, ask: Callable[[], Answer], pace: Pace, *, idle_seconds: float, training_seconds: float) -> None:
-        """ask: raises ProbeFailed. The intervals are between the starts of two polls."""
+        """ask: raises ChildFailed. The intervals are between the starts of two polls."""
         self._ask, self._pace = ask, pace
         self._idle, self._training = timedelta(seconds=idle_seconds), timedelta(seconds=training_seconds)
         self._last: Asked[Answer] | None = None
@@ -83,7 +53,7 @@ class Background(Generic[Answer]):
 
     @classmethod
     def of_command(cls, command: Sequence[str], parse: Callable[[str], Answer], pace: Pace) -> Self:
-        """Polls a command. parse: takes its output; raises ProbeFailed."""
+        """Polls a command. parse: takes its output; raises ChildFailed."""
         return cls(lambda: parse(run(command, timeout_seconds=5.0)), pace, idle_seconds=15.0, training_seconds=3.0)
 
     def latest(self, now: datetime) -> Asked[Answer] | None:
@@ -113,7 +83,7 @@ class Background(Generic[Answer]):
         try:
             self._last = Asked(at=at, answer=self._ask(), problem=None)
             self._failures = 0
-        except ProbeFailed as error:
+        except ChildFailed as error:
             self._last = Asked(at=at, answer=None, problem=str(error))
             self._failures += 1
 

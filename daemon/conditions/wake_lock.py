@@ -8,7 +8,8 @@ import logging
 import subprocess
 import threading
 
-from pocketllm.daemon.conditions.poller import ProbeFailed, run
+from pocketllm.daemon.child import run
+from pocketllm.daemon.errors import ChildFailed
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class WakeLock:
                 before.join()
             try:
                 run([command], timeout_seconds=_TIMEOUT_SECONDS)
-            except ProbeFailed as error:
+            except ChildFailed as error:
                 log.warning("%s", error)
 
         self._last = threading.Thread(target=work, name="wake lock", daemon=True)

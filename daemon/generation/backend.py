@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
+from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.gguf_origin import find_origin
 from pocketllm.engine.formats.model_folder import ModelFolder
 
 #: The setting `backend`; auto is llama.cpp if available.
@@ -42,7 +43,7 @@ def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> L
         return Backend(name="transformers", reason="the setting backend is transformers")
     try:
         base = find_origin(model_folder.manifest)
-    except OriginChanged as changed:
+    except ModelFileError as changed:
         return Backend(name="transformers", reason=str(changed))
     program = shutil.which(EXECUTABLE) or (PACKAGE if find_spec(PACKAGE) else None)
     if program is None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pocketllm.daemon import process_memory
 from pocketllm.daemon.errors import GenerationTooLarge
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
+from pocketllm.daemon.generation.llama.server import ServerPlan
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.generation.owners_words import OwnersWords
 from pocketllm.daemon.logs import describe_uncaught
@@ -147,12 +148,11 @@ class Answerer:
         self._memory_bytes = memory_bytes  #: of this process
         if isinstance(found, LlamaCpp):
             self._memory_bytes = memory_bytes // 2
+            threads = len(os.sched_getaffinity(0))
             self._llama = LlamaDecoder(
                 model_folder,
-                found,
+                ServerPlan(program=found.program, base=found.base, threads=threads, memory_bytes=self._memory_bytes),
                 address=address,
-                threads=len(os.sched_getaffinity(0)),
-                memory_bytes=self._memory_bytes,
                 encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
             )
             self._limit_memory()

@@ -14,20 +14,12 @@ from math import inf, isinf
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.child_environment import child_environment
-from pocketllm.daemon.errors import (
-    BadGeneration,
-    ClientGone,
-    GenerationTooLarge,
-    GeneratorBusy,
-    GeneratorFailed,
-    ModelNotReady,
-)
+from pocketllm.daemon.child import child_environment
+from pocketllm.daemon.errors import ClientGone, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
 from pocketllm.daemon.process_memory import anonymous_bytes
-from pocketllm.daemon.processes import session_cpu_seconds, session_pids
-from pocketllm.daemon.stalls import StallWatch
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.daemon.processes import StallWatch, session_cpu_seconds, session_pids
+from pocketllm.engine.errors import BadRequest, ModelFileError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
 
@@ -165,7 +157,7 @@ class Generator:
             return self._backend
         try:
             return expected_backend(open_model_folder(self.model), self._preference)
-        except (ModelNotFound, ModelFileError):
+        except ModelFileError:
             return None
 
     @property
@@ -179,7 +171,7 @@ class Generator:
     async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
         """Yield pieces and then Done. Closing the iterator early cancels the generation.
 
-        Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadGeneration.
+        Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadRequest.
         """
         if self._waiting > self._max_waiting:
             raise GeneratorBusy
@@ -289,7 +281,7 @@ class Generator:
                     if line["error"]["kind"] == GenerationTooLarge.__name__:
                         await self.close()  # what is left of its memory is full of holes
                         raise GenerationTooLarge
-                    raise BadGeneration(line["error"]["message"])
+                    raise BadRequest(line["error"]["message"])
                 if "backend" in line:
                     self._backend = Backend(**line["backend"])
                 yield Done(line["done"]) if finished else Piece(line["text"])
@@ -319,7 +311,7 @@ class Generator:
         """Raise ModelNotReady if the weights are not what was imported, which may kill a process, too."""
         try:
             open_model_folder(self._loaded, verify=True)
-        except (ModelNotFound, ModelFileError) as error:
+        except ModelFileError as error:
             raise ModelNotReady(str(error)) from error
 
     async def _read(self, process: Process) -> bytes:

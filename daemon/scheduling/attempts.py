@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pocketllm.daemon.conditions.wake_lock import WakeLock
+from pocketllm.daemon.processes import StallWatch
 from pocketllm.daemon.scheduling.runs import RunRecorder
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
-from pocketllm.daemon.stalls import StallWatch
 from pocketllm.daemon.uptime import local_time
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState

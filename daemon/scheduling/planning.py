@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, won_by_morning
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
+from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.planning.memory_model import (
     MB,
@@ -141,20 +141,8 @@ def _exact(shapes: Shapes, training: TrainingSettings) -> Planned:
     batch = training.batch or BATCH
     positions = min(GRAPH_POSITIONS, GRAPH_BYTES // graph_bytes(shapes))
     micro_batch = min(batch, training.micro_batch or max(1, positions // training.block_tokens))
-    plan = JobPlan(
-        mode=training.mode,
-        steps=1,  # see _for_the_night
-        batch=batch,
-        block_tokens=training.block_tokens,
-        probes=1,
-        rank=training.rank,
-        targets=(),
-        micro_batch=micro_batch,
-        compute_dtype=shapes.compute_dtype,
-        method="exact",
-        pass_blocks=batch,
-    )
-    return _fitted(shapes, plan, training)
+    its = {"probes": 1, "targets": (), "method": "exact", "pass_blocks": batch}
+    return _fitted(shapes, training, batch=batch, micro_batch=micro_batch, **its)
 
 
 def _mezo(shapes: Shapes, training: TrainingSettings) -> Planned:
@@ -179,21 +167,19 @@ def _with_probes(shapes: Shapes, training: TrainingSettings, *, probes: int) -> 
         micro_batch = max(2, points * min(batch, training.micro_batch))
     else:
         micro_batch = min(max(2, points * batch), enough_rows(shapes, training.mode, training.block_tokens))
-    plan = JobPlan(
+    return _fitted(shapes, training, batch=batch, micro_batch=micro_batch, probes=probes, targets=training.targets)
+
+
+def _fitted(shapes: Shapes, training: TrainingSettings, **chosen: Any) -> Planned:
+    """A plan that fits. chosen: its other fields."""
+    requested = JobPlan(
         mode=training.mode,
         steps=1,  # see _for_the_night
-        batch=batch,
         block_tokens=training.block_tokens,
-        probes=probes,
         rank=training.rank,
-        targets=training.targets,
-        micro_batch=micro_batch,
         compute_dtype=shapes.compute_dtype,
+        **chosen,
     )
-    return _fitted(shapes, plan, training)
-
-
-def _fitted(shapes: Shapes, requested: JobPlan, training: TrainingSettings) -> Planned:
     plan, reductions = fit(shapes, requested, training.memory_bytes)
     return Planned(training=training, plan=plan, prediction=predict(shapes, plan), reductions=reductions)
 
@@ -233,7 +219,7 @@ class Plans:
             raise ModelNotReady(problem)
         try:
             return self._planner(with_request(self._settings, requested), self._ahead())
-        except (ModelFileError, ModelNotFound) as error:
+        except ModelFileError as error:
             raise ModelNotReady(str(error)) from error
 
     def default(self) -> Planned | None:

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pocketllm.daemon.child_environment import child_environment, last_words
+from pocketllm.daemon.child import child_environment, last_words
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.processes import cpu_seconds
 
@@ -84,24 +83,24 @@ class WorkerProcess:
 
     def reap(self) -> Exit | None:
         """The end of the worker, once, after it has exited; else None."""
-        before = _of_children()
+        used = self.cpu_seconds  # the system says it until an ended process is waited for
         if self._process is None or self._process.poll() is None:
             return None
-        return self._gone(_of_children() - before)
+        return self._gone(used)
 
     def kill(self) -> Exit | None:
         """Kill the worker and wait a while until it is gone; returns its end. Does nothing when none runs."""
         if self._process is None:
             return None
-        before = _of_children()
+        used = self.cpu_seconds
         self._process.kill()
         try:
             self._process.wait(_KILL_SECONDS)
         except subprocess.TimeoutExpired:  # the lock that it holds keeps the next worker waiting
             log.warning("worker %s does not end: it is waiting for a device", self._process.pid)
-        return self._gone(_of_children() - before)
+        return self._gone(used)
 
-    def _gone(self, cpu_seconds: float) -> Exit:
+    def _gone(self, cpu_seconds: float | None) -> Exit:
         assert self._process is not None and self.job_id is not None
         if self._process.stdin:
             self._process.stdin.close()
@@ -119,9 +118,3 @@ class WorkerProcess:
             if output := self._folder.worker_log.read_bytes().strip():
                 return last_words(output)
         return ""
-
-
-def _of_children() -> float:
-    """CPU seconds of all children that have been waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pocketllm.daemon.adapter_files import digest_of, set_aside_problem
-from pocketllm.daemon.errors import BackupUnusable
+from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.leftovers import FORMER_PREFIX, RESTORE_PREFIX
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import list_model_folders, open_model_folder, sha256_of
 
 FORMAT = 1
@@ -51,7 +51,7 @@ class Check:
 
 
 def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Contents:
-    """Write a backup of a data folder. Raises BackupUnusable for a damaged database."""
+    """Write a backup of a data folder. Raises DaemonError for a damaged database."""
     with (
         tempfile.NamedTemporaryFile(dir=folder.root, delete=False) as snapshot,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -88,7 +88,7 @@ def unpack(tar: tarfile.TarFile, into: Path) -> None:
 
 
 def read_backup(file: Path, into: Path) -> Contents:
-    """Unpack a backup into an empty folder. Raises BackupUnusable unless all of it is as it was written."""
+    """Unpack a backup into an empty folder. Raises DaemonError unless all of it is as it was written."""
     try:
         with (
             file.open("rb") as opened,
@@ -99,28 +99,28 @@ def read_backup(file: Path, into: Path) -> Contents:
             unpack(tar, into)
         manifest = json.loads((into / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise BackupUnusable(f"{file} was written by a newer PocketLLM (format {manifest['format']}).")
+            raise DaemonError(f"{file} was written by a newer PocketLLM (format {manifest['format']}).")
         damaged = [name for name, digest in manifest["sha256"].items() if sha256_of(into / name) != digest]
         contents = Contents(**manifest["contents"])
     except PermissionError:
         raise
     except (tarfile.TarError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BackupUnusable(f"{file} is not a backup, or it is truncated: {error}") from error
+        raise DaemonError(f"{file} is not a backup, or it is truncated: {error}") from error
     if damaged:
-        raise BackupUnusable(f"{file} is damaged: the checksum of {damaged[0]} does not match.")
+        raise DaemonError(f"{file} is damaged: the checksum of {damaged[0]} does not match.")
     return contents
 
 
 def restore(file: Path, folder: DataFolder, *, now: datetime) -> tuple[Contents, Path | None]:
     """Put a backup in the place of what is in a data folder. Returns it, and where the former contents are now.
 
-    Raises BackupUnusable, before any change, if the backup is damaged or a daemon runs on the folder.
+    Raises DaemonError, before any change, if the backup is damaged or a daemon runs on the folder.
     """
     folder.make()
     with locked(folder.daemon_lock) as acquired, locked(folder.scan_lock) as alone:
         if not (acquired and alone):
             what = "A scan of watched folders" if acquired else "A daemon"
-            raise BackupUnusable(f"{what} is running on {folder.root}. Stop it first.")
+            raise DaemonError(f"{what} is running on {folder.root}. Stop it first.")
         with tempfile.TemporaryDirectory(dir=folder.root, prefix=RESTORE_PREFIX) as scratch:
             contents = read_backup(file, Path(scratch))
             former = folder.root / f"{FORMER_PREFIX}{now:%Y%m%dT%H%M%SZ}"
@@ -155,7 +155,7 @@ def verify(folder: DataFolder) -> Iterator[Check]:
             try:
                 open_model_folder(model, verify=True)
                 yield Check(name=f"model {model.name}", problem=None)
-            except (ModelFileError, ModelNotFound, OSError) as error:
+            except (ModelFileError, OSError) as error:
                 yield Check(name=f"model {model.name}", problem=str(error))
 
 
@@ -182,7 +182,7 @@ def _snapshot(database: Path, target: Path) -> dict[str, Any]:
             with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None)) as source:
                 source.execute("BEGIN")  # what is counted is what is copied
                 if (found := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                    raise BackupUnusable(f"The database {database} is damaged: {found}")
+                    raise DaemonError(f"The database {database} is damaged: {found}")
                 source.backup(copy)
                 return {
                     "texts": source.execute("SELECT count(*) FROM text").fetchone()[0],
@@ -190,7 +190,7 @@ def _snapshot(database: Path, target: Path) -> dict[str, Any]:
                     "ids": [row[0] for row in source.execute("SELECT id FROM adapter")],
                 }
     except sqlite3.DatabaseError as error:
-        raise BackupUnusable(f"The database {database} cannot be read: {error}.") from error
+        raise DaemonError(f"The database {database} cannot be read: {error}.") from error
 
 
 def _added(tar: tarfile.TarFile, name: str, path: Path) -> str:

@@ -5,7 +5,6 @@ A fresh process, since the memory of a worker's libraries is measured too, and s
 
 import gc
 import importlib
-import json
 import os
 import platform
 import sys
@@ -15,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.child_environment import answer_of
-from pocketllm.daemon.errors import CalibrationFailed
+from pocketllm.daemon.child import answer, answer_of
+from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.process_memory import bytes_of, give_back_free_memory
 
 #: Its name in /proc/self/status -> its key in a calibration.
@@ -27,12 +26,9 @@ def measure(folder: Path) -> dict[str, Any]:
     """Calibrate the imported model in `folder`: engine.planning.calibration.Calibration as JSON, with library memory,
     and the machine that it was measured on.
 
-    Raises CalibrationFailed with the reason.
+    Raises ChildFailed with the reason.
     """
-    answer = answer_of("calibrate", folder, failed=CalibrationFailed)
-    if "error" in answer:
-        raise CalibrationFailed(answer["error"])
-    return answer
+    return answer_of("calibrate", folder, refused=ChildFailed)
 
 
 def this_machine() -> str:
@@ -40,26 +36,21 @@ def this_machine() -> str:
     return f"{platform.machine()} with torch {version('torch')}"
 
 
-def main() -> None:
-    """Calibrate one model and print the result, or {"error": the reason}."""
+def calibrated() -> dict[str, Any]:
+    """What `measure` returns, of the model that this process was started for. Raises MezoError."""
     # Here, since callers of `measure` need none of it.
     import torch
 
-    from pocketllm.engine.errors import MezoError
     from pocketllm.engine.formats.model_folder import open_model_folder
     from pocketllm.engine.planning.calibration import calibrate
 
     importlib.import_module("pocketllm.daemon.training.worker")  # whose libraries are measured
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as a worker does
-    try:
-        answer = asdict(calibrate(open_model_folder(Path(sys.argv[1])), time.perf_counter))
-        # Only now, since libraries take memory at their first use too: SmolLM2's forward pass left 60 MB.
-        gc.collect()
-        give_back_free_memory()
-        answer |= resident_bytes() | {"machine": this_machine()}
-    except MezoError as error:
-        answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    found = asdict(calibrate(open_model_folder(Path(sys.argv[1])), time.perf_counter))
+    # Only now, since libraries take memory at their first use too: SmolLM2's forward pass left 60 MB.
+    gc.collect()
+    give_back_free_memory()
+    return found | resident_bytes() | {"machine": this_machine()}
 
 
 def resident_bytes() -> dict[str, int]:
@@ -69,4 +60,4 @@ def resident_bytes() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    answer(calibrated)

@@ -3,26 +3,24 @@
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 from typing import Literal
 
 from pocketllm.daemon.adapter_files import set_aside_problem
-from pocketllm.daemon.child_environment import last_words
+from pocketllm.daemon.child import run
 from pocketllm.daemon.conditions.discovery import PROOT_ADVICE, Places, SensorSet
 from pocketllm.daemon.conditions.gate import GateContext, decide
 from pocketllm.daemon.conditions.readings import Reading, shown, unanswered
+from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
 from pocketllm.daemon.paths import DataFolder, config_file, ignored_config
 from pocketllm.daemon.settings import Settings
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 
 #: good: works. unknown: cannot be checked, and may not matter. bad: blocks jobs, or loses something.
@@ -41,7 +39,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """The result of one check."""
 
@@ -61,14 +59,16 @@ class Examination:
 
 def examine(settings: Settings, sensor_set: SensorSet, places: Places, now: Callable[[], datetime]) -> Examination:
     """Run all checks. Takes as long as the slowest sensor, or as torch's import."""
-    with torch_tried() as tried:
-        readings = settled(sensor_set, now)
-        findings = [
-            *_of_folder(DataFolder(settings.data_dir), settings),
-            _of_torch(tried),
-            *_of_readings(readings, settings, now()),
-            *_of_system(places),
-        ]
+    for sensor in sensor_set.sensors:  # they find out meanwhile
+        sensor.read(now())
+    libraries = of_libraries()
+    readings = settled(sensor_set, now)
+    findings = [
+        *_of_folder(DataFolder(settings.data_dir), settings),
+        libraries,
+        *_of_readings(readings, settings, now()),
+        *_of_system(places),
+    ]
     return Examination(findings=findings, readings=readings)
 
 
@@ -85,82 +85,57 @@ def settled(sensor_set: SensorSet, now: Callable[[], datetime]) -> list[Reading]
 def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
     if any(part in ("sdcard", "storage") for part in folder.root.parts[:2]):
         yield Finding(
-            name="data folder",
-            state="bad",
-            message=f"{folder.root} is on shared storage, which has no locks and no file owners",
+            "data folder",
+            "bad",
+            f"{folder.root} is on shared storage, which has no locks and no file owners",
             advice="choose a folder under $HOME with POCKETLLM_DATA_DIR",
         )
     elif folder.root.is_dir() and not os.access(folder.root, os.W_OK):
-        yield Finding(
-            name="data folder",
-            state="bad",
-            message=f"{folder.root} is not writable",
-            advice="take ownership of it (chown)",
-        )
+        yield Finding("data folder", "bad", f"{folder.root} is not writable", advice="take ownership of it (chown)")
     else:
-        yield Finding(name="data folder", state="good", message=str(folder.root))
+        yield Finding("data folder", "good", str(folder.root))
     file, ignored = config_file(), ignored_config(folder.root)
     yield Finding(
-        name="settings",
-        state="unknown" if ignored else "good",
-        message=ignored or (str(file) if file.exists() else f"defaults; there is no {file}"),
+        "settings",
+        "unknown" if ignored else "good",
+        ignored or (str(file) if file.exists() else f"defaults; there is no {file}"),
     )
     try:
         model_folder = open_model_folder(folder.models / settings.model)
-        yield Finding(name="model", state="good", message=settings.model)
+        yield Finding("model", "good", settings.model)
         yield _of_backend(model_folder, settings)
-    except (ModelNotFound, ModelFileError) as error:
-        yield Finding(name="model", state="bad", message=str(error), advice="run `pocketllm models add`")
+    except ModelFileError as error:
+        yield Finding("model", "bad", str(error), advice="run `pocketllm models add`")
 
     if problem := set_aside_problem(folder):
-        yield Finding(name="set aside", state="unknown", message=problem)
+        yield Finding("set aside", "unknown", problem)
 
 
-@contextmanager
-def torch_tried(program: str = _TRIAL) -> Iterator[subprocess.Popen[str]]:
-    """A child that imports the libraries and multiplies. Some processors lack what their build wants, which ends it."""
-    child = subprocess.Popen([sys.executable, "-c", program], stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True)
+def of_libraries(program: str = _TRIAL) -> Finding:
+    """Whether a child can import them and multiply. Some processors lack what their build wants, which ends it."""
     try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def _of_torch(tried: subprocess.Popen[str]) -> Finding:
-    try:
-        _, said = tried.communicate(timeout=LONGEST_TRIAL_SECONDS)
-    except subprocess.TimeoutExpired:
-        message = f"torch could not be imported within {LONGEST_TRIAL_SECONDS:g} s"
-        return Finding(name="libraries", state="bad", message=message, advice="check the load of this machine")
-    if tried.returncode == 0:
-        return Finding(name="libraries", state="good", message="torch and transformers work")
-    if tried.returncode == -signal.SIGILL:
-        return Finding(
-            name="libraries",
-            state="bad",
-            message="torch dies of an illegal instruction: its build needs a newer processor than this one",
-            advice='on an Armv8.0 processor, such as Raspberry Pi 4, install "torch<2.10"',
-        )
-    return Finding(
-        name="libraries",
-        state="bad",
-        message=f"torch and transformers cannot be imported: {last_words(said.encode())}",
-        advice="install them into the environment that `pocketllm` runs in",
-    )
+        run([sys.executable, "-c", program], timeout_seconds=LONGEST_TRIAL_SECONDS)
+    except ChildFailed as error:
+        if not str(error).endswith(f"signal {signal.SIGILL.value}"):
+            advice = "install them into the environment that `pocketllm` runs in"
+            return Finding("libraries", "bad", f"torch and transformers cannot be imported: {error}", advice)
+        message = "torch dies of an illegal instruction: its build needs a newer processor than this one"
+        advice = 'on an Armv8.0 processor, such as Raspberry Pi 4, install "torch<2.10"'
+        return Finding("libraries", "bad", message, advice)
+    return Finding("libraries", "good", "torch and transformers work")
 
 
 def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
     """llama.cpp is optional: without it, generation is only slower."""
     found = find_llamacpp(model_folder, settings.backend)
     if isinstance(found, LlamaCpp):
-        return Finding(name="answers", state="good", message=f"llama.cpp ({found.program}) with {found.base.name}")
+        return Finding("answers", "good", f"llama.cpp ({found.program}) with {found.base.name}")
     if settings.backend == "transformers":
-        return Finding(name="answers", state="good", message=f"transformers: {found.reason}")
+        return Finding("answers", "good", f"transformers: {found.reason}")
     return Finding(
-        name="answers",
-        state="unknown" if settings.backend == "auto" else "bad",
-        message=f"transformers, not llama.cpp: {found.reason}",
+        "answers",
+        "unknown" if settings.backend == "auto" else "bad",
+        f"transformers, not llama.cpp: {found.reason}",
         advice=None if settings.backend == "auto" else "or set backend to auto",
     )
 
@@ -170,19 +145,19 @@ def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime)
     blocked = {blocker.name for blocker in verdict.blockers}
     for reading in readings:
         if reading.absent:
-            yield Finding(name=reading.name, state="good", message=f"this machine has none ({reading.reason})")
+            yield Finding(reading.name, "good", f"this machine has none ({reading.reason})")
         elif reading.value is None:
             matters = reading.name in blocked
             yield Finding(
-                name=reading.name,
-                state="bad" if matters else "unknown",
-                message=f"{reading.source}: {reading.reason}",
+                reading.name,
+                "bad" if matters else "unknown",
+                f"{reading.source}: {reading.reason}",
                 advice="until it is known, no job starts by itself; docs/scheduling.md lists the sources of readings"
                 if matters
                 else None,
             )
         else:
-            yield Finding(name=reading.name, state="good", message=f"{shown(reading)} ({reading.source})")
+            yield Finding(reading.name, "good", f"{shown(reading)} ({reading.source})")
 
 
 def _of_system(places: Places) -> Iterator[Finding]:
@@ -191,38 +166,38 @@ def _of_system(places: Places) -> Iterator[Finding]:
         yield from _of_termux(places)
     elif places.is_proot:
         yield Finding(
-            name="service",
-            state="unknown",
-            message="this is a Linux distribution inside of Termux, where nothing starts the daemon",
+            "service",
+            "unknown",
+            "this is a Linux distribution inside of Termux, where nothing starts the daemon",
             advice=PROOT_ADVICE,
         )
     elif places.command("systemctl") is None:
         yield Finding(
-            name="service",
-            state="unknown",
-            message="there is no systemd to start the daemon",
+            "service",
+            "unknown",
+            "there is no systemd to start the daemon",
             advice="start `pocketllm serve` with the service manager of this system",
         )
     elif not _limits_memory(places.cgroups):
         yield Finding(
-            name="memory limit",
-            state="unknown",
-            message="the kernel has no memory cgroups, so MemoryMax in the unit has no effect; a job has its own limit",
+            "memory limit",
+            "unknown",
+            "the kernel has no memory cgroups, so MemoryMax in the unit has no effect; a job has its own limit",
             advice="on a Raspberry Pi, add cgroup_enable=memory to /boot/firmware/cmdline.txt and restart",
         )
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= most_files < ENOUGH_FILES:
         yield Finding(
-            name="open files",
-            state="unknown",
-            message=f"a process may open {most_files} files; many apps at once may need more",
+            "open files",
+            "unknown",
+            f"a process may open {most_files} files; many apps at once may need more",
             advice=f"raise the limit to {ENOUGH_FILES}: `ulimit -n`, or LimitNOFILE= in a unit",
         )
     if places.is_android:
         yield Finding(
-            name="Android's limits",
-            state="unknown",
-            message="an app cannot see whether Android kills child processes (12 and later) or suspends Termux",
+            "Android's limits",
+            "unknown",
+            "an app cannot see whether Android kills child processes (12 and later) or suspends Termux",
             advice="exclude Termux, Termux:API and Termux:Boot from battery optimisation; and switch on 'Disable child "
             "process restrictions' in the developer options, or run once from a computer: `adb shell settings put "
             "global settings_enable_monitor_phantom_procs false`",
@@ -257,21 +232,21 @@ def _of_termux(places: Places) -> Iterator[Finding]:
     folders = [entry.name for entry in boot.iterdir() if entry.is_dir()] if boot.is_dir() else []
     if folders:
         yield Finding(
-            name="boot folder",
-            state="bad",
-            message=f"{boot} contains the folder {folders[0]}, at which Termux:Boot stops",
+            "boot folder",
+            "bad",
+            f"{boot} contains the folder {folders[0]}, at which Termux:Boot stops",
             advice="move it elsewhere",
         )
     if "SVDIR" not in places.environment:
         yield Finding(
-            name="SVDIR",
-            state="unknown",
-            message="SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
+            "SVDIR",
+            "unknown",
+            "SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
             advice="run `pkg install termux-services` and open a new session",
         )
 
 
 def _there(file: Path, *, name: str, good: str, bad: str, advice: str) -> Finding:
     if file.is_file():
-        return Finding(name=name, state="good", message=good)
-    return Finding(name=name, state="bad", message=bad, advice=advice)
+        return Finding(name, "good", good)
+    return Finding(name, "bad", bad, advice=advice)

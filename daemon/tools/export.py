@@ -3,28 +3,25 @@
 The libraries for that would stay in the daemon's memory, a fifth of what it takes.
 """
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from pocketllm.daemon.child_environment import answer_of
-from pocketllm.daemon.errors import ExportFailed
-from pocketllm.engine.errors import CannotExport, MezoError
+from pocketllm.daemon.child import answer, answer_of
+from pocketllm.engine.errors import CannotExport
 
 
 def export_gguf(adapter: Path, model: Path, destination: Path, *, merged: bool = False) -> None:
     """Write an adapter (its folder), trained on a model (its folder), as a GGUF LoRA file, or merged into the model's
     file: engine/formats/gguf_lora.py, gguf_merged.py.
 
-    Raises CannotExport with the reason when there can be no such file, and ExportFailed when the process fails.
+    Raises CannotExport with the reason when there can be no such file, and ChildFailed when the process fails.
     """
-    answer = answer_of("export", adapter, model, destination, "merged" if merged else "lora", failed=ExportFailed)
-    if "error" in answer:
-        raise CannotExport(answer["error"])
+    answer_of("export", adapter, model, destination, "merged" if merged else "lora", refused=CannotExport)
 
 
-def main() -> None:
-    """Write one file, and print {} or {"error": the reason}."""
+def export() -> dict[str, Any]:
+    """Write the file that this process was started for. Raises MezoError."""
     # Imported here, since callers of `export_gguf` do not need it.
     from pocketllm.engine.formats.gguf_lora import write_gguf_lora
     from pocketllm.engine.formats.gguf_merged import write_merged_gguf
@@ -32,13 +29,9 @@ def main() -> None:
 
     adapter, model, destination, kind = sys.argv[1:]
     write = write_merged_gguf if kind == "merged" else write_gguf_lora
-    answer: dict[str, str] = {}
-    try:
-        write(Path(adapter), open_model_folder(Path(model)), Path(destination))
-    except MezoError as error:
-        answer = {"error": str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    write(Path(adapter), open_model_folder(Path(model)), Path(destination))
+    return {}
 
 
 if __name__ == "__main__":
-    main()
+    answer(export)

@@ -106,7 +106,7 @@ class TrainingRun:
         verdict = self._finish(trainable, stopping)
         self._report(trainable, verdict)
 
-    def use_less_memory(self, because: str) -> bool:
+    def use_less_memory(self) -> bool:
         """From the next start on, keep no activations, or halve the micro-batch; returns False if nothing is left."""
         before, fewest = self.plan.micro_batch, MIN_ROWS[self.plan.method]
         if self.plan.kept_layers:  # what the plan filled the memory with
@@ -117,7 +117,7 @@ class TrainingRun:
             how = f"with {before} rows at once; continuing with {self.plan.micro_batch}"
         else:
             return False
-        self._say("reduced", f"{because} {how}")
+        self._say("reduced", f"memory ran out {how}")
         self.store.jobs.update(self.job.id, plan=asdict(self.plan))
         return True
 

@@ -29,7 +29,7 @@ from pocketllm.daemon.process_memory import (
 )
 from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT
 from pocketllm.daemon.training.run import TrainingRun
-from pocketllm.engine.errors import MezoError, ModelFileError, ModelNotFound, TrainingDiverged
+from pocketllm.engine.errors import MezoError, ModelFileError, TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.errors import StorageTrouble, Superseded
 from pocketllm.storage.store import Store
@@ -101,7 +101,7 @@ def _cause(error: MezoError, model: Path) -> str:
     if isinstance(error, TrainingDiverged):
         try:
             open_model_folder(model, verify=True)
-        except (ModelFileError, ModelNotFound) as damage:
+        except ModelFileError as damage:
             return str(damage)
     return str(error)
 
@@ -117,7 +117,7 @@ def _ran_in_memory(run: TrainingRun) -> bool:
     # Outside the handler, since the exception refers to the activations.
     gc.collect()
     lift_cap()
-    if run.use_less_memory("memory ran out"):
+    if run.use_less_memory():
         return False
     run.store.jobs.fail(run.job.id, error=OUT_OF_MEMORY, now=datetime.now(UTC))
     return True

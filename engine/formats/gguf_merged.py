@@ -8,9 +8,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from pocketllm.engine.errors import CannotExport
+from pocketllm.engine.errors import CannotExport, ModelFileError
 from pocketllm.engine.formats.gguf_lora import LoraSource, whole_or_nothing
-from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
+from pocketllm.engine.formats.gguf_origin import find_origin
 from pocketllm.engine.formats.model_folder import ModelFolder
 
 #: Of the changed weights: half a byte more than the base's 4 bits would round the adapter away.
@@ -25,7 +25,7 @@ def write_merged_gguf(folder: Path, model_folder: ModelFolder, destination: Path
     source = LoraSource.open(folder, model_folder)
     try:
         base = gguf.GGUFReader(find_origin(model_folder.manifest))
-    except OriginChanged as error:
+    except ModelFileError as error:
         raise CannotExport(f"{error}. Export a LoRA file, or merge it with PEFT.") from error
     paths = {f"{name}.weight": path for path, name in source.names.items()}
     scaling = source.config.alpha / source.config.rank

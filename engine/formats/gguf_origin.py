@@ -4,11 +4,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import Manifest, sha256_of
-
-
-class OriginChanged(Exception):
-    """The model's GGUF file is missing or has changed; the message says what to do."""
 
 
 def describe_origin(path: Path) -> dict[str, Any]:
@@ -20,13 +17,13 @@ def describe_origin(path: Path) -> dict[str, Any]:
 
 
 def find_origin(manifest: Manifest) -> Path:
-    """The GGUF file that the model was imported from, unchanged. Raises OriginChanged.
+    """The GGUF file that the model was imported from, unchanged. Raises ModelFileError.
 
     Where only the modification time differs, the hash decides: reinstalling a package restores the same file.
     """
     about = manifest.gguf
     if about is None:
-        raise OriginChanged(f"{manifest.name} was not imported from a GGUF file")
+        raise ModelFileError(f"{manifest.name} was not imported from a GGUF file")
     path = Path(about["path"])
     try:
         found = path.stat()
@@ -36,10 +33,10 @@ def find_origin(manifest: Manifest) -> Path:
         ):
             return path
     except OSError as error:
-        raise OriginChanged(
+        raise ModelFileError(
             f"{path}, which {manifest.name} was imported from, cannot be read: {error.strerror}"
         ) from error
-    raise OriginChanged(f"{path} is no longer the file that {manifest.name} was imported from")
+    raise ModelFileError(f"{path} is no longer the file that {manifest.name} was imported from")
 
 
 @lru_cache(maxsize=4)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pocketllm.engine.errors import ModelFileError, ModelNotFound, UnsupportedModel
+from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header, read_rows
 from pocketllm.engine.formats.tensor_specs import Need, first_line, library_error, refuse_mismatch, rows_per_chunk
 
@@ -169,26 +169,26 @@ def fetch(hub_id: str) -> Path:
     """Return the folder of the hub's cache with the model `hub_id` ("org/name"), downloading what is not there.
 
     Pickled weights are never downloaded. The hub's client shows its own progress on a terminal. Raises
-    ModelNotFound when `hub_id` is invalid, when the hub has no such model, or when it cannot be reached.
+    ModelFileError when `hub_id` is invalid, when the hub has no such model, or when it cannot be reached.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
     constants.HF_HUB_DISABLE_XET = True  # its Rust part fails on Termux; of the variable it is too late
     if not _HUB_ID.fullmatch(hub_id) or hub_id.endswith((".gguf", ".safetensors", *PICKLE_SUFFIXES)):
-        raise ModelNotFound(
+        raise ModelFileError(
             f"There is no file or folder {hub_id}, and it is not a hub id (org/name). Give a GGUF file, a Hugging "
             "Face folder, or the id of a model on the Hugging Face hub."
         )
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB))
     except RepositoryNotFoundError as error:
-        raise ModelNotFound(
+        raise ModelFileError(
             f"There is no file or folder {hub_id}, and the Hugging Face hub shows no public model of that name. "
             "Check the spelling; for a gated model, accept its terms there and run `hf auth login`."
         ) from error
     except Exception as error:  # including errors of its HTTP library
-        raise ModelNotFound(
+        raise ModelFileError(
             f"There is no file or folder {hub_id}, and the Hugging Face hub cannot be reached "
             f"({first_line(error)}). Without a network, give a GGUF file or a Hugging Face folder on this device."
         ) from error

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, NotEnoughSpace
+from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError
 from pocketllm.engine.formats.atomic import REPLACED, SCRATCH, atomic, final_name
 from pocketllm.engine.formats.gguf_origin import describe_origin
 from pocketllm.engine.formats.model_folder import (
@@ -99,9 +99,9 @@ def import_model(
     calibrate: measures the model on this device, which chooses the dtype of the computation; without it that is the
         stored dtype, and bfloat16 for packed weights.
 
-    Raises ModelNotFound (no such source), ModelFileError (broken, pickled), UnsupportedModel, ModelExists,
-    NotEnoughSpace, BadRequest (an unusable name or dtype) or MezoError (another import is running, or the disk
-    failed). An import that fails, or is stopped by Ctrl-C, leaves nothing behind.
+    Raises ModelFileError (no such source, broken, pickled), UnsupportedModel, ModelExists, BadRequest (an unusable
+    name or dtype) or MezoError (another import is running, or the disk is full or failed). An import that fails, or
+    is stopped by Ctrl-C, leaves nothing behind.
     """
     report: Report = progress or (lambda _: None)
     dtype = str(dtype)  # the manifest stores a plain string, not an Enum
@@ -129,7 +129,7 @@ def import_model(
                 report(ImportProgress("finish", manifest.weights_bytes, manifest.weights_bytes))
     except OSError as error:
         if error.errno in _FULL_DISK:
-            raise NotEnoughSpace(
+            raise MezoError(
                 f"The disk became full while importing into {models_dir}. Free some space and import again."
             ) from error
         raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
@@ -137,9 +137,9 @@ def import_model(
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:
-    """Raise NotEnoughSpace when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
+    """Raise MezoError when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
     if needed > free:
-        raise NotEnoughSpace(
+        raise MezoError(
             f"The model needs {needed / 1e6:,.0f} MB in {folder}, but only {free / 1e6:,.0f} MB are free. Free some "
             "space, or keep the data folder elsewhere."
         )

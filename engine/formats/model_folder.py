@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, PositiveInt, ValidationError
 
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -105,14 +105,14 @@ def sha256_of(path: Path) -> str:
 def open_model_folder(folder: Path, *, verify: bool = False) -> ModelFolder:
     """Return the imported model in `folder`; with `verify`, read all its weights and compare their hash.
 
-    Raises ModelNotFound when there is none, and ModelFileError when its manifest is broken, its weights file
+    Raises ModelFileError when there is none, and ModelFileError when its manifest is broken, its weights file
     has another size than at import, or (`verify`) other content.
     """
     path = folder / MANIFEST_NAME
     try:
         model = ModelFolder(folder, Manifest.model_validate_json(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelNotFound(f"There is no model in {folder}. Run `pocketllm models add` to import one.") from error
+        raise ModelFileError(f"There is no model in {folder}. Run `pocketllm models add` to import one.") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
@@ -159,6 +159,6 @@ def list_model_folders(models_dir: Path) -> list[ModelFolder]:
             continue
         try:
             models.append(open_model_folder(folder))
-        except (ModelNotFound, ModelFileError):
+        except ModelFileError:
             continue
     return models

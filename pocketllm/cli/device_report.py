@@ -68,10 +68,10 @@ def _versions() -> Document:
 
 
 def _calibration(model: Path) -> Document | None:
-    from pocketllm.engine.errors import ModelFileError, ModelNotFound
+    from pocketllm.engine.errors import ModelFileError
     from pocketllm.engine.formats.model_folder import open_model_folder
 
     try:
         return open_model_folder(model).manifest.calibration
-    except (ModelFileError, ModelNotFound):
+    except ModelFileError:
         return None

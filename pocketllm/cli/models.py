@@ -187,7 +187,7 @@ def run_import(
     replace: bool = False,
 ) -> "Manifest":
     """Import a model, and measure it. Raises CommandError with the importer's sentence."""
-    from pocketllm.daemon.errors import CalibrationFailed
+    from pocketllm.daemon.errors import ChildFailed
     from pocketllm.daemon.tools.calibrate import measure
     from pocketllm.engine.errors import MezoError, ModelExists
     from pocketllm.engine.formats.importer import DEFAULT_HUB_ID, DEFAULT_NAME, default_source, import_model
@@ -196,7 +196,7 @@ def run_import(
     def calibrate(folder: Path) -> Document | None:
         try:
             return measure(folder)
-        except CalibrationFailed as error:
+        except ChildFailed as error:
             console.print(f"The model could not be measured on this device: {error}", soft_wrap=True)
             return None
 

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pocketllm.storage.words import count_words
+
 Document = dict[str, Any]
 
 #: The daemon's default for the longest single text.
@@ -78,11 +80,6 @@ class Unreadable(Exception):
 def name_key(name: str) -> str:
     """Return a name in the form in which names are compared."""
     return " ".join(name.split()).casefold()
-
-
-def count_words(text: str) -> int:
-    """Return how many words a text has, as the daemon counts them."""
-    return max(len(text.split()), len(text.encode()) // 8)
 
 
 def item_words(item: Document) -> int:

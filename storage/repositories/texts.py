@@ -30,6 +30,7 @@ from pocketllm.storage.tables import (
     TextOwner,
     WatchedFile,
 )
+from pocketllm.storage.words import count_words
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
@@ -107,11 +108,6 @@ def _content(new: NewText) -> bytes:
 def chat_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """A chat as plain text."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-def count_words(text: str) -> int:
-    """The number of words; in a script without spaces, an estimate by its bytes."""
-    return max(len(text.split()), len(text.encode()) // 8)
 
 
 class TextStore(Repository):

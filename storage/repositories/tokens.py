@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlmodel import col, delete, select
 
-from pocketllm.storage.errors import AlreadyThere, NotFound
+from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import AppToken
 
@@ -14,10 +14,10 @@ class TokenStore(Repository):
     """Every query about tokens. The tokens themselves are stored nowhere."""
 
     def create(self, name: str, *, digest: str, scopes: Sequence[str], now: datetime) -> None:
-        """Let an app in. Raises AlreadyThere for a name that is in use."""
+        """Let an app in. Raises WrongState for a name that is in use."""
         with self._database.write() as session:
             if session.get(AppToken, name) is not None:
-                raise AlreadyThere(f"There is already a token {name!r}; `pocketllm token revoke {name}` revokes it.")
+                raise WrongState(f"There is already a token {name!r}; `pocketllm token revoke {name}` revokes it.")
             session.add(AppToken(name=name, digest=digest, scopes=list(scopes), created_at=now))
 
     def all(self) -> list[AppToken]:

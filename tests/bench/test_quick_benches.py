@@ -12,7 +12,7 @@ from bench.common import measured
 from bench.common.child import command
 from bench.common.harness import RESULTS, ROOT
 from bench.learn import __main__ as learn
-from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.child import child_environment
 
 pytestmark = pytest.mark.slow
 

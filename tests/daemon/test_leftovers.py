@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.errors import BackupUnusable
+from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.leftovers import RESERVE_BYTES, copies, noted_backup, reserve_lent, sweep
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
@@ -58,7 +58,7 @@ def test_a_second_backup_is_refused_meanwhile(
 ) -> None:
     monkeypatch.setattr("pocketllm.daemon.leftovers._LOCK_SECONDS", 0.1)
     second = noted_backup(folder, tmp_path / "backup.tar")
-    with locked(folder.backups), pytest.raises(BackupUnusable, match="Another backup"), second:
+    with locked(folder.backups), pytest.raises(DaemonError, match="Another backup"), second:
         pass
 
 

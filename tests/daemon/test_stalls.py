@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pocketllm.daemon.processes import cpu_seconds, session_cpu_seconds, session_pids
-from pocketllm.daemon.stalls import LONGEST_GAP_SECONDS, StallWatch
+from pocketllm.daemon.processes import LONGEST_GAP_SECONDS, StallWatch, cpu_seconds, session_cpu_seconds, session_pids
 from tests.support.daemon.real_daemon import eventually
 
 BUSY = "while True: pass"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import parse
-from pocketllm.daemon.errors import BackupUnusable, BadSettings, DaemonError
+from pocketllm.daemon.errors import BadSettings, DaemonError
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.backup import read_backup, write_backup
@@ -110,7 +110,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
             raises=(ValueError,),
         ),
         "backup": Parser(
-            sound=backup(folder / "backup"), name="a.tar", reads=lambda path: unpacked(path), raises=(BackupUnusable,)
+            sound=backup(folder / "backup"), name="a.tar", reads=lambda path: unpacked(path), raises=(DaemonError,)
         ),
         "settings": Parser(sound=toml, name="config.toml", reads=configured, raises=(BadSettings, DaemonError)),
     }

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.readers.base import Kind, count_words
+from pocketllm.readers.base import Kind
 from pocketllm.readers.gathering import COUNTED
 from pocketllm.readers.notes import prose, split_text, without_front_matter
 from pocketllm.readers.walk import walk
-from pocketllm.storage.repositories.texts import count_words as daemons_count
 from tests.support.reading import gathered, items, look, reasons, write
 
 
@@ -239,8 +238,3 @@ def test_pipes_and_sockets_are_not_waited_for(tmp_path: Path) -> None:
         ((reason, count),) = tally.skipped.items()
         assert reason.startswith("not a regular file") and count == 2
         assert reasons(tmp_path / "a.md")[0].startswith("not a regular file")
-
-
-def test_words_are_counted_as_the_daemon_counts_them() -> None:
-    for text in ("", "two words", "言葉" * 30, "a " * 100, "long" * 50):
-        assert count_words(text) == daemons_count(text)

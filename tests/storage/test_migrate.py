@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 from pocketllm.storage.database import Database
-from pocketllm.storage.errors import DatabaseTooNew, DatabaseUnusable
+from pocketllm.storage.errors import DatabaseUnusable
 from pocketllm.storage.migrate import SCRIPTS, current_revision, migrate, upgrade
 from pocketllm.storage.migrations import HEAD
 from pocketllm.storage.repositories.texts import NewText
@@ -142,7 +142,7 @@ def test_a_file_of_another_version_is_refused_and_left_alone(path: Path) -> None
         with closing(connect(path)) as raw, raw:
             raw.execute("UPDATE alembic_version SET version_num = ?", (other,))
         before = schema(path)
-        with pytest.raises(DatabaseTooNew, match="newer PocketLLM"):
+        with pytest.raises(DatabaseUnusable, match="newer PocketLLM"):
             Store.open(path)
         with pytest.raises(DatabaseUnusable, match="written by another version of PocketLLM"):
             Store.open_unchecked(path)

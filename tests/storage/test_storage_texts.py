@@ -10,9 +10,10 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, count_words, is_held_out, text_id
+from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, Kind, Outcome
+from pocketllm.storage.words import count_words
 from tests.support.daemon.workers import NOW, delete_text, queue_job
 
 

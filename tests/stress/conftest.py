@@ -11,7 +11,7 @@ import pytest
 
 from bench.common.harness import RESULTS, parser
 from bench.common.shapes import SMOLLM2, ensure
-from pocketllm.daemon.child_environment import CHILD_SETTINGS
+from pocketllm.daemon.child import CHILD_SETTINGS
 from tests.support.stress.report import Report
 from tests.support.stress.world import World
 

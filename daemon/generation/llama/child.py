@@ -5,7 +5,6 @@ RLIMIT_DATA in bytes. PROGRAM is its path, which replaces this process, or xllam
 of ours, to start quickly.
 """
 
-import argparse
 import ctypes
 import os
 import resource
@@ -37,29 +36,19 @@ def _serve(arguments: Sequence[str]) -> None:
     """Run the package's server with llama-server's arguments."""
     import xllamacpp
 
-    parsed = _parsed(arguments)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
     params: Any = xllamacpp.CommonParams()
-    params.model.path = parsed.model
-    params.hostnames = [parsed.host]
-    params.n_ctx, params.n_parallel = parsed.ctx_size, parsed.parallel
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = parsed.threads
+    params.model.path = options["--model"]
+    params.hostnames = [options["--host"]]
+    params.n_ctx, params.n_parallel = int(options["--ctx-size"]), int(options["--parallel"])
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(options["--threads"])
     params.warmup, params.verbosity = False, 1
     params.cache_ram_mib, params.ui = 0, False
-    if parsed.lora is not None:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(parsed.lora, 1.0)]
+    if lora := options.get("--lora"):
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
     server = xllamacpp.Server(params)
     while server:
         signal.pause()
-
-
-def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    for name in ("--model", "--host", "--lora"):
-        parser.add_argument(name)
-    for name in ("--ctx-size", "--parallel", "--threads"):
-        parser.add_argument(name, type=int)
-    parser.add_argument("--no-warmup", action="store_true")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _TAIL_BYTES = 2000
 #: Set by environment variables, since the server ignores those that its version does not know: no cache of old prompts
 #: (by default up to 8 GB of memory), no web UI, and a log without texts.
 _QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
-#: Its threads spin less than torch's (child_environment.py). Tokens a second alone and beside a job: without spinning
+#: Its threads spin less than torch's (child.py). Tokens a second alone and beside a job: without spinning
 #: 49 and 91, with 300 turns 150 and 61, 1,000 150 and 35, 10,000 125 and 5.
 _SPIN = {"GOMP_SPINCOUNT": "300"}
 #: Switches off sampling options that are on by default in some version.
@@ -56,10 +56,11 @@ class ServerPlan:
 
     program: str  #: see daemon/generation/backend.py
     base: Path
-    lora: Path | None  #: the adapter that requests can use
-    context: int  #: tokens of prompt and answer together
     threads: int
     memory_bytes: int  #: touched private memory, at most
+    lora: Path | None = None  #: the adapter that requests can use
+    #: Tokens of prompt and answer together: all are allocated at once (SmolLM2-135M: 47 MB for these).
+    context: int = 2048
 
 
 class LlamaServer:
@@ -122,11 +123,11 @@ class LlamaServer:
                         break
                 else:
                     raise LlamaFailed("llama.cpp stopped in the middle of its answer")
-            lost = _number(event, "tokens_predicted") - len(given)
+            lost = int(event.get("tokens_predicted", 0)) - len(given)
             if event.get("stop_type") == "limit" and lost > 0:
                 # Tokens of an incomplete character are not streamed, but a plain request returns them.
                 yield from self._whole(body | {"prompt": [*prompt, *given], "n_predict": lost})
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError, TypeError) as error:
             raise LlamaFailed(f"llama.cpp did not answer: {error or type(error).__name__}{self._said()}") from error
 
     def close(self) -> None:
@@ -183,7 +184,7 @@ class LlamaServer:
         Tokens of an incomplete character are not sent; the event that completes it has their text.
         """
         tokens = self._ids(event)
-        if tokens and _number(event, "tokens_predicted") > count + len(tokens):
+        if tokens and int(event.get("tokens_predicted", 0)) > count + len(tokens):
             return self._encode(str(event.get("content", "")))
         return tokens
 
@@ -252,8 +253,3 @@ def _event(data: bytes) -> dict[str, Any]:
     if not isinstance(event, dict) or "error" in event:
         raise LlamaFailed("llama.cpp answered with an error")
     return event
-
-
-def _number(event: dict[str, Any], name: str) -> int:
-    value = event.get(name, 0)
-    return value if isinstance(value, int) else 0

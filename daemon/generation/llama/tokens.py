@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from pocketllm.daemon.generation.backend import Backend, LlamaCpp
+from pocketllm.daemon.generation.backend import Backend
 from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import ModelFolder
@@ -17,14 +17,8 @@ log = logging.getLogger(__name__)
 
 #: The adapter as llama.cpp reads it, made when it is first needed, in the adapter's folder.
 LORA_NAME = "adapter_model.gguf"
-#: A server allocates its whole context at once (SmolLM2-135M: 47 MB for this), so it is no longer than needed.
-_MIN_CONTEXT = 2048
 #: The pause after a failure; it doubles with each further one.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 600.0
-
-
-class NotByLlama(Exception):
-    """llama.cpp is not used; LlamaDecoder.backend has the reason."""
 
 
 class LlamaDecoder:
@@ -33,18 +27,15 @@ class LlamaDecoder:
     def __init__(
         self,
         model_folder: ModelFolder,
-        found: LlamaCpp,
+        plan: ServerPlan,
         *,
         address: Path,
-        threads: int,
-        memory_bytes: int,
         encode: Callable[[str], list[int]],
         timeouts: Timeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """address: of the server's socket. memory_bytes: of its process, at most. encode: tokenizes a text."""
-        self._model_folder, self._found, self._address = model_folder, found, address
-        self._threads, self._memory_bytes = threads, memory_bytes
+        """plan: of a server without an adapter. address: of its socket. encode: tokenizes a text."""
+        self._model_folder, self._plan, self._address = model_folder, plan, address
         self._encode, self._timeouts, self._clock = encode, timeouts or Timeouts(), clock
         self._server: LlamaServer | None = None
         self._failures, self._not_before = 0, 0.0
@@ -63,7 +54,7 @@ class LlamaDecoder:
                 for token in tokens:
                     given.append(token)
                     yield token
-        except (NotByLlama, LlamaFailed):
+        except LlamaFailed:
             rest = replace(sampling, max_tokens=sampling.max_tokens - len(given))
             yield from otherwise()([*prompt, *given], rest)
 
@@ -74,9 +65,9 @@ class LlamaDecoder:
             server.close()
 
     def _tokens(self, adapter: Path | None, prompt: Sequence[int], sampling: Sampling) -> Generator[int]:
-        """By llama.cpp alone. Raises NotByLlama, or LlamaFailed, which starts a pause."""
+        """By llama.cpp alone. Raises LlamaFailed, and where the server fails, a pause begins."""
         if self._clock() < self._not_before:
-            raise NotByLlama
+            raise LlamaFailed(str(self.backend.reason))
         lora = None if adapter is None else self._lora(adapter)
         try:
             server = self._serving(lora, len(prompt) + sampling.max_tokens)
@@ -98,7 +89,7 @@ class LlamaDecoder:
         log.warning("%s; transformers answers for at least %g s", error, pause)
 
     def _lora(self, adapter: Path) -> Path:
-        """The adapter as llama.cpp reads it, made where it is missing. Raises NotByLlama."""
+        """The adapter as llama.cpp reads it, made where it is missing. Raises LlamaFailed."""
         # With what it imports this takes a quarter of a second, which the base model has no need to wait for.
         from pocketllm.engine.formats.gguf_lora import write_gguf_lora
 
@@ -108,7 +99,7 @@ class LlamaDecoder:
                 write_gguf_lora(adapter, self._model_folder, lora)
         except (MezoError, OSError) as error:
             self.backend = Backend(name="transformers", reason=str(error))
-            raise NotByLlama from error
+            raise LlamaFailed(str(error)) from error
         return lora
 
     def _serving(self, lora: Path | None, tokens: int) -> LlamaServer:
@@ -117,13 +108,6 @@ class LlamaDecoder:
         if server is not None and server.alive and server.plan.context >= tokens and lora in (None, server.plan.lora):
             return server
         self.close()
-        plan = ServerPlan(
-            program=self._found.program,
-            base=self._found.base,
-            lora=lora,
-            context=max(_MIN_CONTEXT, 1 << (tokens - 1).bit_length()),
-            threads=self._threads,
-            memory_bytes=self._memory_bytes,
-        )
+        plan = replace(self._plan, lora=lora, context=max(self._plan.context, 1 << (tokens - 1).bit_length()))
         self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
         return self._server

@@ -146,7 +146,7 @@ def test_more_than_the_context_is_refused(daemon: Daemon) -> None:
     prompt = {"prompt": "a" * (CONTEXT + 10), "max_tokens": 1}
     chat = {"messages": [{"role": "user", "content": "a" * CONTEXT}]}
     for requested in (prompt, chat, prompt | {"stream": True}, chat | {"stream": True}):
-        document = assert_problem(daemon.client.post("/generate", json=requested), 422, "bad_generation")
+        document = assert_problem(daemon.client.post("/generate", json=requested), 422, "bad_request")
         assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
 
 

@@ -94,7 +94,7 @@ def test_a_name_is_taken_once(api: InProcessApp) -> None:
     token_for(api, "ingest")
     for name in ("notes", "owner"):
         response = api.post("/tokens", json={"name": name, "scopes": ["ingest"]})
-        assert "pocketllm token" in assert_problem(response, 409, "already_there")["detail"]
+        assert "pocketllm token" in assert_problem(response, 409, "wrong_state")["detail"]
 
 
 def test_an_app_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:

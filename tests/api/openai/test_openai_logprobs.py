@@ -121,7 +121,7 @@ def test_several_prompts_in_token_ids(trained: TrainedDaemon) -> None:
 
 def test_tokens_that_this_model_has_not(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": [5, 100_000], "max_tokens": 1}
-    document = assert_problem(trained.daemon.client.post("/v1/completions", json=given), 422, "bad_generation")
+    document = assert_problem(trained.daemon.client.post("/v1/completions", json=given), 422, "bad_request")
     assert "100000 is not a token of this model" in document["detail"]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse, polled_battery
-from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
+from pocketllm.daemon.conditions.poller import Pace
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.errors import ChildFailed
 from tests.support.daemon.real_daemon import eventually
 from tests.support.daemon.workers import NOW
 from tests.support.executables import answering
@@ -117,7 +118,7 @@ def test_an_old_apps_answer() -> None:
 
 def test_what_is_no_answer() -> None:
     for output in ("", "null", "[]", '"x"', "{", "Error: no such service\n", "[" * 100_000):
-        with pytest.raises(ProbeFailed):
+        with pytest.raises(ChildFailed):
             parse(output)
 
 

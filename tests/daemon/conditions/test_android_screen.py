@@ -16,8 +16,9 @@ from pocketllm.daemon.conditions.android_screen import (
     screen_property,
     wakefulness,
 )
-from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
+from pocketllm.daemon.conditions.poller import Pace
 from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
+from pocketllm.daemon.errors import ChildFailed
 from tests.support.daemon.in_process_app import Clock, FixedSensor
 from tests.support.daemon.real_daemon import eventually
 from tests.support.daemon.workers import NOW
@@ -28,7 +29,7 @@ def test_the_property() -> None:
     states = {"1": False, "2": True, "3": False, "4": False, "5": True, "6": True}
     assert {said: screen_property(f"{said}\n") for said in states} == states
     for said in ("", "0", "7", "on", "22"):
-        with pytest.raises(ProbeFailed):
+        with pytest.raises(ChildFailed):
             screen_property(said)
 
 
@@ -39,7 +40,7 @@ def test_dumpsys() -> None:
 
 
 def test_dumpsys_without_the_permission() -> None:
-    with pytest.raises(ProbeFailed, match=r"android\.permission\.DUMP"):
+    with pytest.raises(ChildFailed, match=r"android\.permission\.DUMP"):
         wakefulness("Permission Denial: can't dump PowerManager from pid=1, uid=2\n")
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.conditions.logind_idle import Hint, LogindIdleness, parse
-from pocketllm.daemon.conditions.poller import Pace, ProbeFailed
+from pocketllm.daemon.conditions.poller import Pace
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.errors import ChildFailed
 from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import answering, executable
 
@@ -31,7 +32,7 @@ def test_busctls_answer() -> None:
 
 def test_what_is_no_answer() -> None:
     for output in ("", "b true\n", "b maybe\nt 1\n", "t 1\nb true\n", "b true\nt x\n", "b true\nt 1\nb true\n", "\0"):
-        with pytest.raises(ProbeFailed):
+        with pytest.raises(ChildFailed):
             parse(output)
 
 

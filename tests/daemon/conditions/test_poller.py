@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Background, Pace, ProbeFailed, run
+from pocketllm.daemon.child import run
+from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Background, Pace
+from pocketllm.daemon.errors import ChildFailed
 from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.daemon.workers import NOW
 from tests.support.executables import executable
@@ -29,14 +31,14 @@ def test_a_command_that_fails(tmp_path: Path) -> None:
         "echo half an ans; sleep 60": "did not answer within 0.3 s",
         "exec >&-; sleep 60": "did not answer within 0.3 s",
         "sleep 60 & exit 0": "did not answer within 0.3 s",  # its child holds the pipe
-        "exit 3": "exited with code 3",
-        "kill -9 $$": "exited with code -9",
+        "echo why >&2; exit 3": "exited with code 3: why",
+        "kill -9 $$": "was killed by signal 9",
     }
     for number, (script, problem) in enumerate(scripts.items()):
         command = executable(tmp_path, f"fails{number}", script)
-        with pytest.raises(ProbeFailed, match=problem):
+        with pytest.raises(ChildFailed, match=problem):
             run([command], timeout_seconds=SHORT)
-    with pytest.raises(ProbeFailed, match="cannot be run: No such file"):
+    with pytest.raises(ChildFailed, match="cannot be run: No such file"):
         run([str(tmp_path / "none")], timeout_seconds=9)
 
 
@@ -44,7 +46,7 @@ def test_nothing_of_a_hung_command_is_left(tmp_path: Path) -> None:
     """As termux-api leaves its child behind when it is killed."""
     note = tmp_path / "child"
     command = executable(tmp_path, "hangs", f"sleep 600 & echo $! > {note}; wait")
-    with pytest.raises(ProbeFailed):
+    with pytest.raises(ChildFailed):
         run([command], timeout_seconds=SHORT)
     child = int(note.read_text())
     eventually(lambda: not is_running(child), "the child's end", seconds=9)
@@ -68,7 +70,7 @@ class Source:
         self.open.wait(20)
         self.asked += 1
         if self.fails:
-            raise ProbeFailed("it is out")
+            raise ChildFailed("it is out")
         return self.asked
 
 

@@ -13,8 +13,8 @@ from pocketllm.daemon.generation.process import Answerer
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.doctor import _of_folder
-from pocketllm.engine.errors import UnsupportedModel
-from pocketllm.engine.formats.gguf_origin import OriginChanged, find_origin
+from pocketllm.engine.errors import ModelFileError, UnsupportedModel
+from pocketllm.engine.formats.gguf_origin import find_origin
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from tests.support.llama_double import llama_double
@@ -54,18 +54,18 @@ def test_another_file_in_its_place_is_not_taken_for_it(model_folder: ModelFolder
     content = bytearray(base.read_bytes())
     content[-1] ^= 1
     base.write_bytes(content)
-    with pytest.raises(OriginChanged, match="no longer the file that mine was imported from"):
+    with pytest.raises(ModelFileError, match="no longer the file that mine was imported from"):
         find_origin(model_folder.manifest)
     base.write_bytes(content[:-1])
-    with pytest.raises(OriginChanged, match="no longer the file"):
+    with pytest.raises(ModelFileError, match="no longer the file"):
         find_origin(model_folder.manifest)
     base.unlink()
-    with pytest.raises(OriginChanged, match="cannot be read: No such file"):
+    with pytest.raises(ModelFileError, match="cannot be read: No such file"):
         find_origin(model_folder.manifest)
 
 
 def test_a_model_of_another_format_has_none(tiny: ModelFolder) -> None:
-    with pytest.raises(OriginChanged, match="tiny was not imported from a GGUF file"):
+    with pytest.raises(ModelFileError, match="tiny was not imported from a GGUF file"):
         find_origin(tiny.manifest)
 
 

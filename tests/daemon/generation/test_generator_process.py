@@ -13,16 +13,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pocketllm.daemon.errors import (
-    BadGeneration,
-    ClientGone,
-    GenerationTooLarge,
-    GeneratorBusy,
-    GeneratorFailed,
-    ModelNotReady,
-)
+from pocketllm.daemon.errors import ClientGone, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, SuggestionRequest
+from pocketllm.engine.errors import BadRequest
 from tests.support.daemon.real_daemon import is_running
 from tests.support.models.tiny_models import CHAT_TEMPLATE, edit_json, tiny_model_folder
 
@@ -162,10 +156,10 @@ def test_a_faulty_request_is_refused_and_the_process_survives(bench: Bench, tmp_
     too_long = GenerationRequest(prompt="x" * CONTEXT, max_tokens=8)
     no_adapter = GenerationRequest(prompt="Wind", adapter=tmp_path / "none")
     with pytest.raises(
-        BadGeneration, match=rf"{CONTEXT + 1} tokens leave no room in the model's context of {CONTEXT} tokens"
+        BadRequest, match=rf"{CONTEXT + 1} tokens leave no room in the model's context of {CONTEXT} tokens"
     ):
         bench.answer(too_long)
-    with pytest.raises(BadGeneration, match="none cannot be read"):
+    with pytest.raises(BadRequest, match="none cannot be read"):
         bench.answer(no_adapter)
     bench.answer(SHORT)
     assert bench.generator.pid == pid

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp
+from pocketllm.daemon.generation.backend import PACKAGE, Backend
+from pocketllm.daemon.generation.llama.server import ServerPlan
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.engine.formats.importer import default_source
 from pocketllm.engine.formats.model_folder import ModelFolder
@@ -30,10 +31,8 @@ class Both:
         self.model_folder = model_folder
         self.tokenizer, self.decoding = open_tokenizer(model_folder)
         self.torch = LanguageModel(model_folder)
-        found = LlamaCpp(program=PACKAGE, base=base)
-        self.llama = LlamaDecoder(
-            model_folder, found, address=address, threads=2, memory_bytes=10**9, encode=self.tokens
-        )
+        plan = ServerPlan(program=PACKAGE, base=base, threads=2, memory_bytes=10**9)
+        self.llama = LlamaDecoder(model_folder, plan, address=address, encode=self.tokens)
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens."""

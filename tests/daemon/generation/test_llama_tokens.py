@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.generation.backend import Backend, LlamaCpp
-from pocketllm.daemon.generation.llama.server import Timeouts
+from pocketllm.daemon.generation.backend import Backend
+from pocketllm.daemon.generation.llama.server import ServerPlan, Timeouts
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME, LlamaDecoder
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
@@ -66,10 +66,8 @@ def bench(from_gguf: Path, tmp_path: Path) -> Iterator[Bench]:
     model_folder = open_model_folder(tmp_path / "tiny")
     decoder = LlamaDecoder(
         model_folder,
-        LlamaCpp(program=str(double.path), base=from_gguf / "Tiny-Llama.Q8_0.gguf"),
+        ServerPlan(program=str(double.path), base=from_gguf / "Tiny-Llama.Q8_0.gguf", threads=1, memory_bytes=10**9),
         address=tmp_path / "llama.sock",
-        threads=1,
-        memory_bytes=10**9,
         encode=lambda text: list(text.encode()),
         timeouts=Timeouts(start_seconds=30, token_seconds=0.3),
         clock=clock,

@@ -25,7 +25,7 @@ from pocketllm.daemon.scheduling.planning import (
     with_request,
 )
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError, ModelNotFound
+from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.planning.memory_model import MB, JobPlan, predict
@@ -233,7 +233,6 @@ class TestScheduler:
             DoesNotFit("Too large."): DoesNotFit,
             BadRequest("Packed."): BadRequest,
             ModelFileError("Broken."): ModelNotReady,
-            ModelNotFound("Gone."): ModelNotReady,
         }
         for error, kind in errors.items():
             planner.error = error

@@ -11,7 +11,7 @@ import pytest
 from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools import doctor
-from pocketllm.daemon.tools.doctor import ENOUGH_FILES, Finding, _of_torch, examine, torch_tried
+from pocketllm.daemon.tools.doctor import ENOUGH_FILES, Finding, examine, of_libraries
 from tests.support.executables import executable
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
@@ -26,8 +26,7 @@ DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
     ],
 )
 def test_torch_is_tried_in_a_child(program: str, state: str, message: str, advice: str) -> None:
-    with torch_tried(program) as tried:
-        found = _of_torch(tried)
+    found = of_libraries(program)
     assert (found.name, found.state) == ("libraries", state)
     assert message in found.message and advice in (found.advice or "")
 
@@ -60,7 +59,7 @@ def test_a_kernel_without_memory_cgroups_and_a_shell_with_few_files(tmp_path: Pa
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_nothing_is_said_of_limits_that_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    monkeypatch.setattr(doctor, "torch_tried", partial(torch_tried, "pass"))  # importing it takes seconds
+    monkeypatch.setattr(doctor, "of_libraries", partial(of_libraries, "pass"))  # importing it takes seconds
     (tmp_path / "cgroups/memory").mkdir(parents=True)
     if version == 2:
         (tmp_path / "cgroups/cgroup.controllers").write_text("cpu memory pids\n")

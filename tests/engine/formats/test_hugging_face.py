@@ -111,7 +111,7 @@ def test_a_model_of_the_hub(tmp_path: Path, changed: Path, models: Path) -> None
 @pytest.mark.slow
 def test_no_network(tmp_path: Path, models: Path) -> None:
     done = run_import("some-org/tiny", models, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
-    assert "ModelNotFound: There is no file or folder some-org/tiny" in done.stderr
+    assert "ModelFileError: There is no file or folder some-org/tiny" in done.stderr
     assert "give a GGUF file or a Hugging Face folder on this device" in done.stderr
 
 
@@ -119,7 +119,7 @@ def test_no_network(tmp_path: Path, models: Path) -> None:
 def test_an_unknown_model_of_the_hub(tmp_path: Path, llama: Path, models: Path) -> None:
     with serve_hub("some-org/tiny", llama) as hub:
         done = run_import("some-org/other", models, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
-    assert "ModelNotFound" in done.stderr
+    assert "ModelFileError" in done.stderr
     assert "shows no public model of that name" in done.stderr
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocketllm.engine.errors import ModelFileError, ModelNotFound
+from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import (
     DTYPES,
     FLOAT_DTYPES,
@@ -97,7 +97,7 @@ def test_manifest_says_whether_the_model_fills_in_masks() -> None:
 
 def test_open_finds_no_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ModelNotFound, match="pocketllm models add"):
+        with pytest.raises(ModelFileError, match="pocketllm models add"):
             open_model_folder(folder)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pocketllm.daemon.child_environment import child_environment
+from pocketllm.daemon.child import child_environment
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.run import TrainingRun

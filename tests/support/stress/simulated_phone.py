@@ -10,9 +10,10 @@ from typing import Any
 from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse
 from pocketllm.daemon.conditions.android_screen import ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
-from pocketllm.daemon.conditions.poller import Background, Pace, Polled, ProbeFailed
+from pocketllm.daemon.conditions.poller import Background, Pace, Polled
 from pocketllm.daemon.conditions.readings import Reading, Sensor
 from pocketllm.daemon.conditions.wake_lock import WakeLock
+from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings
@@ -112,7 +113,7 @@ class SimulatedPhone:
 
         def battery() -> Battery:
             if (said := world.battery_says()) is None:
-                raise ProbeFailed("termux-battery-status did not answer within 10 s")
+                raise ChildFailed("termux-battery-status did not answer within 10 s")
             return parse(said)
 
         answers = self.source(lambda: screen_property(world.screen_says()), idle_seconds=15, training_seconds=3)

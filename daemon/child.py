@@ -1,10 +1,16 @@
-"""The environment of child processes: OpenMP and the allocator; and what a tool answers that runs in one."""
+"""Child processes: their environment, with OpenMP and the allocator; and those that run to their end, with a limit."""
 
 import json
 import os
+import signal
+import subprocess
 import sys
-from subprocess import DEVNULL, TimeoutExpired, run
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
+
+from pocketllm.daemon.errors import ChildFailed
+from pocketllm.engine.errors import MezoError
 
 #: glibc returns memory to the system after each large `free`, and the page faults of allocating it again cost a third
 #: of a step's elementwise operations (silu of 2048 x 1536 bf16: 1.8, not 0.6 ms). So it keeps what a step reuses:
@@ -52,21 +58,54 @@ def child_environment() -> dict[str, str]:
     return {**CHILD_SETTINGS, **os.environ, "RUST_BACKTRACE": "0"}
 
 
-def answer_of(tool: str, *arguments: object, failed: type[Exception]) -> dict[str, Any]:
-    """The JSON object that daemon/tools/TOOL.py prints, in a process of its own. Raises `failed` with the reason."""
+def run(command: Sequence[str], *, timeout_seconds: float, name: str = "", **more: Any) -> str:
+    """The command's standard output. Raises ChildFailed. name: in its message. more: see Popen.
+
+    It runs in its own session, so that its children are killed with it: a hung termux-api leaves one.
+    """
+    name = name or command[0]
+    more |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        process = subprocess.Popen(command, start_new_session=True, **more)
+    except OSError as error:
+        raise ChildFailed(f"{name} cannot be run: {error.strerror}") from error
+    with process:
+        try:
+            output, complaints = process.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ChildFailed(f"{name} did not answer within {timeout_seconds:g} s") from error
+        finally:
+            with suppress(ProcessLookupError, PermissionError):  # gone; some systems let no zombie's group be signalled
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode < 0:
+        raise ChildFailed(f"{name} was killed by signal {-process.returncode}")
+    if process.returncode:
+        raise ChildFailed(f"{name} exited with code {process.returncode}: {last_words(complaints)}")
+    return str(output, errors="replace")
+
+
+def answer_of(tool: str, *arguments: object, refused: type[Exception]) -> dict[str, Any]:
+    """What daemon/tools/TOOL.py gives to `answer`, in a process of its own. Raises `refused` with its reason, and
+    ChildFailed.
+    """
     command = [sys.executable, "-m", f"pocketllm.daemon.tools.{tool}", *map(str, arguments)]
     try:
-        done = run(command, stdin=DEVNULL, capture_output=True, env=child_environment(), timeout=_TOOL_SECONDS)
-    except TimeoutExpired as error:
-        raise failed(f"The {tool} process took more than {_TOOL_SECONDS} seconds. Try again.") from error
-    except OSError as error:
-        raise failed(f"The {tool} process could not start: {error}. Try again.") from error
-    if done.returncode < 0:
-        raise failed(f"The {tool} process was killed by signal {-done.returncode}, perhaps because memory ran out.")
-    if done.returncode:
-        raise failed(f"The {tool} process failed: {last_words(done.stderr)}. Check the disk space, then try again.")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+        said = run(command, timeout_seconds=_TOOL_SECONDS, name=f"The {tool} process", env=child_environment())
+    except ChildFailed as error:
+        raise ChildFailed(f"{error}. Perhaps memory or the disk was full; free some, then try again.") from error
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    if "error" in found:
+        raise refused(found["error"])
+    return found
+
+
+def answer(work: Callable[[], dict[str, Any]]) -> None:
+    """Print what the work returns, or why it cannot be done."""
+    try:
+        found = work()
+    except MezoError as error:
+        found = {"error": str(error)}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def last_words(output: bytes) -> str:
