@@ -43,12 +43,14 @@ PLAN_FIELDS = (
         "kept_layers",
         "peak_memory_bytes",
         "library_bytes",
-        "working_bytes",
-        "memory_limit_bytes",
-        "file_bytes",
-        "kept_bytes",
+        "working",
+        "seconds_per_step",
+        "all_steps_seconds",
+        "nights",
+        "texts",
+        "new_words",
+        "reductions",
     ),
-    *("seconds_per_step", "all_steps_seconds", "nights", "texts", "new_words", "reductions"),
 )
 #: The comparisons of a verdict, and what each is made on.
 COMPARED = {
@@ -172,10 +174,16 @@ def quantity(value: bool | float | str, unit: str | None) -> str:
 
 def plan_view(plan: Document) -> RenderableType:
     """Return what a job would take, and what was reduced to make it fit."""
-    found = plan["predicted"]
-    more = {"peak_memory_bytes": found["peak_bytes"], "all_steps_seconds": found["seconds"]}
-    more |= {"alternatives": list(_other_methods(plan))}
-    return details(picked(plan | found | plan["enough_text"] | more, PLAN_FIELDS))
+    found, text = plan["predicted"], plan["enough_text"]
+    limit = bytes_text(plan["memory_limit_bytes"])
+    more = {
+        "peak_memory_bytes": found["peak_bytes"],
+        "working": f"{bytes_text(found['working_bytes'])} of {limit} allowed (training.memory_bytes)",
+        "all_steps_seconds": found["seconds"],
+        "alternatives": list(_other_methods(plan)),
+        "texts": text["texts"] or "none yet; add some with `pocketllm add`",
+    }
+    return details(picked(plan | found | text | more, PLAN_FIELDS))
 
 
 def _other_methods(plan: Document) -> Iterator[str]:
