@@ -153,7 +153,7 @@ def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Documen
             try:
                 planned = plan_job(open_model_folder(data.models / model["name"]), training, ahead)
                 step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
-                figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": round(planned.nights, 2)}
+                figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
             except MezoError as error:
                 figures["problem"] = str(error)
             serving = store.adapters.serving(model["name"]) if store else None

@@ -85,7 +85,7 @@ def test_settings_count(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = plan()
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stdout.split())
-    assert "Memory limit 50.0 MB" in said and "was reduced from 64 to" in said
+    assert "of 50.0 MB allowed" in said and "was reduced from 64 to" in said
     assert "To fit into training.memory_bytes (50 MB), the number of a step's blocks" in said
     monkeypatch.setenv("POCKETLLM_TRAINING__BATCH", "0")
     result = plan()
