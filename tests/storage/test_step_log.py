@@ -1,7 +1,6 @@
 """The step log in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
-from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -20,36 +19,29 @@ from pocketllm.storage.repositories.step_log import (
 )
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Step
-from tests.support.daemon.workers import NOW, queue_job
+from tests.support.daemon.workers import NOW
+from tests.support.stored import start_job
 
 
 @pytest.fixture
 def job(store: Store) -> str:
-    return queue_job(store).id
+    return start_job(store).id
 
 
-def append(
-    store: Store,
-    job: str,
-    number: int,
-    *,
-    loss: float = 3.0,
-    scalars: Sequence[float] = (0.5,),
-    learning_rate: float = 2**-10,
-    tokens: int = 100,
-    seconds: float = 2.0,
-) -> None:
-    row = Step(
-        job_id=job,
-        step=number,
-        seed=7,
-        scalars=list(scalars),
-        loss=loss,
-        learning_rate=learning_rate,
-        tokens=tokens,
-        seconds=seconds,
-    )
-    store.step_log.append(row)
+def row(job: str, number: int, **given: Any) -> Step:
+    usual: dict[str, Any] = {
+        "seed": 7,
+        "scalars": [0.5],
+        "loss": 3.0,
+        "learning_rate": 2**-10,
+        "tokens": 100,
+        "seconds": 2.0,
+    }
+    return Step(job_id=job, step=number, **usual | given)
+
+
+def append(store: Store, job: str, number: int, **given: Any) -> None:
+    store.step_log.append(row(job, number, **given))
 
 
 def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: float | None = None) -> None:
@@ -57,17 +49,18 @@ def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: fl
     store.step_log.evaluate(job, step=step, loss=losses[0] if loss is None else loss, block_losses=by_key, now=NOW)
 
 
-def test_steps_come_back_in_order(store: Store, job: str) -> None:
+def test_steps_come_back_in_order_each_to_its_job(store: Store, job: str) -> None:
+    other = start_job(store).id
+    assert (store.step_log.steps(job), store.step_log.last_step(job), store.step_log.evaluation(job, 0)) == (
+        [],
+        0,
+        None,
+    )
     for number in (1, 2, 3):
         append(store, job, number)
+    append(store, other, 1)
     assert [row.step for row in store.step_log.steps(job)] == [1, 2, 3]
-    assert store.step_log.last_step(job) == 3
-
-
-def test_before_the_first_step_there_is_nothing(store: Store, job: str) -> None:
-    assert store.step_log.steps(job) == []
-    assert store.step_log.last_step(job) == 0
-    assert store.step_log.evaluation(job, 0) is None
+    assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (3, 1)
 
 
 def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
@@ -75,12 +68,6 @@ def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
     append(store, job, 1, scalars=scalars)
     [row] = store.step_log.steps(job)
     assert [kept.hex() for kept in row.scalars] == [scalar.hex() for scalar in scalars]
-
-
-def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
-    row: dict[str, Any] = {"step": 1, "seed": 7, "scalars": (0.5, 1.5), "loss": 3.0, "learning_rate": 0.1}
-    store.step_log.append(Step(job_id=job, tokens=9, seconds=1.0, **row))
-    assert store.step_log.steps(job)[0].scalars == [0.5, 1.5]
 
 
 def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str) -> None:
@@ -103,31 +90,12 @@ def test_a_second_row_for_a_step_is_refused_and_the_first_stays(store: Store, jo
     assert [row.loss for row in store.step_log.steps(job)] == [3.0]
 
 
-def test_a_row_of_a_job_that_is_not_there_is_refused(store: Store) -> None:
-    with pytest.raises(IntegrityError):
-        append(store, "job-none", 1)
-
-
-def test_each_job_has_a_step_log_of_its_own(store: Store, job: str) -> None:
-    other = queue_job(store).id
-    append(store, job, 1)
-    append(store, other, 1)
-    append(store, other, 2)
-    assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (1, 2)
-
-
-def test_a_measurement_comes_back(store: Store, job: str) -> None:
-    evaluate(store, job, step=0, losses=[4.0, 2.0], loss=3.5)
-    kept = store.step_log.evaluation(job, 0)
+def test_a_measurement_comes_back_and_one_made_again_takes_its_place(store: Store, job: str) -> None:
+    evaluate(store, job, step=4, losses=[5.0])
+    evaluate(store, job, step=4, losses=[4.0, 2.0], loss=3.5)
+    kept = store.step_log.evaluation(job, 4)
     assert kept is not None
     assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
-
-
-def test_a_measurement_made_again_takes_the_place_of_the_first(store: Store, job: str) -> None:
-    evaluate(store, job, step=4, losses=[4.0])
-    evaluate(store, job, step=4, losses=[3.0])
-    kept = store.step_log.evaluation(job, 4)
-    assert kept is not None and kept.loss == 3.0
 
 
 def test_progress_of_a_job_that_has_not_begun_is_unknown(store: Store, job: str) -> None:
@@ -162,11 +130,6 @@ def test_steps_that_took_no_time_have_no_speed(store: Store, job: str) -> None:
     assert store.step_log.progress(job).tokens_per_second is None
 
 
-def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
-    for number in range(1, count + 1):
-        append(store, job, number, scalars=(number / 8, -0.5), loss=3 + 1 / number, tokens=100 + number % 2)
-
-
 class TestCurve:
     def test_before_the_first_step_it_is_empty(self, store: Store, job: str) -> None:
         assert store.step_log.curve(job) == store.step_log.curve("job-0") == Curve(held_out=[], training=[])
@@ -181,7 +144,8 @@ class TestCurve:
         assert curve.training == [TrainingPoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
 
     def test_a_worker_may_go_back_while_the_curve_is_read(self, store: Store, job: str) -> None:
-        some_steps(store, job, 3)
+        for number in (1, 2, 3):
+            append(store, job, number)
         statements = count(1)
 
         def go_back(*_: object) -> None:
@@ -193,22 +157,10 @@ class TestCurve:
         assert len(store.step_log.curve(job).training) == 1
 
     def test_a_long_jobs_curve_is_thinned(self, store: Store) -> None:
-        long = queue_job(store).id
+        long = start_job(store).id
         steps = 10 * CURVE_POINTS
         with store._database.write() as session:
-            for step in range(1, steps + 1):
-                session.add(
-                    Step(
-                        job_id=long,
-                        step=step,
-                        seed=7,
-                        scalars=[0.5],
-                        loss=step / 64,
-                        learning_rate=0.5,
-                        tokens=9,
-                        seconds=1,
-                    )
-                )
+            session.add_all(row(long, step, loss=step / 64) for step in range(1, steps + 1))
             for step in range(0, steps + 1, 2):
                 session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
         curve = store.step_log.curve(long)
@@ -275,7 +227,7 @@ class TestGoBack:
         assert (job.early_stopping, job.total_steps) == ({"best_step": 2}, 8)
 
     def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
-        other = queue_job(store).id
+        other = start_job(store).id
         append(store, other, 1)
         store.step_log.go_back(filled, step=0, early_stopping={}, ended=False, message=None, now=NOW)
         assert store.step_log.last_step(other) == 1
