@@ -17,10 +17,10 @@ from pocketllm.daemon.conditions.android_screen import (
     wakefulness,
 )
 from pocketllm.daemon.conditions.poller import Pace
-from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
+from pocketllm.daemon.conditions.readings import FirstKnown
 from pocketllm.daemon.errors import ChildFailed
+from tests.support.daemon.gate_world import answered
 from tests.support.daemon.in_process_app import Clock, FixedSensor
-from tests.support.daemon.real_daemon import eventually
 from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
 
@@ -44,35 +44,22 @@ def test_dumpsys_without_the_permission() -> None:
         wakefulness("Permission Denial: can't dump PowerManager from pid=1, uid=2\n")
 
 
-def answer(sensor: Sensor) -> Reading:
-    """Its first real answer."""
-    first = sensor.read(NOW)
-    assert first.reason == "no answer yet"
-
-    def look() -> Reading | None:
-        found = sensor.read(NOW)
-        return None if found == first else found
-
-    return eventually(look, "an answer", seconds=20)
-
-
 def test_a_real_getprop_is_asked_for_the_property(tmp_path: Path) -> None:
     getprop = executable(tmp_path, "getprop", '[ "$1" = debug.tracing.screen_state ] && echo 2')
-    reading = answer(polled_screen(Pace(), (getprop, PROPERTY), screen_property))
+    reading = answered([polled_screen(Pace(), (getprop, PROPERTY), screen_property)])["screen"]
     assert (reading.name, reading.value, reading.source) == ("screen", True, f"{getprop} debug.tracing.screen_state")
 
 
 def test_a_real_dumpsys(tmp_path: Path) -> None:
     dumpsys = answering(tmp_path, "dumpsys", "  mWakefulness=Asleep\n")
-    assert answer(polled_screen(Pace(), (dumpsys, "power"), wakefulness)).value is False
+    assert answered([polled_screen(Pace(), (dumpsys, "power"), wakefulness)])["screen"].value is False
 
 
 def test_the_first_that_knows_is_believed(tmp_path: Path) -> None:
     reported_screen = ReportedScreen()
     silent = polled_screen(Pace(), (answering(tmp_path, "getprop", "\n"), PROPERTY), screen_property)
     screen = FirstKnown([silent, reported_screen])
-    answer(silent)
-    reading = screen.read(NOW)
+    reading = answered([screen])["screen"]
     assert reading.unknown and reading.reason and "does not set" in reading.reason
     reported_screen.report(True, NOW)
     assert screen.read(NOW).value is True

@@ -7,8 +7,7 @@ import pytest
 
 from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.conditions.readings import Reading
-from tests.support.daemon.real_daemon import eventually
-from tests.support.daemon.workers import NOW
+from tests.support.daemon.gate_world import answered
 from tests.support.executables import answering, executable
 
 ALL = [
@@ -19,13 +18,7 @@ ALL = [
 
 def read(places: Places, folder: Path) -> dict[str, Reading]:
     """What is seen once everything that is asked has answered."""
-    sensor_set = discover_sensors(folder, folder / "stamp", places)
-
-    def look() -> dict[str, Reading] | None:
-        found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensor_set.sensors)}
-        return None if any(one.reason == "no answer yet" for one in found.values()) else found
-
-    return eventually(look, "all answers", seconds=20)
+    return answered(discover_sensors(folder, folder / "stamp", places).sensors)
 
 
 @pytest.fixture
