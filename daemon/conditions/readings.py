@@ -51,9 +51,9 @@ class FirstKnown:
     sources: Sequence[Sensor]
 
     def read(self, now: datetime) -> Reading:
-        """The first reading with a value, else the first one. Reads all sources, so that all stay fresh."""
+        """The first with a value, else one that is yet to come, else the first. Reads all, so that all stay fresh."""
         readings = [source.read(now) for source in self.sources]
-        return next((reading for reading in readings if reading.value is not None), readings[0])
+        return min(readings, key=lambda reading: (reading.value is None, reading.reason != NOT_YET))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.settings import Settings, TrainingSettings, load_settings, write_model
+from pocketllm.daemon.settings import TrainingSettings, load_settings, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +25,6 @@ def refused(overrides: dict[str, Any] | None = None) -> str:
     with pytest.raises(BadSettings) as caught:
         load_settings(overrides or {})
     return str(caught.value)
-
-
-def test_the_defaults_are_valid() -> None:
-    settings = load_settings({})
-    assert (settings.port, settings.model) == (2407, "smollm2-135m-instruct")
-    assert settings.gate.battery_start_percent > settings.gate.battery_stop_percent
-    assert settings.gate.memory_start_bytes > settings.gate.memory_stop_bytes
-    assert settings.gate.require_power
-    assert settings.gate.train_when_unknown == ()
-
-
-def test_every_setting_says_what_it_is_for() -> None:
-    settings = Settings.model_fields | load_settings({}).training.__class__.model_fields
-    settings |= load_settings({}).gate.__class__.model_fields
-    silent = [name for name, field in settings.items() if not field.description and name not in ("training", "gate")]
-    assert silent == []
 
 
 def test_command_line_over_environment_over_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,14 +61,9 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_bad_setting_is_named_with_its_value(config: Path) -> None:
     for setting in (
-        *("port = -1", "port = 65536", "port = 'http'", "log_level = 'loud'", "tick_seconds = 0", "tick_seconds = nan"),
-        *("keep_alive_seconds = -5", "max_text_bytes = 0", "max_waiting = -1"),
-        *("data_dir = 5", "data_dir = '~nobody-here/x'", "training = 5"),
-        *("training.steps = 0", "training.steps = 1.5", "training.block_tokens = 1", "training.rank = 0"),
-        *("training.epsilon = 0", "training.step_size = 1", "training.targets = []", "training.mode = 'half'"),
-        *("training.probes = 65", "training.noise = 'pink'", "training.micro_batch = 0", "training.memory_bytes = 1"),
-        *("gate.battery_start_percent = 101", "gate.battery_stop_percent = nan", "gate.minimum_pause_seconds = -1"),
-        *("gate.require_power = 3", "gate.hours = ['22:00+02:00-07:00']"),
+        *("port = -1", "log_level = 'loud'", "tick_seconds = nan", "data_dir = '~nobody-here/x'", "training = 5"),
+        *("training.steps = 0", "training.steps = 1.5", "training.targets = []", "training.mode = 'half'"),
+        *("gate.battery_stop_percent = nan", "gate.require_power = 3", "gate.hours = ['22:00+02:00-07:00']"),
         # A key that there is not: a typing error must not go unnoticed.
         *("prot = 2407", "training.step = 5"),
     ):
@@ -160,14 +139,6 @@ def test_settings_that_clash_are_both_named(config: Path) -> None:
     assert "micro_batch (8) is above batch (4)" in refused()
 
 
-def test_any_noise_goes_with_any_mode(config: Path) -> None:
-    for mode in ("lora", "full"):
-        for noise in ("rademacher", "gaussian"):
-            config.write_text(f'[training]\nmode = "{mode}"\nnoise = "{noise}"\n')
-            training = load_settings({}).training
-            assert (training.mode, training.noise) == (mode, noise)
-
-
 def test_lengths_follow_the_mode_unless_they_are_given(config: Path) -> None:
     adapter, everything = TrainingSettings(), TrainingSettings(mode="full")
     assert everything.step_size < adapter.step_size and everything.epsilon < adapter.epsilon
@@ -189,14 +160,6 @@ def test_a_daemons_settings_are_read_again_whatever_the_shell_says(
     again = load_settings(announced)
     assert (again.training.mode, again.training.batch, again.gate.require_power) == ("full", None, True)
     assert again.model_dump(mode="json") == announced
-
-
-def test_settings_do_not_change() -> None:
-    settings = load_settings({})
-    with pytest.raises(ValueError, match="frozen"):
-        settings.port = 5  # type: ignore[misc]
-    with pytest.raises(ValueError, match="frozen"):
-        settings.gate.require_power = False  # type: ignore[misc]
 
 
 def use(name: str, **overrides: Any) -> None:

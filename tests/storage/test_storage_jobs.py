@@ -110,13 +110,6 @@ def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Sto
     assert [job.id for job in store.jobs.open()] == [running, now, later_now, old, paused, young]
 
 
-def test_jobs_are_counted_by_state(store: Store) -> None:
-    assert store.jobs.counts() == dict.fromkeys(JobState, 0)
-    for state in (QUEUED, PAUSED, PAUSED, JobState.FAILED):
-        in_state(store, state)
-    assert store.jobs.counts() == dict.fromkeys(JobState, 0) | {QUEUED: 1, PAUSED: 2, JobState.FAILED: 1}
-
-
 def test_only_a_waiting_job_is_explained_and_that_is_no_event(store: Store) -> None:
     for state in JobState:
         before = in_state(store, state)

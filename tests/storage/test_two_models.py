@@ -144,16 +144,6 @@ def test_jobs_of_other_models_come_last_and_are_not_returned_for_a_request(store
     assert store.jobs.add(new_job(model="small"), proceed=True).id == small.id
 
 
-def test_the_last_job_is_that_of_the_model_in_use(store: Store) -> None:
-    store.texts.use_model("large")
-    assert store.jobs.last() is None
-    jobs = {model: store.jobs.add(new_job(model=model)).id for model in ("large", "small")}
-    for model, job in jobs.items():
-        store.texts.use_model(model)
-        last = store.jobs.last()
-        assert last is not None and last.id == job
-
-
 def test_without_a_switch_nothing_is_written(store: Store) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s", "one")
