@@ -1,6 +1,7 @@
 """The step log in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
+from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -70,17 +71,13 @@ def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
     assert [kept.hex() for kept in row.scalars] == [scalar.hex() for scalar in scalars]
 
 
-def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str) -> None:
+def test_what_is_no_number_is_refused(store: Store, job: str) -> None:
     for scalars in ((), (math.nan,), (0.5, math.inf)):
         with pytest.raises(ValueError, match="Step 1 of job job-"):
             append(store, job, 1, scalars=scalars)
-    assert store.step_log.steps(job) == []
-
-
-def test_a_number_that_is_none_is_refused(store: Store, job: str) -> None:
     with pytest.raises(IntegrityError):
         append(store, job, 1, loss=math.nan)
-    assert store.step_log.last_step(job) == 0
+    assert store.step_log.steps(job) == []
 
 
 def test_a_second_row_for_a_step_is_refused_and_the_first_stays(store: Store, job: str) -> None:
@@ -98,36 +95,29 @@ def test_a_measurement_comes_back_and_one_made_again_takes_its_place(store: Stor
     assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
 
 
-def test_progress_of_a_job_that_has_not_begun_is_unknown(store: Store, job: str) -> None:
-    assert store.step_log.progress(job) == Progress(
-        step=0,
-        loss=None,
-        tokens_per_second=None,
-        seconds_per_step=None,
-        held_out_loss_before=None,
-        held_out_loss_now=None,
-    )
+def test_progress_is_unknown_before_the_first_step_and_the_speed_of_one_that_took_no_time(
+    store: Store, job: str
+) -> None:
+    unknown = asdict(store.step_log.progress(job))
+    assert unknown.pop("step") == 0 and set(unknown.values()) == {None}
+    append(store, job, 1, seconds=0.0)
+    assert store.step_log.progress(job).tokens_per_second is None
 
 
-def test_progress_is_the_mean_of_the_recent_steps(store: Store, job: str) -> None:
+def test_progress_is_the_mean_of_the_recent_steps_and_the_first_and_last_measurement(store: Store, job: str) -> None:
     append(store, job, 1, loss=1000.0, seconds=1000.0)
     for number in range(2, RECENT_STEPS + 2):
         append(store, job, number, loss=float(number % 2), seconds=4.0)
-    progress = store.step_log.progress(job)
-    assert (progress.step, progress.loss) == (RECENT_STEPS + 1, 0.5)
-    assert (progress.tokens_per_second, progress.seconds_per_step) == (25.0, 4.0)
-
-
-def test_progress_holds_the_first_and_the_last_measurement(store: Store, job: str) -> None:
     for step, loss in ((8, 3.5), (0, 4.0), (4, 3.0)):
         evaluate(store, job, step=step, losses=[loss])
-    progress = store.step_log.progress(job)
-    assert (progress.held_out_loss_before, progress.held_out_loss_now) == (4.0, 3.5)
-
-
-def test_steps_that_took_no_time_have_no_speed(store: Store, job: str) -> None:
-    append(store, job, 1, seconds=0.0)
-    assert store.step_log.progress(job).tokens_per_second is None
+    assert store.step_log.progress(job) == Progress(
+        step=RECENT_STEPS + 1,
+        loss=0.5,
+        tokens_per_second=25.0,
+        seconds_per_step=4.0,
+        held_out_loss_before=4.0,
+        held_out_loss_now=3.5,
+    )
 
 
 class TestCurve:
@@ -193,9 +183,11 @@ class TestGoBack:
         return job
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:
+        append(store, other := start_job(store).id, 5)
         store.step_log.go_back(
             filled, step=2, early_stopping={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW
         )
+        assert store.step_log.last_step(other) == 5, "other jobs keep theirs"
         assert [row.step for row in store.step_log.steps(filled)] == [1, 2]
         assert store.step_log.last_step(filled) == 2
         assert [step for step in range(-1, 6) if store.step_log.evaluation(filled, step)] == [-1, 0, 2]
@@ -225,9 +217,3 @@ class TestGoBack:
         assert store.step_log.evaluation(filled, 4) is not None
         job = store.jobs.get(filled)
         assert (job.early_stopping, job.total_steps) == ({"best_step": 2}, 8)
-
-    def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
-        other = start_job(store).id
-        append(store, other, 1)
-        store.step_log.go_back(filled, step=0, early_stopping={}, ended=False, message=None, now=NOW)
-        assert store.step_log.last_step(other) == 1

@@ -11,7 +11,7 @@ from pocketllm.storage.errors import WrongState
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Report
 from tests.support.daemon.workers import NOW, delete_text
-from tests.support.stored import add_texts, on_disk, start_job, succeed
+from tests.support.stored import add_texts, start_job, succeed
 
 NUMBERS = {"verdict": {"outcome": "learned"}, "verbatim_recall": {"base": 0.0, "personal": 0.5, "places": 8}}
 #: Longer than a page of the database.
@@ -54,28 +54,6 @@ def test_a_deleted_text_takes_the_content_with_it_and_leaves_the_numbers(store: 
         assert raw.execute("SELECT content FROM report").fetchall() == [(None,)]
     delete_text(store, kept)
     assert content_of(store, with_it) is None
-
-
-def test_the_contents_bytes_are_gone_from_every_file(tmp_path: Path) -> None:
-    """Where they are still in the log, and where they were folded into the file."""
-    for name in ("log", "file"):
-        folder = tmp_path / name
-        folder.mkdir()
-        store = Store.open(folder / "pocketllm.db")
-        jobs: list[Job] = []
-        gone, _ = add_texts(store, "gone", "kept")
-        for repeats in (1, 3000, 1):
-            job = start_job(store)
-            jobs.append(job)
-            succeed(store, job, report=report(job, {"words": [], "completions": ["xyzzy " * repeats]}))
-        if name == "file":
-            store.close()
-            store = Store.open(folder / "pocketllm.db")
-        assert b"xyzzy" in on_disk(folder)
-        delete_text(store, gone)
-        assert b"xyzzy" not in on_disk(folder)
-        assert [content_of(store, job) for job in jobs] == [None] * 3
-        store.close()
 
 
 def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store) -> None:

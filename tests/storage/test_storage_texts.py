@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.repositories.texts import MIN_REPLAY_WORDS, NewText, is_held_out
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, Kind, Outcome
+from pocketllm.storage.tables import Job, Kind, Outcome, Report
 from pocketllm.storage.words import count_words
 from tests.support.daemon.workers import NOW, delete_text
 from tests.support.stored import add_texts, all_texts, new_texts, on_disk, start_job, succeed
@@ -23,18 +23,14 @@ def learn(store: Store, job: Job) -> None:
     succeed(store, job, outcome=Outcome.NO_PROOF)
 
 
-def test_the_same_text_twice_in_a_request_is_one(store: Store) -> None:
-    added = store.texts.add(new_texts("a", "b", "a"), now=NOW)
-    assert (added.created, added.duplicates) == (2, 1)
-    assert added.ids[0] == added.ids[2] != added.ids[1]
-    assert store.texts.counts().texts == 2
-
-
-def test_the_same_text_in_a_later_request_is_one_and_keeps_its_time(store: Store) -> None:
-    [first] = add_texts(store, "a")
-    again = store.texts.add(new_texts("b", "a"), now=NOW + timedelta(hours=1))
-    assert (again.created, again.duplicates, again.ids[1]) == (1, 1, first)
-    assert store.texts.get(first).created_at == NOW
+def test_the_same_text_again_is_one_and_keeps_its_time(store: Store) -> None:
+    first = store.texts.add(new_texts("a", "b", "a"), now=NOW)
+    assert (first.created, first.duplicates) == (2, 1)
+    assert first.ids[0] == first.ids[2] != first.ids[1]
+    later = store.texts.add(new_texts("c", "a"), now=NOW + timedelta(hours=1))
+    assert (later.created, later.duplicates, later.ids[1]) == (1, 1, first.ids[0])
+    assert store.texts.get(first.ids[0]).created_at == NOW
+    assert store.texts.counts().texts == 3
 
 
 def test_no_text_passes_for_another(store: Store) -> None:
@@ -153,28 +149,26 @@ def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
     assert add_texts(store, "gone") == (gone,), "it may come again"
 
 
-def test_a_deleted_texts_bytes_are_gone_from_every_file(tmp_path: Path) -> None:
-    """Where they are still in the log, and where they were folded into the file."""
-    for name in ("log", "file"):
-        folder = tmp_path / name
-        folder.mkdir()
-        store = Store.open(folder / "pocketllm.db")
-        add_texts(store, *(f"filler {number} " * number for number in range(60)))
-        secrets = store.texts.add(
-            new_texts(*("xyzzy " * repeats for repeats in (1, 20, 3000)), source="plugh"), now=NOW
-        ).ids
-        # More text and a change of the row: pages are split, and rows move.
-        add_texts(store, *(f"more {number} " * number for number in range(60)))
-        learn(store, start_job(store))
-        if name == "file":
-            store.close()
-            store = Store.open(folder / "pocketllm.db")
-        assert b"xyzzy" in on_disk(folder) and b"plugh" in on_disk(folder)
-        for secret in secrets:
-            delete_text(store, secret)
-        assert b"xyzzy" not in on_disk(folder) and b"plugh" not in on_disk(folder)
-        assert b"filler 59" in on_disk(folder)
+@pytest.mark.parametrize("folded", [False, True], ids=["from the log", "from the file"])
+def test_a_deleted_texts_bytes_are_gone_and_those_of_reports_on_it(path: Path, folded: bool) -> None:
+    store = Store.open(path)
+    add_texts(store, *(f"filler {number} " * number for number in range(60)))
+    secrets = add_texts(store, *("xyzzy " * repeats for repeats in (1, 20, 3000)), source="plugh")
+    # More text and a change of the row: pages are split, and rows move.
+    add_texts(store, *(f"more {number} " * number for number in range(60)))
+    for repeats in (1, 3000, 1):
+        job = start_job(store)
+        report = Report(job_id=job.id, numbers={}, content={"completions": ["quux " * repeats]})
+        succeed(store, job, outcome=Outcome.NO_PROOF, report=report)
+    if folded:
         store.close()
+        store = Store.open(path)
+    words = (b"xyzzy", b"plugh", b"quux", b"filler 59")
+    assert all(word in on_disk(path.parent) for word in words)
+    for secret in secrets:
+        delete_text(store, secret)
+    assert [word for word in words if word in on_disk(path.parent)] == [b"filler 59"]
+    store.close()
 
 
 def test_a_text_that_comes_back_after_deletion_is_new(store: Store) -> None:
