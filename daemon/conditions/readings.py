@@ -93,15 +93,7 @@ class Missing:
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(
-            name=self.name,
-            value=None,
-            unit=self.unit,
-            source=self.source,
-            at=now,
-            reason=self.reason,
-            absent=self.absent,
-        )
+        return Reading(value=None, at=now, **vars(self))
 
 
 def unanswered(readings: Sequence[Reading]) -> bool:

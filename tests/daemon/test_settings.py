@@ -117,21 +117,26 @@ def test_the_home_directory_may_be_written_as_usual(config: Path) -> None:
     assert load_settings({}).data_dir == Path.home() / "texts"
 
 
-def test_files_lie_where_the_desktop_standard_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variables", "data", "config_home"),
+    [
+        ({}, "home/.local/share", "home/.config"),
+        ({"XDG_DATA_HOME": "data"}, "data", "home/.config"),
+        ({"XDG_CONFIG_HOME": "config"}, "home/.local/share", "config"),
+    ],
+)
+def test_files_lie_where_the_desktop_standard_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], data: str, config_home: str
+) -> None:
     for name in ("POCKETLLM_CONFIG", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
-    usual = {"HOME": "home", "XDG_DATA_HOME": "home/.local/share", "XDG_CONFIG_HOME": "home/.config"}
-    for variables in ({"HOME": "home"}, {"XDG_DATA_HOME": "data"}, {"XDG_CONFIG_HOME": "config"}):
-        folders = usual | variables
-        with monkeypatch.context() as patch:
-            for name, folder in {"HOME": "home", **variables}.items():
-                patch.setenv(name, str(tmp_path / folder))
-            path = tmp_path / folders["XDG_CONFIG_HOME"] / "pocketllm" / "config.toml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("port = 77")
-            settings = load_settings({})
-        assert (settings.data_dir, settings.port) == (tmp_path / folders["XDG_DATA_HOME"] / "pocketllm", 77)
-        path.unlink()
+    for name, folder in {"HOME": "home", **variables}.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    file = tmp_path / config_home / "pocketllm" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("port = 77")
+    settings = load_settings({})
+    assert (settings.data_dir, settings.port) == (tmp_path / data / "pocketllm", 77)
 
 
 def test_settings_that_clash_are_both_named(config: Path) -> None:

@@ -43,7 +43,7 @@ OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
     "cancel": (lambda store, job: store.jobs.cancel(job, message="no", now=LATER), OPEN_STATES, JobState.CANCELLED),
     "fail": (lambda store, job: store.jobs.fail(job, error="bang", now=LATER), OPEN_STATES, JobState.FAILED),
     "succeed": (
-        lambda store, job: succeed(store, store.jobs.get(job), "second", now=LATER),
+        lambda store, job: succeed(store, new_job(id=job), "second", now=LATER),
         (RUNNING,),
         JobState.SUCCEEDED,
     ),

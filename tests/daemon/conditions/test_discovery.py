@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
     return folder
 
 
-def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False, **others: Path) -> Places:
+def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False) -> Places:
     environment = {"PATH": "/usr/bin:/bin" if proot else f"{path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     if proot:  # what proot-distro's launcher passes on
         environment |= {"ANDROID_ROOT": "/system", "ANDROID_DATA": "/data", "TERM": "xterm-256color", "LANG": "C.UTF-8"}
@@ -38,8 +38,8 @@ def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False, **
     return Places(
         environment=environment,
         supplies=tmp_path / "power_supply",
-        seats=others.get("seats", tmp_path / "seats"),
-        graphics=others.get("graphics", tmp_path / "drm"),
+        seats=tmp_path / "seats",
+        graphics=tmp_path / "drm",
         getprop=str(path / "getprop"),
         dumpsys=str(path / "dumpsys"),
         termux_commands=path,
