@@ -54,15 +54,14 @@ def test_a_phone(path: Path, tmp_path: Path, *, proot: bool) -> None:
     answering(path, "getprop", "1\n")
     found = read(places(path, tmp_path, android=True, proot=proot), tmp_path)
     assert list(found) == ALL
-    values = {name: found[name].value for name in ALL[:7]}
-    assert values == {
-        "power": True,
-        "plug": "usb",
-        "battery": 55,
-        "temperature": 30.1,
-        "health": "good",
-        "screen": False,
-        "idle": pytest.approx(0, abs=30),
+    assert {name: (found[name].value, found[name].unit) for name in ALL[:7]} == {
+        "power": (True, None),
+        "plug": ("usb", None),
+        "battery": (55, "%"),
+        "temperature": (30.1, "°C"),
+        "health": ("good", None),
+        "screen": (False, None),
+        "idle": (pytest.approx(0, abs=30), "s"),
     }
 
 
