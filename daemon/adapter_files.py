@@ -72,14 +72,13 @@ class AdapterFiles:
         problem = None if serving is None else self.problem(serving)
         if serving is None or problem is None:
             return serving
-        change = self._store.adapters.fall_back(
+        served = self._store.adapters.fall_back(
             serving.id, usable=lambda adapter: self.problem(adapter) is None, problem=problem, now=now
         )
-        self.notice = (
-            f"{problem} {change.serving or 'The base model'} is served instead, and its job's texts count as new."
-        )
+        instead = served.id if served else "The base model"
+        self.notice = f"{problem} {instead} is served instead, and its job's texts count as new."
         log.error("%s", self.notice)
-        return self._store.adapters.serving(model)
+        return served
 
     def sweep(self, jobs: Mapping[str, JobState], now: datetime) -> None:
         """Delete what ended jobs have left without an adapter, and set aside what is of none. No worker may run."""

@@ -12,10 +12,6 @@ class BadSettings(DaemonError):
     """A setting has an invalid value."""
 
 
-class PortInUse(DaemonError):
-    """The port is in use. Choose another with --port, or 0 for any free one."""
-
-
 class NothingToLearn(DaemonError):
     """There is no text to train on. Add some with `pocketllm add` or POST /texts."""
 

@@ -130,16 +130,14 @@ Quantity = Literal[
     "power", "plug", "battery", "temperature", "health", "heat", "screen", "idle", "memory", "memory pressure", "disk"
 ]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-#: The two thresholds of a condition: the one to start is at least as strict as the other.
-_AT_LEAST = (
+#: The two thresholds of a condition, the higher one first: the one to start is at least as strict as the other.
+_IN_ORDER = (
     ("battery_start_percent", "battery_stop_percent"),
     ("memory_start_bytes", "memory_stop_bytes"),
     ("disk_start_bytes", "disk_stop_bytes"),
-)
-_AT_MOST = (
-    ("temperature_start_celsius", "temperature_stop_celsius"),
-    ("heat_start_celsius", "heat_stop_celsius"),
-    ("pressure_start_percent", "pressure_stop_percent"),
+    ("temperature_stop_celsius", "temperature_start_celsius"),
+    ("heat_stop_celsius", "heat_start_celsius"),
+    ("pressure_stop_percent", "pressure_start_percent"),
 )
 
 
@@ -219,16 +217,10 @@ class GateSettings(_Section):
     )
 
     @model_validator(mode="after")
-    def _levels_in_order(self) -> "GateSettings":
-        for stricter, other in [(start, stop) for start, stop in _AT_LEAST] + [
-            (stop, start) for start, stop in _AT_MOST
-        ]:
-            if getattr(self, stricter) < getattr(self, other):
-                raise ValueError(f"{other} ({getattr(self, other)}) is above {stricter} ({getattr(self, stricter)})")
-        return self
-
-    @model_validator(mode="after")
-    def _no_contradictions(self) -> "GateSettings":
+    def _without_contradictions(self) -> "GateSettings":
+        for higher, lower in _IN_ORDER:
+            if getattr(self, higher) < getattr(self, lower):
+                raise ValueError(f"{lower} ({getattr(self, lower)}) is above {higher} ({getattr(self, higher)})")
         if self.require_power and not self.power_sources:
             raise ValueError("require_power is true, but power_sources is empty: no job could run")
         return self

@@ -30,7 +30,7 @@ from pocketllm.daemon import logs
 from pocketllm.daemon.conditions.android_screen import register_idle_hook
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.readings import unanswered
-from pocketllm.daemon.errors import DaemonError, PortInUse
+from pocketllm.daemon.errors import BadSettings, DaemonError
 from pocketllm.daemon.leftovers import reserve_lent
 from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder, ignored_config, write_private
@@ -40,7 +40,7 @@ from pocketllm.daemon.scheduling.admission import IMMEDIATE_KEEP_ALIVE
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import Settings, load_settings
-from pocketllm.daemon.systemd_notify import ServiceManager
+from pocketllm.daemon.systemd_notify import notify
 from pocketllm.storage.errors import DatabaseFull
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class Ticker:
 
 def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
     """The app's lifespan: the ticker, `daemon.json`, and systemd's notifications."""
-    manager, settings, scheduler = ServiceManager(), services.settings, services.scheduler
+    settings, scheduler = services.settings, services.scheduler
 
     async def tick() -> tuple[float, Sequence[datetime]]:
         await asyncio.to_thread(scheduler.tick, services.now())
@@ -209,7 +209,7 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
         services.generator.max_keep_alive = IMMEDIATE_KEEP_ALIVE if scheduler.wants_generators_memory else inf
         if await services.generator.unload_if_idle():
             ticker.tick_now()
-        manager.notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
+        notify("WATCHDOG=1", f"STATUS={scheduler.summary}")
         return seconds_to_next_tick(settings, scheduler, services.fresh_look), scheduler.due
 
     ticker = Ticker(tick, seconds=settings.idle_tick_seconds)
@@ -227,12 +227,12 @@ def _lifespan(services: Services, listeners: list[socket.socket]) -> Any:
         services.wake.listener = lambda: loop.call_soon_threadsafe(ticker.tick_now)
         services.announce.listener = partial(_announce, services, listeners)
         services.announce()
-        manager.notify("READY=1", f"STATUS=serving {settings.model}")
+        notify("READY=1", f"STATUS=serving {settings.model}")
         threading.Thread(target=register_idle_hook, daemon=True).start()
         try:
             yield
         finally:
-            manager.notify("STOPPING=1")
+            notify("STOPPING=1")
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             services.wake.listener = None
             ticker.stop()
@@ -267,7 +267,7 @@ def _announce(services: Services, listeners: list[socket.socket]) -> None:
 
 @contextmanager
 def _listening(port: int) -> Any:
-    """A listening loopback socket. Raises PortInUse."""
+    """A listening loopback socket. Raises BadSettings."""
     # asyncio disables Nagle's algorithm (40 ms an answer) only for sockets whose protocol is named.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -277,7 +277,7 @@ def _listening(port: int) -> Any:
             listener.bind((HOST, port))
             listener.listen(128)
         except OSError as error:
-            raise PortInUse(
+            raise BadSettings(
                 f"Port {port} on {HOST} cannot be used ({error.strerror}). Choose another with --port, or 0 for any."
             ) from error
         yield listener

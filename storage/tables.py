@@ -87,7 +87,6 @@ class Kind(StrEnum):
 class Text(SQLModel, table=True):
     """One text of the owner's. Its id is derived from source and content, so the same text twice is one row."""
 
-    __tablename__ = "text"
     __table_args__ = (
         # New words are counted at each tick; from this alone, since of the table every text would be read.
         Index("new_words", "learned_in", "label", "words", "id"),
@@ -240,8 +239,6 @@ class JobText(SQLModel, table=True):
 class Step(SQLModel, table=True):
     """One row of the step log. With MeZO, adapter(t) = adapter(0) + replay of the rows up to t, bit for bit."""
 
-    __tablename__ = "step"
-
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     step: int = Field(primary_key=True)
     seed: int
@@ -259,8 +256,6 @@ class Evaluation(SQLModel, table=True):
     Step -1 is the base model, where the job does not start from it.
     """
 
-    __tablename__ = "evaluation"
-
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     step: int = Field(primary_key=True)
     loss: float
@@ -270,8 +265,6 @@ class Evaluation(SQLModel, table=True):
 
 class Report(SQLModel, table=True):
     """What a succeeded job has learned, for people."""
-
-    __tablename__ = "report"
 
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")
     #: The promotion's verdict, and how much of the text the model repeats. Never user text.
@@ -283,8 +276,6 @@ class Report(SQLModel, table=True):
 class Event(SQLModel, table=True):
     """Something that happened to a job. Never holds user text."""
 
-    __tablename__ = "event"
-
     id: int | None = Field(default=None, primary_key=True)
     job_id: str = Field(foreign_key="job.id", index=True, ondelete="CASCADE")
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
@@ -294,8 +285,6 @@ class Event(SQLModel, table=True):
 
 class Deletion(SQLModel, table=True):
     """The receipt for texts that were deleted. Never holds user text."""
-
-    __tablename__ = "deletion"
 
     id: str = Field(primary_key=True)
     at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
@@ -368,8 +357,6 @@ class HeldBack(SQLModel, table=True):
 class Preference(SQLModel, table=True):
     """A persistent preference: key and JSON value."""
 
-    __tablename__ = "preference"
-
     key: str = Field(primary_key=True)
     value: Any = Field(sa_column=Column(JSON, nullable=False))
 
@@ -414,7 +401,6 @@ class WatchedFile(SQLModel, table=True):
 class Adapter(SQLModel, table=True):
     """A finished adapter; its files are in the data folder under adapters/<id>."""
 
-    __tablename__ = "adapter"
     __table_args__ = (
         # At most one adapter a model is served; the database itself sees to it.
         Index("one_serving_adapter_a_model", "model", unique=True, sqlite_where=text("serving")),

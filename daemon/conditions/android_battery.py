@@ -5,14 +5,13 @@ that is too weak to count as external power.
 """
 
 import json
-from dataclasses import dataclass
 from math import isfinite
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any
 
 from pocketllm.daemon.child import run
 from pocketllm.daemon.conditions.poller import Background, Pace, Polled
-from pocketllm.daemon.conditions.readings import Sensor, is_of_a_battery
+from pocketllm.daemon.conditions.readings import Sensor, Value, is_of_a_battery
 from pocketllm.daemon.errors import ChildFailed
 
 COMMAND = "termux-battery-status"
@@ -26,29 +25,12 @@ _PLUGS = {"AC": "ac", "USB": "usb", "WIRELESS": "wireless", "DOCK": "dock"}
 _ON_POWER = ("CHARGING", "FULL", "NOT_CHARGING")
 _STATES = (*_ON_POWER, "DISCHARGING")
 _HEALTH = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
-#: Name, unit, and attribute of an answer of each sensor.
-_SENSORS = (
-    ("power", None, "external_power"),
-    ("plug", None, "plug"),
-    ("battery", "%", "level_percent"),
-    ("temperature", "°C", "celsius"),
-    ("health", None, "health"),
-)
+#: The quantities of an answer, and their units.
+_UNITS = {"power": None, "plug": None, "battery": "%", "temperature": "°C", "health": None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Battery:
-    """An answer; None is unknown."""
-
-    external_power: bool | None
-    plug: str | None  #: "ac", "usb", "wireless", "dock", "another"; "none"
-    level_percent: float | None
-    celsius: float | None
-    health: str | None  #: in small letters
-
-
-def parse(output: str) -> Battery:
-    """Parse the command's output. Raises ChildFailed if it is not a JSON object."""
+def parse(output: str) -> dict[str, Value]:
+    """The quantities in the command's output; None is unknown. Raises ChildFailed if it is not a JSON object."""
     try:
         answer = json.loads(output)
     except (ValueError, RecursionError) as error:
@@ -56,16 +38,17 @@ def parse(output: str) -> Battery:
     if not isinstance(answer, dict):
         raise ChildFailed(f"{COMMAND} did not return a JSON object")
     plug, health = _plug(answer.get("plugged")), answer.get("health")
-    return Battery(
-        external_power=_external_power(plug, answer.get("status")),
-        plug=plug,
-        level_percent=_level(answer),
-        celsius=_celsius(answer.get("temperature")),
-        health=health.lower() if health in _HEALTH else None,
-    )
+    return {
+        "power": _external_power(plug, answer.get("status")),
+        "plug": plug,
+        "battery": _level(answer),
+        "temperature": _celsius(answer.get("temperature")),
+        "health": health.lower() if health in _HEALTH else None,
+    }
 
 
 def _plug(plugged: object) -> str | None:
+    """ "ac", "usb", "wireless", "dock" or "another"; "none" on battery."""
     if plugged == "UNPLUGGED":
         return "none"
     if not isinstance(plugged, str) or not plugged.startswith("PLUGGED_") or plugged == "PLUGGED_-1":
@@ -100,18 +83,18 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-def polled_battery(pace: Pace, command: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> Background[Battery]:
+def polled_battery(pace: Pace, command: str) -> Background[dict[str, Value]]:
     """Polls the command."""
 
-    def ask() -> Battery:
+    def ask() -> dict[str, Value]:
         try:
-            return parse(run([command], timeout_seconds=timeout_seconds))
+            return parse(run([command], timeout_seconds=_TIMEOUT_SECONDS))
         except ChildFailed as error:
             raise ChildFailed(f"{error}: {_NEEDS_APP}") from error
 
     return Background(ask, pace, idle_seconds=60.0, training_seconds=5.0)
 
 
-def battery_sensors(answers: Background[Battery], source: str = COMMAND) -> list[Sensor]:
+def battery_sensors(answers: Background[dict[str, Value]], source: str = COMMAND) -> list[Sensor]:
     """A sensor for each quantity of an answer."""
-    return [Polled(name, unit, source, answers, attrgetter(attribute)) for name, unit, attribute in _SENSORS]
+    return [Polled(name, unit, source, answers, itemgetter(name)) for name, unit in _UNITS.items()]

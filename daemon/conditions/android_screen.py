@@ -7,7 +7,7 @@ dumpsys works after the owner has granted two permissions by adb, and an automat
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -99,19 +99,19 @@ class ScreenIdleness:
     def read(self, now: datetime) -> Reading:
         """Seconds."""
         screen = self.screen.read(now)
+        idle = replace(screen, name="idle", value=None, unit="s")
         if screen.value is None:
             self._off_since = None
-            return Reading(name="idle", value=None, unit="s", source=screen.source, at=screen.at, reason=screen.reason)
+            return idle
         if screen.value:
             self._off_since, self._on_at = None, now
-            return Reading(name="idle", value=0.0, unit="s", source=screen.source, at=screen.at)
+            return replace(idle, value=0.0)
         if self._off_since is None:
             self._off_since = self.clock()
-        watched = max(0.0, self.clock() - self._off_since)
-        stamped = self._stamped(now)
-        if stamped > watched:
-            return Reading(name="idle", value=stamped, unit="s", source=str(self.stamp), at=screen.at)
-        return Reading(name="idle", value=watched, unit="s", source=screen.source, at=screen.at)
+        watched, stamped = max(0.0, self.clock() - self._off_since), self._stamped(now)
+        return (
+            replace(idle, value=stamped, source=str(self.stamp)) if stamped > watched else replace(idle, value=watched)
+        )
 
     def _stamped(self, now: datetime) -> float:
         """Seconds of idleness by the stamp; 0 if it is old, or the screen has been on since."""

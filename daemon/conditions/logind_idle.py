@@ -5,8 +5,8 @@ job waits, which is the safe side.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from pathlib import Path
 
 from pocketllm.daemon.conditions.poller import Background, Pace
@@ -22,21 +22,16 @@ ARGUMENTS = (
 DEVICES = Path("/dev")
 
 
-@dataclass(frozen=True)
-class Hint:
-    """logind's idle hint."""
+def idle_since(output: str) -> float:
+    """Since when nobody has used it, by busctl's output: seconds since 1970; infinity while it is in use.
 
-    idle: bool
-    since: float  #: seconds since 1970; 0 if it was never set
-
-
-def parse(output: str) -> Hint:
-    """Parse busctl's output. Raises ChildFailed."""
+    Raises ChildFailed.
+    """
     try:
         (kind, idle), (other, since) = (line.split() for line in output.strip().splitlines())
         if (kind, other) != ("b", "t") or idle not in ("true", "false"):
             raise ValueError
-        return Hint(idle=idle == "true", since=int(since) / 1e6)
+        return int(since) / 1e6 if idle == "true" else inf
     except ValueError as error:
         raise ChildFailed(f"logind's answer cannot be parsed: {output[:80]!r}") from error
 
@@ -46,7 +41,7 @@ class LogindIdleness:
 
     def __init__(self, pace: Pace, command: str, devices: Path = DEVICES) -> None:
         """command: busctl, which is polled."""
-        self._answers = Background.of_command((command, *ARGUMENTS), parse, pace)
+        self._answers = Background.of_command((command, *ARGUMENTS), idle_since, pace)
         self._devices = devices
 
     def read(self, now: datetime) -> Reading:
@@ -54,9 +49,8 @@ class LogindIdleness:
         asked = self._answers.latest(now)
         if asked is None:
             return Missing("idle", "s", "logind", NOT_YET).read(now)
-        terminals, hint = _since_terminals(self._devices, now), None
-        if asked.answer is not None:
-            hint = max(0.0, now.timestamp() - asked.answer.since) if asked.answer.idle else 0.0
+        terminals = _since_terminals(self._devices, now)
+        hint = None if asked.answer is None else max(0.0, now.timestamp() - asked.answer)
         if terminals is not None and (hint is None or terminals < hint):
             return Reading(name="idle", value=terminals, unit="s", source=f"terminals in {self._devices}", at=now)
         return Reading(name="idle", value=hint, unit="s", source="logind", at=asked.at, reason=asked.problem)

@@ -51,9 +51,9 @@ class FirstKnown:
     sources: Sequence[Sensor]
 
     def read(self, now: datetime) -> Reading:
-        """The first reading with a value, else the first one. Reads all sources, so that all stay fresh."""
+        """The first with a value, else one that is yet to come, else the first. Reads all, so that all stay fresh."""
         readings = [source.read(now) for source in self.sources]
-        return next((reading for reading in readings if reading.value is not None), readings[0])
+        return min(readings, key=lambda reading: (reading.value is None, reading.reason != NOT_YET))
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,7 @@ class Missing:
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(
-            name=self.name,
-            value=None,
-            unit=self.unit,
-            source=self.source,
-            at=now,
-            reason=self.reason,
-            absent=self.absent,
-        )
+        return Reading(value=None, at=now, **vars(self))
 
 
 def unanswered(readings: Sequence[Reading]) -> bool:

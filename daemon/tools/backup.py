@@ -13,10 +13,10 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pocketllm.daemon.adapter_files import digest_of, set_aside_problem
 from pocketllm.daemon.errors import DaemonError
@@ -56,24 +56,24 @@ def write_backup(folder: DataFolder, file: BinaryIO, *, now: datetime) -> Conten
         tempfile.NamedTemporaryFile(dir=folder.root, delete=False) as snapshot,
         tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
-        counts = _snapshot(folder.database, Path(snapshot.name))
+        texts, jobs, adapters = _snapshot(folder.database, Path(snapshot.name))
         members = {_DATABASE: Path(f"/proc/self/fd/{snapshot.fileno()}"), _TOKENS: folder.tokens}
         members |= {
             f"{_ADAPTERS}/{path.relative_to(folder.adapters)}": path
-            for identity in counts["ids"]
+            for identity in adapters
             for path in sorted(folder.adapter(identity).rglob("*"))
             if path.is_file()
         }
         sums = {name: _added(tar, name, path) for name, path in members.items() if path.is_file()}
         contents = Contents(
             created_at=now.isoformat(),
-            texts=counts["texts"],
-            jobs=counts["jobs"],
-            adapters=len(counts["ids"]),
+            texts=texts,
+            jobs=jobs,
+            adapters=len(adapters),
             models=[model.manifest.name for model in list_model_folders(folder.models)],
             bytes=sum(path.stat().st_size for path in members.values() if path.is_file()),
         )
-        text = json.dumps({"format": FORMAT, "sha256": sums, "contents": contents.__dict__}).encode()
+        text = json.dumps({"format": FORMAT, "sha256": sums, "contents": asdict(contents)}).encode()
         about = tarfile.TarInfo(_MANIFEST)
         about.size, about.mode = len(text), 0o600
         tar.addfile(about, io.BytesIO(text))
@@ -173,8 +173,11 @@ def _looked_at(path: Path) -> tuple[str | None, list[tuple[str, str | None]]]:
     return None if found == "ok" else str(found), rows
 
 
-def _snapshot(database: Path, target: Path) -> dict[str, Any]:
-    """Copy a database while it is in use; returns what is in the copy. The target loses its name first."""
+def _snapshot(database: Path, target: Path) -> tuple[int, int, list[str]]:
+    """Copy a database while it is in use; returns the number of texts and jobs in the copy, and the adapters' ids.
+
+    The target loses its name first.
+    """
     try:
         with closing(sqlite3.connect(target)) as copy:
             copy.execute("PRAGMA journal_mode = OFF")  # a journal would have a name
@@ -184,11 +187,9 @@ def _snapshot(database: Path, target: Path) -> dict[str, Any]:
                 if (found := source.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                     raise DaemonError(f"The database {database} is damaged: {found}")
                 source.backup(copy)
-                return {
-                    "texts": source.execute("SELECT count(*) FROM text").fetchone()[0],
-                    "jobs": source.execute("SELECT count(*) FROM job").fetchone()[0],
-                    "ids": [row[0] for row in source.execute("SELECT id FROM adapter")],
-                }
+                (texts,) = source.execute("SELECT count(*) FROM text").fetchone()
+                (jobs,) = source.execute("SELECT count(*) FROM job").fetchone()
+                return texts, jobs, [identity for (identity,) in source.execute("SELECT id FROM adapter")]
     except sqlite3.DatabaseError as error:
         raise DaemonError(f"The database {database} cannot be read: {error}.") from error
 

@@ -37,6 +37,13 @@ numbers = torch.ones(64, 64)
 for dtype in (torch.float32, torch.bfloat16):
     numbers.to(dtype) @ numbers.to(dtype)
 """
+_INSTALL = "run termux/install.sh, or `pocketllm service install`"
+_CANNOT_BE_SEEN = "an app cannot see whether Android kills child processes (12 and later) or suspends Termux"
+_ANDROID_ADVICE = (
+    "exclude Termux, Termux:API and Termux:Boot from battery optimisation; and switch on 'Disable child process "
+    "restrictions' in the developer options, or run once from a computer: `adb shell settings put global "
+    "settings_enable_monitor_phantom_procs false`"
+)
 
 
 @dataclass(frozen=True)
@@ -83,30 +90,23 @@ def settled(sensor_set: SensorSet, now: Callable[[], datetime]) -> list[Reading]
 
 
 def _of_folder(folder: DataFolder, settings: Settings) -> Iterator[Finding]:
-    if any(part in ("sdcard", "storage") for part in folder.root.parts[:2]):
-        yield Finding(
-            "data folder",
-            "bad",
-            f"{folder.root} is on shared storage, which has no locks and no file owners",
-            advice="choose a folder under $HOME with POCKETLLM_DATA_DIR",
-        )
-    elif folder.root.is_dir() and not os.access(folder.root, os.W_OK):
-        yield Finding("data folder", "bad", f"{folder.root} is not writable", advice="take ownership of it (chown)")
+    root = folder.root
+    if any(part in ("sdcard", "storage") for part in root.parts[:2]):
+        message = f"{root} is on shared storage, which has no locks and no file owners"
+        yield Finding("data folder", "bad", message, "choose a folder under $HOME with POCKETLLM_DATA_DIR")
+    elif root.is_dir() and not os.access(root, os.W_OK):
+        yield Finding("data folder", "bad", f"{root} is not writable", "take ownership of it (chown)")
     else:
-        yield Finding("data folder", "good", str(folder.root))
-    file, ignored = config_file(), ignored_config(folder.root)
-    yield Finding(
-        "settings",
-        "unknown" if ignored else "good",
-        ignored or (str(file) if file.exists() else f"defaults; there is no {file}"),
-    )
+        yield Finding("data folder", "good", str(root))
+    file, ignored = config_file(), ignored_config(root)
+    read = str(file) if file.exists() else f"defaults; there is no {file}"
+    yield Finding("settings", "unknown" if ignored else "good", ignored or read)
     try:
         model_folder = open_model_folder(folder.models / settings.model)
         yield Finding("model", "good", settings.model)
         yield _of_backend(model_folder, settings)
     except ModelFileError as error:
-        yield Finding("model", "bad", str(error), advice="run `pocketllm models add`")
-
+        yield Finding("model", "bad", str(error), "run `pocketllm models add`")
     if problem := set_aside_problem(folder):
         yield Finding("set aside", "unknown", problem)
 
@@ -132,12 +132,10 @@ def _of_backend(model_folder: ModelFolder, settings: Settings) -> Finding:
         return Finding("answers", "good", f"llama.cpp ({found.program}) with {found.base.name}")
     if settings.backend == "transformers":
         return Finding("answers", "good", f"transformers: {found.reason}")
-    return Finding(
-        "answers",
-        "unknown" if settings.backend == "auto" else "bad",
-        f"transformers, not llama.cpp: {found.reason}",
-        advice=None if settings.backend == "auto" else "or set backend to auto",
-    )
+    message = f"transformers, not llama.cpp: {found.reason}"
+    if settings.backend == "auto":
+        return Finding("answers", "unknown", message)
+    return Finding("answers", "bad", message, "or set backend to auto")
 
 
 def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime) -> Iterator[Finding]:
@@ -146,18 +144,13 @@ def _of_readings(readings: Sequence[Reading], settings: Settings, now: datetime)
     for reading in readings:
         if reading.absent:
             yield Finding(reading.name, "good", f"this machine has none ({reading.reason})")
-        elif reading.value is None:
-            matters = reading.name in blocked
-            yield Finding(
-                reading.name,
-                "bad" if matters else "unknown",
-                f"{reading.source}: {reading.reason}",
-                advice="until it is known, no job starts by itself; docs/scheduling.md lists the sources of readings"
-                if matters
-                else None,
-            )
-        else:
+        elif reading.value is not None:
             yield Finding(reading.name, "good", f"{shown(reading)} ({reading.source})")
+        elif reading.name in blocked:
+            advice = "until it is known, no job starts by itself; docs/scheduling.md lists the sources of readings"
+            yield Finding(reading.name, "bad", f"{reading.source}: {reading.reason}", advice)
+        else:
+            yield Finding(reading.name, "unknown", f"{reading.source}: {reading.reason}")
 
 
 def _of_system(places: Places) -> Iterator[Finding]:
@@ -165,43 +158,22 @@ def _of_system(places: Places) -> Iterator[Finding]:
     if places.is_termux:
         yield from _of_termux(places)
     elif places.is_proot:
-        yield Finding(
-            "service",
-            "unknown",
-            "this is a Linux distribution inside of Termux, where nothing starts the daemon",
-            advice=PROOT_ADVICE,
-        )
+        message = "this is a Linux distribution inside of Termux, where nothing starts the daemon"
+        yield Finding("service", "unknown", message, PROOT_ADVICE)
     elif places.command("systemctl") is None:
-        yield Finding(
-            "service",
-            "unknown",
-            "there is no systemd to start the daemon",
-            advice="start `pocketllm serve` with the service manager of this system",
-        )
+        advice = "start `pocketllm serve` with the service manager of this system"
+        yield Finding("service", "unknown", "there is no systemd to start the daemon", advice)
     elif not _limits_memory(places.cgroups):
-        yield Finding(
-            "memory limit",
-            "unknown",
-            "the kernel has no memory cgroups, so MemoryMax in the unit has no effect; a job has its own limit",
-            advice="on a Raspberry Pi, add cgroup_enable=memory to /boot/firmware/cmdline.txt and restart",
-        )
+        message = "the kernel has no memory cgroups, so MemoryMax in the unit has no effect; a job has its own limit"
+        advice = "on a Raspberry Pi, add cgroup_enable=memory to /boot/firmware/cmdline.txt and restart"
+        yield Finding("memory limit", "unknown", message, advice)
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= most_files < ENOUGH_FILES:
-        yield Finding(
-            "open files",
-            "unknown",
-            f"a process may open {most_files} files; many apps at once may need more",
-            advice=f"raise the limit to {ENOUGH_FILES}: `ulimit -n`, or LimitNOFILE= in a unit",
-        )
+        message = f"a process may open {most_files} files; many apps at once may need more"
+        advice = f"raise the limit to {ENOUGH_FILES}: `ulimit -n`, or LimitNOFILE= in a unit"
+        yield Finding("open files", "unknown", message, advice)
     if places.is_android:
-        yield Finding(
-            "Android's limits",
-            "unknown",
-            "an app cannot see whether Android kills child processes (12 and later) or suspends Termux",
-            advice="exclude Termux, Termux:API and Termux:Boot from battery optimisation; and switch on 'Disable child "
-            "process restrictions' in the developer options, or run once from a computer: `adb shell settings put "
-            "global settings_enable_monitor_phantom_procs false`",
-        )
+        yield Finding("Android's limits", "unknown", _CANNOT_BE_SEEN, _ANDROID_ADVICE)
 
 
 def _limits_memory(cgroups: Path) -> bool:
@@ -214,39 +186,20 @@ def _limits_memory(cgroups: Path) -> bool:
 
 def _of_termux(places: Places) -> Iterator[Finding]:
     home, prefix = (Path(places.environment.get(name, "/nowhere")) for name in ("HOME", "PREFIX"))
-    yield _there(
-        prefix / "var/service/pocketllm/run",
-        name="service",
-        good="the runit service is installed",
-        bad="there is no runit service: nothing starts the daemon",
-        advice="run termux/install.sh, or `pocketllm service install`",
-    )
-    boot = home / ".termux/boot"
-    yield _there(
-        boot / "00-pocketllm",
-        name="boot",
-        good="Termux:Boot starts the daemon after the first unlock",
-        bad="nothing starts the daemon after a reboot",
-        advice="run termux/install.sh, or `pocketllm service install`, and open the app Termux:Boot once",
-    )
+    service, boot = prefix / "var/service/pocketllm/run", home / ".termux/boot"
+    if service.is_file():
+        yield Finding("service", "good", "the runit service is installed")
+    else:
+        yield Finding("service", "bad", "there is no runit service: nothing starts the daemon", _INSTALL)
+    if (boot / "00-pocketllm").is_file():
+        yield Finding("boot", "good", "Termux:Boot starts the daemon after the first unlock")
+    else:
+        advice = f"{_INSTALL}, and open the app Termux:Boot once"
+        yield Finding("boot", "bad", "nothing starts the daemon after a reboot", advice)
     folders = [entry.name for entry in boot.iterdir() if entry.is_dir()] if boot.is_dir() else []
     if folders:
-        yield Finding(
-            "boot folder",
-            "bad",
-            f"{boot} contains the folder {folders[0]}, at which Termux:Boot stops",
-            advice="move it elsewhere",
-        )
+        message = f"{boot} contains the folder {folders[0]}, at which Termux:Boot stops"
+        yield Finding("boot folder", "bad", message, "move it elsewhere")
     if "SVDIR" not in places.environment:
-        yield Finding(
-            "SVDIR",
-            "unknown",
-            "SVDIR is not set, so sv-enable and sv-disable act on the wrong folder",
-            advice="run `pkg install termux-services` and open a new session",
-        )
-
-
-def _there(file: Path, *, name: str, good: str, bad: str, advice: str) -> Finding:
-    if file.is_file():
-        return Finding(name, "good", good)
-    return Finding(name, "bad", bad, advice=advice)
+        message = "SVDIR is not set, so sv-enable and sv-disable act on the wrong folder"
+        yield Finding("SVDIR", "unknown", message, "run `pkg install termux-services` and open a new session")

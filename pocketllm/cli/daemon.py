@@ -83,12 +83,12 @@ def serve(
 
     Options override the environment (POCKETLLM_...), which overrides config.toml.
     """
-    from pocketllm.daemon.errors import BadSettings, PortInUse
+    from pocketllm.daemon.errors import BadSettings
     from pocketllm.server import serve as run
 
     try:
         code = run(given(port=port, model=model, data_dir=options.data_dir, log_level=log_level))
-    except (BadSettings, PortInUse) as error:
+    except BadSettings as error:
         refused = CommandError(str(error))
         refused.exit_code = EXIT_CONFIG
         raise refused from error

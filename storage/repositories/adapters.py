@@ -74,10 +74,12 @@ class AdapterStore(Repository):
                 skipped.append(ancestor.id)
             return _serve(session, model, serving, None, tuple(skipped), now)
 
-    def fall_back(self, adapter_id: str, *, usable: Callable[[Adapter], bool], problem: str, now: datetime) -> Change:
+    def fall_back(
+        self, adapter_id: str, *, usable: Callable[[Adapter], bool], problem: str, now: datetime
+    ) -> Adapter | None:
         """Serve the newest usable ancestor of the serving adapter, which is damaged. Its job's texts become new again.
 
-        Does nothing if another one is serving by now. Raises NotFound.
+        Returns what is served: if another adapter is by now, that one; None is the base model. Raises NotFound.
         """
         with self._database.write() as session:
             damaged = found(session, Adapter, adapter_id)
@@ -85,7 +87,7 @@ class AdapterStore(Repository):
             if serving is damaged:
                 serving = use_newest(session, damaged, usable=usable)
                 session.add(Event(job_id=damaged.job_id, at=now, kind="adapter lost", message=problem))
-            return Change(model=damaged.model, was=adapter_id, serving=serving.id if serving else None)
+            return serving
 
     def serve(
         self, adapter_id: str, *, usable: Callable[[Adapter], bool], now: datetime, deleted_text: bool = False

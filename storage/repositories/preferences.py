@@ -2,7 +2,6 @@
 
 from datetime import datetime
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.repositories.base import Repository
 from pocketllm.storage.tables import Preference
 
@@ -12,24 +11,22 @@ _SNOOZED_UNTIL = "snoozed_until"
 class PreferenceStore(Repository):
     """Preferences by key. Only the daemon writes them, and there is one."""
 
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
-        self._cache: dict[str, str | None] = {}  # read at every look at the conditions
+    _cached: str | None = None  #: read at every look at the conditions; None: not yet read
 
     def snooze(self, until: datetime | None, now: datetime) -> None:
         """Run no job until then; None ends that. Stored is the interval from now on, as ISO 8601 writes it."""
         value = None if until is None else f"{now.isoformat()}/{until.isoformat()}"
         with self._database.write() as session:
             session.merge(Preference(key=_SNOOZED_UNTIL, value=value))
-        self._cache[_SNOOZED_UNTIL] = value
+        self._cached = value or ""
 
     def snoozed_until(self, now: datetime) -> datetime | None:
         """Until when no job runs; may be over. One that was set in the future, by a wrong clock, is none."""
-        if _SNOOZED_UNTIL not in self._cache:
+        if self._cached is None:
             with self._database.read() as session:
                 found = session.get(Preference, _SNOOZED_UNTIL)
-            self._cache[_SNOOZED_UNTIL] = found.value if found else None
-        since, _, until = (self._cache[_SNOOZED_UNTIL] or "").rpartition("/")  # older versions stored the end alone
+            self._cached = (found and found.value) or ""
+        since, _, until = self._cached.rpartition("/")  # older versions stored the end alone
         if not until or (since and datetime.fromisoformat(since) > now):
             return None
         return datetime.fromisoformat(until)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from sqlmodel import Session, col, delete, func, or_, select, update
+from sqlmodel import Session, col, delete, or_, select, update
 
 from pocketllm.storage.repositories.base import Repository
-from pocketllm.storage.tables import HeldBack, IdleWindow, RunWindow, Step
+from pocketllm.storage.repositories.step_log import last_step
+from pocketllm.storage.tables import HeldBack, IdleWindow, RunWindow
 
 #: For how long idle windows are kept, and what held jobs back.
 _NIGHTS_FOR = timedelta(days=30)
@@ -20,7 +21,7 @@ class RunWindowStore(Repository):
         """Open a window; its id."""
         window = RunWindow(job_id=job_id, began_at=now, seen_at=now, began_because=because)
         with self._database.write() as session:
-            window.began_step = _last_step(session, job_id)
+            window.began_step = last_step(session, job_id)
             session.add(window)
             session.flush()
             assert window.id is not None
@@ -90,15 +91,11 @@ def seconds_within(windows: Sequence[RunWindow], start: datetime, end: datetime)
     )
 
 
-def _last_step(session: Session, job_id: str) -> int:
-    return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
-
-
 def _open(session: Session, window_id: int) -> RunWindow:
     return session.exec(select(RunWindow).where(RunWindow.id == window_id)).one()
 
 
 def _note(session: Session, window: RunWindow, cpu: float | None, now: datetime) -> None:
     window.seen_at = max(window.seen_at, now)  # a clock may have been set back
-    window.steps = max(window.steps, _last_step(session, window.job_id) - window.began_step)
+    window.steps = max(window.steps, last_step(session, window.job_id) - window.began_step)
     window.cpu_seconds = max(window.cpu_seconds, cpu or 0.0)

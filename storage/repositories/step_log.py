@@ -73,7 +73,7 @@ class StepLog(Repository):
     def last_step(self, job_id: str) -> int:
         """The number of the last finished step; 0 before the first."""
         with self._database.read() as session:
-            return _last_step(session, job_id)
+            return last_step(session, job_id)
 
     def go_back(
         self, job_id: str, *, step: int, early_stopping: dict[str, Any], ended: bool, message: str | None, now: datetime
@@ -126,7 +126,7 @@ class StepLog(Repository):
         """The job's losses, at most CURVE_POINTS each, including the last one."""
         measured = select(Evaluation.step, Evaluation.loss).where(Evaluation.job_id == job_id, Evaluation.step >= 0)
         with self._database.read() as session:  # one snapshot: a worker may go back at any time
-            last = _last_step(session, job_id)
+            last = last_step(session, job_id)
             parts = min(last, CURVE_POINTS)
             ends = [number * last // parts for number in range(1, parts + 1)]
             read = {step for end in ends for step in range(max(1, end - POINT_STEPS + 1), end + 1)}
@@ -155,7 +155,8 @@ def _delete_after(session: Session, job_id: str, step: int) -> None:
         session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
 
 
-def _last_step(session: Session, job_id: str) -> int:
+def last_step(session: Session, job_id: str) -> int:
+    """The number of a job's last finished step; 0 before the first."""
     return session.exec(select(func.max(Step.step)).where(Step.job_id == job_id)).one() or 0
 
 

@@ -1,14 +1,13 @@
 """Which adapters are served: those whose files are whole, on the weights that they were trained on."""
 
 import shutil
-from pathlib import Path
 
 from pocketllm.daemon.adapter_files import AdapterFiles, digest_of
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter
-from tests.support.daemon.workers import NOW, changed, data_folder, notes, queue_job, run_here
+from tests.support.daemon.workers import NOW, changed, notes, queue_job, run_here
 from tests.support.models.tiny_models import tiny_model_folder
 
 
@@ -21,12 +20,10 @@ def served(folder: DataFolder, store: Store) -> Adapter:
     return store.adapters.get(made)
 
 
-def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path)
-    store = Store.open(folder.database)
+def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(folder: DataFolder, store: Store) -> None:
     trained = served(folder, store)
     files = AdapterFiles(store, folder)
-    first = tmp_path / "first"
+    first = folder.root / "first"
     shutil.move(folder.models / "tiny", first)
     assert files.problem(trained) is None  # nothing to compare with; that there is no model is told elsewhere
     tiny_model_folder(folder.models, seed=1)
@@ -36,16 +33,12 @@ def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(tmp_pat
     shutil.rmtree(folder.models / "tiny")
     shutil.move(first, folder.models / "tiny")
     assert files.problem(trained) is None
-    store.close()
 
 
-def test_an_adapter_that_does_not_say_its_weights_is_served(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path)
-    store = Store.open(folder.database)
+def test_an_adapter_that_does_not_say_its_weights_is_served(folder: DataFolder, store: Store) -> None:
     row = served(folder, store)
     load_adapter(folder.adapter(row.id)).save(folder.adapter(row.id))  # without metadata
     row.sha256 = digest_of(folder.adapter(row.id))
     shutil.rmtree(folder.models / "tiny")
     tiny_model_folder(folder.models, seed=1)
     assert AdapterFiles(store, folder).problem(row) is None
-    store.close()

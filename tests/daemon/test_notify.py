@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.systemd_notify import ServiceManager
+from pocketllm.daemon.systemd_notify import notify
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_what_it_is_told(listener: socket.socket) -> None:
-    ServiceManager({"NOTIFY_SOCKET": listener.getsockname()}).notify("READY=1", "STATUS=serving")
+    notify("READY=1", "STATUS=serving", environment={"NOTIFY_SOCKET": listener.getsockname()})
     assert listener.recv(4096) == b"READY=1\nSTATUS=serving"
 
 
@@ -27,10 +27,10 @@ def test_an_abstract_socket() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0pocketllm-test-{os.getpid()}")
         listening.settimeout(20)
-        ServiceManager({"NOTIFY_SOCKET": f"@pocketllm-test-{os.getpid()}"}).notify("WATCHDOG=1")
+        notify("WATCHDOG=1", environment={"NOTIFY_SOCKET": f"@pocketllm-test-{os.getpid()}"})
         assert listening.recv(4096) == b"WATCHDOG=1"
 
 
 def test_where_nobody_listens_nothing_happens() -> None:
     for environment in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nowhere/at/all"}):
-        ServiceManager(environment).notify("READY=1")
+        notify("READY=1", environment=environment)

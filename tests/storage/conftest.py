@@ -9,8 +9,13 @@ from pocketllm.storage.store import Store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A store in a new database file, `pocketllm.db`."""
-    store = Store.open(tmp_path / "pocketllm.db")
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pocketllm.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    """A store in a new database file."""
+    store = Store.open(path)
     yield store
     store.close()

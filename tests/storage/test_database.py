@@ -56,25 +56,6 @@ with Database(Path(sys.argv[1])).write() as session:
 """
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "pocketllm.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    store = Store.open(path)
-    yield store
-    store.close()
-
-
-@contextmanager
-def opened(path: Path, *, durable: bool = True) -> Iterator[Database]:
-    database = Database(path, durable=durable)
-    yield database
-    database.close()
-
-
 @contextmanager
 def child(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has said its first line; killed at the end if need be."""
@@ -96,7 +77,7 @@ def test_every_connection_is_set_up(path: Path) -> None:
     # FULL: on disk when the commit returns; NORMAL.
     for durable, synchronous in ((True, 2), (False, 1)):
         pragmas = {"synchronous": synchronous, "journal_mode": "wal", "foreign_keys": 1, "secure_delete": 1}
-        with opened(path, durable=durable) as database, database.read() as one, database.read() as two:
+        with closing(Database(path, durable=durable)) as database, database.read() as one, database.read() as two:
             for session in (one, two):
                 found = {name: session.connection().execute(text(f"PRAGMA {name}")).scalar() for name in pragmas}
                 assert found == pragmas
@@ -121,7 +102,7 @@ def test_a_worker_waits_for_a_lock_longer_than_any_scan_holds_it(store: Store, p
 
 def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> None:
     identity = add(store, "kept")
-    with opened(path) as database:
+    with closing(Database(path)) as database:
         with pytest.raises(InterruptedError), database.write() as session:
             session.connection().execute(text("DELETE FROM text"))
             raise InterruptedError
@@ -131,7 +112,7 @@ def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> No
 
 def test_a_reader_sees_the_same_to_its_end_while_others_write(store: Store, path: Path) -> None:
     add(store, "before")
-    with opened(path) as database, database.read() as session:
+    with closing(Database(path)) as database, database.read() as session:
         count = text("SELECT count(*) FROM text")
         assert session.connection().execute(count).scalar() == 1
         add(store, "meanwhile")

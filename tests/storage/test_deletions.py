@@ -8,31 +8,16 @@ from sqlmodel import update
 
 from pocketllm.storage.errors import NotFound, StorageTrouble
 from pocketllm.storage.repositories.deletions import PORTION_WORDS
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, Outcome, Requester, Text
+from pocketllm.storage.tables import Text
 from tests.support.daemon.workers import NOW
 from tests.support.faults import no_room
-
-MODEL = "tiny"
-
-
-def add(store: Store, *texts: str, source: str = "notes") -> tuple[str, ...]:
-    return store.texts.add([NewText(text=text, source=source) for text in texts], now=NOW).ids
-
-
-def start_job(store: Store, name: str) -> str:
-    job = Job(id=name, requested_by=Requester.OWNER, model=MODEL, seed=1, total_steps=9, created_at=NOW)
-    store.jobs.add(job)
-    return store.jobs.start(name, now=NOW).id
+from tests.support.stored import add_texts, all_texts, new_texts, served, start_job, succeed, words_of
 
 
 def learn(store: Store, name: str) -> None:
     """Let a job learn what is new; its adapter is served."""
-    start_job(store, name)
-    adapter = Adapter(id=f"adapter-{name}", job_id=name, model=MODEL, outcome=Outcome.LEARNED, created_at=NOW)
-    adapter.parent = store.jobs.get(name).parent
-    store.jobs.succeed(name, adapter=adapter, publish=True, now=NOW)
+    succeed(store, start_job(store, id=name), f"adapter-{name}")
 
 
 def long_text(name: str) -> str:
@@ -46,7 +31,7 @@ def test_no_page_keeps_a_copy_of_what_was_deleted(store: Store, tmp_path: Path, 
     rng = random.Random(seed)
     words = [f"w{number}" for number in range(500)]
     texts = [f"secret{number:05d}x {' '.join(rng.choices(words, k=rng.randint(5, 60)))}" for number in range(3000)]
-    ids = [identity for start in range(0, 3000, 100) for identity in add(store, *texts[start : start + 100])]
+    ids = [identity for start in range(0, 3000, 100) for identity in add_texts(store, *texts[start : start + 100])]
     with store._database.write() as session:
         session.exec(update(Text).values(learned_in="job-123456789abc"))
     gone = rng.sample(range(3000), 300)
@@ -62,42 +47,41 @@ def test_no_page_keeps_a_copy_of_what_was_deleted(store: Store, tmp_path: Path, 
 
 def test_a_deletion_needs_little_room_however_much_goes(store: Store, tmp_path: Path) -> None:
     """On a full disk, the log of one transaction for all of it would not fit."""
-    ids = add(store, *map(long_text, "abcdefgh"))
+    ids = add_texts(store, *map(long_text, "abcdefgh"))
     store._database.truncate_log()
     with no_room((tmp_path / "pocketllm.db").stat().st_size):
-        receipt = store.deletions.source("notes", now=NOW)
+        receipt = store.deletions.source("test", now=NOW)
     assert receipt.texts == len(ids) and store.texts.counts().texts == 0
     assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
     with pytest.raises(NotFound):
-        store.deletions.source("notes", now=NOW)
+        store.deletions.source("test", now=NOW)
 
 
 def test_what_fails_in_the_middle_is_done_by_the_next_try(store: Store, tmp_path: Path) -> None:
-    add(store, *map(long_text, "abcd"))
+    add_texts(store, *map(long_text, "abcd"))
     store._database.truncate_log()
     with no_room(1 << 16), pytest.raises(StorageTrouble):
-        store.deletions.source("notes", now=NOW)
+        store.deletions.source("test", now=NOW)
     assert (tmp_path / "pocketllm.db-wal").stat().st_size == 0
     left = store.texts.counts().texts
-    assert left and store.deletions.source("notes", now=NOW).texts == left
+    assert left and store.deletions.source("test", now=NOW).texts == left
 
 
 def test_portions_have_one_receipt(store: Store) -> None:
-    add(store, "kept", source="other")
+    add_texts(store, "kept", source="other")
     learn(store, "first")
-    add(store, long_text("a"), long_text("b"))
+    add_texts(store, long_text("a"), long_text("b"))
     learn(store, "second")
-    add(store, long_text("c"))
+    add_texts(store, long_text("c"))
     learn(store, "third")
-    start_job(store, "open")
-    receipt = store.deletions.source("notes", now=NOW)
+    start_job(store, id="open")
+    receipt = store.deletions.source("test", now=NOW)
     assert (receipt.texts, receipt.replaced, receipt.restarts) == (3, True, ["open"])
     assert receipt.adapters == ["adapter-second", "adapter-third"]
     assert store.deletions.pending() == [receipt]
-    serving = store.adapters.serving(MODEL)
-    assert serving and serving.id == "adapter-first"
+    assert served(store) == "adapter-first"
     assert [event.kind for event in store.jobs.events("open")].count("began anew") == 1
-    assert [text.text for text in store.texts.of_job("open")] == ["kept"]
+    assert words_of(store, store.jobs.get("open", abbreviated=False)) == {"kept"}
 
 
 def test_a_file_goes_with_the_first_of_its_texts(store: Store) -> None:
@@ -105,8 +89,8 @@ def test_a_file_goes_with_the_first_of_its_texts(store: Store) -> None:
     files = [
         store.files.add(owner="keyboard", filename=name, purpose="fine-tune", data=b"{}", now=NOW) for name in "abc"
     ]
-    first, other = add(store, "one", "two", source=files[0].id)
-    add(store, "three", source=files[1].id)
+    first, other = add_texts(store, "one", "two", source=files[0].id)
+    add_texts(store, "three", source=files[1].id)
     store.deletions.texts([first], now=NOW)
     assert {file.id for file in store.files.all()} == {files[1].id, files[2].id}
     assert store.texts.get(other).text == "two"
@@ -120,9 +104,9 @@ def test_a_file_goes_with_the_first_of_its_texts(store: Store) -> None:
 def test_an_apps_files_go_with_its_texts(store: Store) -> None:
     for owner in ("keyboard", "other"):
         store.files.add(owner=owner, filename="a", purpose="fine-tune", data=b"{}", now=NOW)
-        store.texts.add([NewText(text="shared", source="s"), NewText(text=owner, source="s")], now=NOW, owner=owner)
+        store.texts.add(new_texts("shared", owner), now=NOW, owner=owner)
     assert store.deletions.app("keyboard", now=NOW).texts == 1
-    assert {text.text for text in store.texts.page(after=None, limit=9)} == {"shared", "other"}
+    assert {text.text for text in all_texts(store)} == {"shared", "other"}
     assert [file.owner for file in store.files.all()] == ["other"]
     assert store.deletions.app("other", now=NOW).texts == 2 and store.files.all() == []
     with pytest.raises(NotFound, match="no texts"):

@@ -1,7 +1,7 @@
 """From any file to the newest schema, or a clear refusal."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from shutil import copytree
 from sqlite3 import connect
@@ -17,14 +17,8 @@ from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseUnusable
 from pocketllm.storage.migrate import SCRIPTS, current_revision, migrate, upgrade
 from pocketllm.storage.migrations import HEAD
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.daemon.workers import NOW
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "pocketllm.db"
+from tests.support.stored import add_texts
 
 
 @pytest.fixture
@@ -44,26 +38,12 @@ def schema(path: Path) -> list[tuple[str, str]]:
         return raw.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
 
 
-def test_an_empty_file_gets_the_newest_schema(database: Database) -> None:
-    assert revision(database) is None
-    migrate(database)
-    assert revision(database) == HEAD
-
-
 def test_a_second_time_changes_nothing(database: Database, path: Path) -> None:
+    assert revision(database) is None
     migrate(database)
     before = schema(path)
     migrate(database)
     assert schema(path) == before
-
-
-def test_what_is_stored_stays(path: Path) -> None:
-    store = Store.open(path)
-    [identity] = store.texts.add([NewText(text="kept", source="test")], now=NOW).ids
-    store.close()
-    store = Store.open(path)
-    assert store.texts.get(identity).text == "kept"
-    store.close()
 
 
 NEXT = f"""
@@ -88,20 +68,11 @@ def upgrade_by(database: Database, folder: Path, next_revision: str) -> None:
         upgrade(session.connection(), to="next", scripts=scripts)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Database]:
-    database = Database(path)
-    yield database
-    database.close()
-
-
-def test_what_an_older_schema_held_stays(path: Path, tmp_path: Path) -> None:
-    store = Store.open(path)
-    [identity] = store.texts.add([NewText(text="kept", source="test")], now=NOW).ids
-    store.close()
-    with opened(path) as database:
-        upgrade_by(database, tmp_path, NEXT)
-        assert revision(database) == "next"
+def test_what_an_older_schema_held_stays(database: Database, path: Path, tmp_path: Path) -> None:
+    with closing(Store.open(path)) as store:
+        [identity] = add_texts(store, "kept")
+    upgrade_by(database, tmp_path, NEXT)
+    assert revision(database) == "next"
     with closing(connect(path)) as raw:
         assert raw.execute("SELECT id, text, language FROM text").fetchall() == [(identity, "kept", None)]
         assert raw.execute("SELECT text_id FROM text_owner").fetchall() == [(identity,)]
@@ -109,25 +80,23 @@ def test_what_an_older_schema_held_stays(path: Path, tmp_path: Path) -> None:
         assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, tmp_path: Path) -> None:
-    Store.open(path).close()
+def test_a_migration_that_fails_leaves_the_file_as_it_was(database: Database, path: Path, tmp_path: Path) -> None:
+    migrate(database)
     before = schema(path)
-    with opened(path) as database:
-        with pytest.raises(DatabaseUnusable, match="text_owner"):
-            upgrade_by(database, tmp_path, f"{NEXT}    op.execute('CREATE TABLE text_owner (something TEXT)')\n")
-        assert revision(database) == HEAD
+    with pytest.raises(DatabaseUnusable, match="text_owner"):
+        upgrade_by(database, tmp_path, f"{NEXT}    op.execute('CREATE TABLE text_owner (something TEXT)')\n")
+    assert revision(database) == HEAD
     assert schema(path) == before
 
 
-def test_the_schema_is_the_tables_own(path: Path) -> None:
-    with opened(path) as database:
-        migrate(database)
-        assert revision(database) == HEAD
-        with database.read() as session:
-            # The full-text index and its own tables are no model's; so no table of the metadata.
-            options = {"include_name": lambda name, *_: not str(name).startswith("passage"), "compare_type": False}
-            context = MigrationContext.configure(session.connection(), opts=options)
-            assert compare_metadata(context, SQLModel.metadata) == []
+def test_the_schema_of_an_empty_file_is_the_tables_own(database: Database) -> None:
+    migrate(database)
+    assert revision(database) == HEAD
+    with database.read() as session:
+        # The full-text index and its own tables are no model's; so no table of the metadata.
+        options = {"include_name": lambda name, *_: not str(name).startswith("passage"), "compare_type": False}
+        context = MigrationContext.configure(session.connection(), opts=options)
+        assert compare_metadata(context, SQLModel.metadata) == []
 
 
 def test_head_is_the_last_of_the_revisions() -> None:

@@ -13,12 +13,9 @@ from pocketllm.storage.repositories.passages import PASSAGE_WORDS, passages_of
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from tests.support.daemon.workers import NOW
+from tests.support.stored import add_texts
 
 LONG = "\n".join(f"Line {number} is about boats and the {number} boards that they have." for number in range(60))
-
-
-def add(store: Store, *texts: str) -> tuple[str, ...]:
-    return store.texts.add([NewText(text=text, source="notes") for text in texts], now=NOW).ids
 
 
 def found(store: Store, query: str, *, limit: int = 5) -> list[str]:
@@ -26,19 +23,19 @@ def found(store: Store, query: str, *, limit: int = 5) -> list[str]:
 
 
 def test_the_passage_with_the_rarest_words_is_the_first(store: Store) -> None:
-    add(store, "The ferry leaves at nine.", "The ferry is late.", "The ferry to Zennor leaves at ten.")
+    add_texts(store, "The ferry leaves at nine.", "The ferry is late.", "The ferry to Zennor leaves at ten.")
     assert found(store, "When does the ferry to Zennor leave?")[0] == "The ferry to Zennor leaves at ten."
     assert len(found(store, "ferry", limit=2)) == 2
 
 
 def test_of_a_long_text_the_passage_is_found(store: Store) -> None:
-    [identity] = add(store, f"{LONG}\nThe key lies under the third pot.\n{LONG}")
+    [identity] = add_texts(store, f"{LONG}\nThe key lies under the third pot.\n{LONG}")
     [best] = store.passages.search("under which pot lies the key", limit=1)
     assert best.text.id == identity and "third pot" in best.words and len(best.words.split()) <= PASSAGE_WORDS
 
 
 def test_accents_and_capitals_do_not_count(store: Store) -> None:
-    add(store, "Das Café heißt Älskling.")
+    add_texts(store, "Das Café heißt Älskling.")
     assert found(store, "CAFE") == found(store, "alskling") == ["Das Café heißt Älskling."]
 
 
@@ -48,7 +45,7 @@ def test_completions_are_searched_too(store: Store) -> None:
 
 
 def test_any_query_is_only_words(store: Store) -> None:
-    add(store, "Wind west, glass rising.")
+    add_texts(store, "Wind west, glass rising.")
     for query in ("", " ", "?!", '"', "AND", "a* OR b", "words:x", "-x", "x" * 9000, "\0"):
         assert found(store, query) == [], query
 
@@ -62,8 +59,8 @@ def test_passages_hold_every_word_once(text: str, completion: str | None) -> Non
 
 @pytest.mark.parametrize("others", [0, 300])
 def test_the_words_of_a_deleted_text_are_in_no_file(store: Store, tmp_path: Path, others: int) -> None:
-    add(store, *(f"{LONG} {number}" for number in range(others)))
-    secret, kept = add(store, f"{LONG} quillfeather {LONG}", "kept quillpen")
+    add_texts(store, *(f"{LONG} {number}" for number in range(others)))
+    secret, kept = add_texts(store, f"{LONG} quillfeather {LONG}", "kept quillpen")
     assert found(store, "quillfeather")
     store.deletions.texts([secret], now=NOW)
     store.deletions.erase(store.deletions.pending())
@@ -77,18 +74,18 @@ def test_the_words_of_a_deleted_text_are_in_no_file(store: Store, tmp_path: Path
 
 
 def test_a_text_twice_is_found_once(store: Store) -> None:
-    add(store, "Wind west.")
-    add(store, "Wind west.")
+    add_texts(store, "Wind west.")
+    add_texts(store, "Wind west.")
     assert found(store, "wind") == ["Wind west."]
 
 
 def test_a_sender_cannot_choose_texts_that_share_a_place_in_the_index(store: Store) -> None:
     """The first 48 bits of these two texts' ids are the same; such a pair is found in a minute."""
-    first, second = add(store, "a 1539352", "a 20086129")
+    first, second = add_texts(store, "a 1539352", "a 20086129", source="notes")
     assert first[:17] == second[:17] and first != second
     store.deletions.texts([first], now=NOW)
     assert found(store, "1539352") == [] and found(store, "20086129") == ["a 20086129"]
-    add(store, "a 1539352")
+    add_texts(store, "a 1539352", source="notes")
     assert found(store, "1539352") == ["a 1539352"]
     store.deletions.texts([second], now=NOW)
     assert found(store, "20086129") == []
@@ -96,7 +93,7 @@ def test_a_sender_cannot_choose_texts_that_share_a_place_in_the_index(store: Sto
 
 @pytest.mark.parametrize("use", ["search", "delete", "start"])
 def test_a_damaged_index_is_written_anew_from_the_texts(store: Store, tmp_path: Path, use: str) -> None:
-    ids = add(store, *(f"{LONG} quillpen{number}" for number in range(20)))
+    ids = add_texts(store, *(f"{LONG} quillpen{number}" for number in range(20)))
     with closing(sqlite3.connect(tmp_path / "pocketllm.db")) as raw:
         raw.execute("UPDATE passage_data SET block = zeroblob(9) WHERE id > 10")
         raw.commit()
@@ -117,7 +114,7 @@ def test_a_damaged_index_is_written_anew_from_the_texts(store: Store, tmp_path: 
 def test_a_damaged_file_is_told_once_where_the_index_is_damaged_too(tmp_path: Path) -> None:
     path = tmp_path / "pocketllm.db"
     store = Store.open(path)
-    add(store, *(f"{LONG} {number}" for number in range(300)))
+    add_texts(store, *(f"{LONG} {number}" for number in range(300)))
     store.close()
     content = bytearray(path.read_bytes())
     for page in range(4096, len(content), 2 * 4096):

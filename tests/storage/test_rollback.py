@@ -4,46 +4,17 @@ import pytest
 
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.adapters import Change
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, JobState, Outcome
+from pocketllm.storage.tables import JobState
 from tests.support.daemon.workers import NOW, new_job
-
-
-def start(store: Store, text: str | None = None, *, model: str = "tiny") -> Job:
-    """A job for a new text, from what is served, as the scheduler starts it."""
-    if text is not None:
-        store.texts.add([NewText(text=text, source="test")], now=NOW)
-    job = store.jobs.add(new_job(model=model))
-    return store.jobs.start(job.id, now=NOW)
-
-
-def succeed(store: Store, job: Job, name: str) -> None:
-    row = Adapter(id=name, job_id=job.id, model=job.model, parent=job.parent, outcome=Outcome.LEARNED, created_at=NOW)
-    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+from tests.support.stored import add_texts, all_texts, roll_back, serve, served, start_job, succeed, words_of
 
 
 def chain(store: Store, *names: str, model: str = "tiny") -> None:
     """Let jobs make adapters in a row, each from a text of its own that has the adapter's name."""
     for name in names:
-        succeed(store, start(store, name, model=model), name)
-
-
-def roll_back(store: Store, *, gone: tuple[str, ...] = (), model: str = "tiny") -> Change:
-    return store.adapters.roll_back(model, usable=lambda adapter: adapter.id not in gone, now=NOW)
-
-
-def serve(store: Store, name: str, *, gone: tuple[str, ...] = ()) -> Change:
-    return store.adapters.serve(name, usable=lambda adapter: adapter.id not in gone, now=NOW)
-
-
-def served(store: Store, model: str = "tiny") -> str | None:
-    serving = store.adapters.serving(model)
-    return serving.id if serving else None
-
-
-def seen(store: Store, job: Job) -> set[str]:
-    return {text.text for text in store.texts.of_job(job.id)}
+        add_texts(store, name)
+        succeed(store, start_job(store, model=model), name)
 
 
 def test_rolling_back_again_and_again_walks_down_to_the_base(store: Store) -> None:
@@ -62,7 +33,7 @@ def test_it_is_said_why_no_adapter_is_served(store: Store) -> None:
     roll_back(store)
     assert store.adapters.withdrawn("tiny") == "rollback"
     serve(store, "b")
-    [text] = [text.id for text in store.texts.page(after=None, limit=9) if text.text == "a"]
+    [text] = [text.id for text in all_texts(store) if text.text == "a"]
     store.deletions.texts([text], now=NOW)
     assert (served(store), store.adapters.withdrawn("tiny")) == (None, "deletion")
 
@@ -77,30 +48,22 @@ def test_where_the_base_is_served_there_is_nothing_to_roll_back(store: Store) ->
 def test_only_the_named_models_chain_is_rolled_back(store: Store) -> None:
     chain(store, "a", "b")
     chain(store, "x", "y", model="other")
-    assert roll_back(store, model="other") == Change(model="other", was="y", serving="x")
+    assert roll_back(store, "other") == Change(model="other", was="y", serving="x")
     assert served(store) == "b"
 
 
 def test_an_ancestor_whose_files_are_gone_is_passed_over_and_named(store: Store) -> None:
     chain(store, "a", "b", "c", "d")
-    assert roll_back(store, gone=("b", "c")) == Change(model="tiny", was="d", serving="a", skipped=("c", "b"))
+    assert roll_back(store, gone=["b", "c"]) == Change(model="tiny", was="d", serving="a", skipped=("c", "b"))
     chain(store, "e")
-    assert roll_back(store, gone=("a",)) == Change(model="tiny", was="e", serving=None, skipped=("a",))
-
-
-def test_the_next_job_starts_from_what_is_served_after_the_rollback(store: Store) -> None:
-    chain(store, "a", "b")
-    roll_back(store)
-    job = start(store, "new")
-    assert job.parent == "a"
-    succeed(store, job, "c")
-    assert served(store) == "c"
+    assert roll_back(store, gone=["a"]) == Change(model="tiny", was="e", serving=None, skipped=("a",))
 
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_job_that_started_from_what_was_rolled_back_does_not_bring_it_back(store: Store, paused: bool) -> None:
     chain(store, "a", "b")
-    job = start(store, "new")
+    add_texts(store, "new")
+    job = start_job(store)
     if paused:
         store.jobs.pause(job.id, reasons=["dark"], now=NOW)
     roll_back(store)
@@ -112,8 +75,8 @@ def test_a_job_that_started_from_what_was_rolled_back_does_not_bring_it_back(sto
     assert "adapter c is kept, not served" in store.jobs.events(job.id)[-1].message
     # Its text has not been tried on what is served now: the next job does.
     assert store.texts.counts().new_words == 1
-    again = start(store)
-    assert again.parent == "a" and "new" in seen(store, again)
+    again = start_job(store)
+    assert again.parent == "a" and "new" in words_of(store, again)
 
 
 def test_a_job_that_is_queued_starts_from_what_is_served_then(store: Store) -> None:
@@ -130,10 +93,12 @@ def test_texts_of_what_was_rolled_back_are_neither_new_nor_old_until_it_is_serve
     roll_back(store)
     roll_back(store)
     assert store.texts.counts().new_words == 0  # or a job would begin by itself to learn them once more
-    assert seen(store, start(store, "new")) == {"a", "new"}
+    add_texts(store, "new")
+    assert words_of(store, start_job(store)) == {"a", "new"}
 
     assert serve(store, "c") == Change(model="tiny", was="a", serving="c")
-    assert seen(store, start(store, "newer")) == {"a", "b", "c", "new", "newer"}
+    add_texts(store, "newer")
+    assert words_of(store, start_job(store)) == {"a", "b", "c", "new", "newer"}
 
 
 def test_events_of_the_jobs_say_what_the_owner_did(store: Store) -> None:
@@ -159,5 +124,5 @@ def test_what_is_not_there_cannot_be_served(store: Store) -> None:
     with pytest.raises(NotFound, match=r"'none'.*GET /adapters"):
         serve(store, "none")
     with pytest.raises(WrongState, match="files of adapter a are missing"):
-        serve(store, "a", gone=("a",))
+        serve(store, "a", gone=["a"])
     assert served(store) == "b"

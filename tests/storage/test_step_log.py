@@ -1,7 +1,7 @@
 """The step log in a real database file: what was appended is read back, and progress is read off it."""
 
 import math
-from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -20,36 +20,29 @@ from pocketllm.storage.repositories.step_log import (
 )
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Evaluation, Step
-from tests.support.daemon.workers import NOW, queue_job
+from tests.support.daemon.workers import NOW
+from tests.support.stored import start_job
 
 
 @pytest.fixture
 def job(store: Store) -> str:
-    return queue_job(store).id
+    return start_job(store).id
 
 
-def append(
-    store: Store,
-    job: str,
-    number: int,
-    *,
-    loss: float = 3.0,
-    scalars: Sequence[float] = (0.5,),
-    learning_rate: float = 2**-10,
-    tokens: int = 100,
-    seconds: float = 2.0,
-) -> None:
-    row = Step(
-        job_id=job,
-        step=number,
-        seed=7,
-        scalars=list(scalars),
-        loss=loss,
-        learning_rate=learning_rate,
-        tokens=tokens,
-        seconds=seconds,
-    )
-    store.step_log.append(row)
+def row(job: str, number: int, **given: Any) -> Step:
+    usual: dict[str, Any] = {
+        "seed": 7,
+        "scalars": [0.5],
+        "loss": 3.0,
+        "learning_rate": 2**-10,
+        "tokens": 100,
+        "seconds": 2.0,
+    }
+    return Step(job_id=job, step=number, **usual | given)
+
+
+def append(store: Store, job: str, number: int, **given: Any) -> None:
+    store.step_log.append(row(job, number, **given))
 
 
 def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: float | None = None) -> None:
@@ -57,17 +50,18 @@ def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: fl
     store.step_log.evaluate(job, step=step, loss=losses[0] if loss is None else loss, block_losses=by_key, now=NOW)
 
 
-def test_steps_come_back_in_order(store: Store, job: str) -> None:
+def test_steps_come_back_in_order_each_to_its_job(store: Store, job: str) -> None:
+    other = start_job(store).id
+    assert (store.step_log.steps(job), store.step_log.last_step(job), store.step_log.evaluation(job, 0)) == (
+        [],
+        0,
+        None,
+    )
     for number in (1, 2, 3):
         append(store, job, number)
+    append(store, other, 1)
     assert [row.step for row in store.step_log.steps(job)] == [1, 2, 3]
-    assert store.step_log.last_step(job) == 3
-
-
-def test_before_the_first_step_there_is_nothing(store: Store, job: str) -> None:
-    assert store.step_log.steps(job) == []
-    assert store.step_log.last_step(job) == 0
-    assert store.step_log.evaluation(job, 0) is None
+    assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (3, 1)
 
 
 def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
@@ -77,23 +71,13 @@ def test_scalars_come_back_bit_for_bit(store: Store, job: str) -> None:
     assert [kept.hex() for kept in row.scalars] == [scalar.hex() for scalar in scalars]
 
 
-def test_scalars_may_come_as_a_tuple(store: Store, job: str) -> None:
-    row: dict[str, Any] = {"step": 1, "seed": 7, "scalars": (0.5, 1.5), "loss": 3.0, "learning_rate": 0.1}
-    store.step_log.append(Step(job_id=job, tokens=9, seconds=1.0, **row))
-    assert store.step_log.steps(job)[0].scalars == [0.5, 1.5]
-
-
-def test_scalars_that_are_no_numbers_are_refused(store: Store, job: str) -> None:
+def test_what_is_no_number_is_refused(store: Store, job: str) -> None:
     for scalars in ((), (math.nan,), (0.5, math.inf)):
         with pytest.raises(ValueError, match="Step 1 of job job-"):
             append(store, job, 1, scalars=scalars)
-    assert store.step_log.steps(job) == []
-
-
-def test_a_number_that_is_none_is_refused(store: Store, job: str) -> None:
     with pytest.raises(IntegrityError):
         append(store, job, 1, loss=math.nan)
-    assert store.step_log.last_step(job) == 0
+    assert store.step_log.steps(job) == []
 
 
 def test_a_second_row_for_a_step_is_refused_and_the_first_stays(store: Store, job: str) -> None:
@@ -103,68 +87,37 @@ def test_a_second_row_for_a_step_is_refused_and_the_first_stays(store: Store, jo
     assert [row.loss for row in store.step_log.steps(job)] == [3.0]
 
 
-def test_a_row_of_a_job_that_is_not_there_is_refused(store: Store) -> None:
-    with pytest.raises(IntegrityError):
-        append(store, "job-none", 1)
-
-
-def test_each_job_has_a_step_log_of_its_own(store: Store, job: str) -> None:
-    other = queue_job(store).id
-    append(store, job, 1)
-    append(store, other, 1)
-    append(store, other, 2)
-    assert (store.step_log.last_step(job), store.step_log.last_step(other)) == (1, 2)
-
-
-def test_a_measurement_comes_back(store: Store, job: str) -> None:
-    evaluate(store, job, step=0, losses=[4.0, 2.0], loss=3.5)
-    kept = store.step_log.evaluation(job, 0)
+def test_a_measurement_comes_back_and_one_made_again_takes_its_place(store: Store, job: str) -> None:
+    evaluate(store, job, step=4, losses=[5.0])
+    evaluate(store, job, step=4, losses=[4.0, 2.0], loss=3.5)
+    kept = store.step_log.evaluation(job, 4)
     assert kept is not None
     assert (kept.loss, kept.block_losses, kept.at) == (3.5, {"block 0": 4.0, "block 1": 2.0}, NOW)
 
 
-def test_a_measurement_made_again_takes_the_place_of_the_first(store: Store, job: str) -> None:
-    evaluate(store, job, step=4, losses=[4.0])
-    evaluate(store, job, step=4, losses=[3.0])
-    kept = store.step_log.evaluation(job, 4)
-    assert kept is not None and kept.loss == 3.0
-
-
-def test_progress_of_a_job_that_has_not_begun_is_unknown(store: Store, job: str) -> None:
-    assert store.step_log.progress(job) == Progress(
-        step=0,
-        loss=None,
-        tokens_per_second=None,
-        seconds_per_step=None,
-        held_out_loss_before=None,
-        held_out_loss_now=None,
-    )
-
-
-def test_progress_is_the_mean_of_the_recent_steps(store: Store, job: str) -> None:
-    append(store, job, 1, loss=1000.0, seconds=1000.0)
-    for number in range(2, RECENT_STEPS + 2):
-        append(store, job, number, loss=float(number % 2), seconds=4.0)
-    progress = store.step_log.progress(job)
-    assert (progress.step, progress.loss) == (RECENT_STEPS + 1, 0.5)
-    assert (progress.tokens_per_second, progress.seconds_per_step) == (25.0, 4.0)
-
-
-def test_progress_holds_the_first_and_the_last_measurement(store: Store, job: str) -> None:
-    for step, loss in ((8, 3.5), (0, 4.0), (4, 3.0)):
-        evaluate(store, job, step=step, losses=[loss])
-    progress = store.step_log.progress(job)
-    assert (progress.held_out_loss_before, progress.held_out_loss_now) == (4.0, 3.5)
-
-
-def test_steps_that_took_no_time_have_no_speed(store: Store, job: str) -> None:
+def test_progress_is_unknown_before_the_first_step_and_the_speed_of_one_that_took_no_time(
+    store: Store, job: str
+) -> None:
+    unknown = asdict(store.step_log.progress(job))
+    assert unknown.pop("step") == 0 and set(unknown.values()) == {None}
     append(store, job, 1, seconds=0.0)
     assert store.step_log.progress(job).tokens_per_second is None
 
 
-def some_steps(store: Store, job: str, count: int = 2 * RECENT_STEPS) -> None:
-    for number in range(1, count + 1):
-        append(store, job, number, scalars=(number / 8, -0.5), loss=3 + 1 / number, tokens=100 + number % 2)
+def test_progress_is_the_mean_of_the_recent_steps_and_the_first_and_last_measurement(store: Store, job: str) -> None:
+    append(store, job, 1, loss=1000.0, seconds=1000.0)
+    for number in range(2, RECENT_STEPS + 2):
+        append(store, job, number, loss=float(number % 2), seconds=4.0)
+    for step, loss in ((8, 3.5), (0, 4.0), (4, 3.0)):
+        evaluate(store, job, step=step, losses=[loss])
+    assert store.step_log.progress(job) == Progress(
+        step=RECENT_STEPS + 1,
+        loss=0.5,
+        tokens_per_second=25.0,
+        seconds_per_step=4.0,
+        held_out_loss_before=4.0,
+        held_out_loss_now=3.5,
+    )
 
 
 class TestCurve:
@@ -181,7 +134,8 @@ class TestCurve:
         assert curve.training == [TrainingPoint(step=step, loss=4 - step / 2) for step in (1, 2, 3)]
 
     def test_a_worker_may_go_back_while_the_curve_is_read(self, store: Store, job: str) -> None:
-        some_steps(store, job, 3)
+        for number in (1, 2, 3):
+            append(store, job, number)
         statements = count(1)
 
         def go_back(*_: object) -> None:
@@ -193,22 +147,10 @@ class TestCurve:
         assert len(store.step_log.curve(job).training) == 1
 
     def test_a_long_jobs_curve_is_thinned(self, store: Store) -> None:
-        long = queue_job(store).id
+        long = start_job(store).id
         steps = 10 * CURVE_POINTS
         with store._database.write() as session:
-            for step in range(1, steps + 1):
-                session.add(
-                    Step(
-                        job_id=long,
-                        step=step,
-                        seed=7,
-                        scalars=[0.5],
-                        loss=step / 64,
-                        learning_rate=0.5,
-                        tokens=9,
-                        seconds=1,
-                    )
-                )
+            session.add_all(row(long, step, loss=step / 64) for step in range(1, steps + 1))
             for step in range(0, steps + 1, 2):
                 session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
         curve = store.step_log.curve(long)
@@ -241,9 +183,11 @@ class TestGoBack:
         return job
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:
+        append(store, other := start_job(store).id, 5)
         store.step_log.go_back(
             filled, step=2, early_stopping={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW
         )
+        assert store.step_log.last_step(other) == 5, "other jobs keep theirs"
         assert [row.step for row in store.step_log.steps(filled)] == [1, 2]
         assert store.step_log.last_step(filled) == 2
         assert [step for step in range(-1, 6) if store.step_log.evaluation(filled, step)] == [-1, 0, 2]
@@ -273,9 +217,3 @@ class TestGoBack:
         assert store.step_log.evaluation(filled, 4) is not None
         job = store.jobs.get(filled)
         assert (job.early_stopping, job.total_steps) == ({"best_step": 2}, 8)
-
-    def test_other_jobs_keep_theirs(self, store: Store, filled: str) -> None:
-        other = queue_job(store).id
-        append(store, other, 1)
-        store.step_log.go_back(filled, step=0, early_stopping={}, ended=False, message=None, now=NOW)
-        assert store.step_log.last_step(other) == 1

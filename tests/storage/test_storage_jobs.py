@@ -3,52 +3,36 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from pocketllm.storage.database import Database
 from pocketllm.storage.errors import NotFound, WrongState
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import ADDED, BASE, OPEN_STATES, Adapter, Job, JobState, Outcome, Requester
+from pocketllm.storage.tables import ADDED, BASE, OPEN_STATES, Job, JobState, Outcome
 from tests.support.daemon.workers import NOW, new_job
+from tests.support.stored import add_texts, new_texts, roll_back, served, start_job, succeed, words_of
 
 QUEUED, RUNNING, PAUSED = OPEN_STATES
 LATER = NOW + timedelta(hours=1)
 
 
-def create(store: Store, *, immediate: bool = False, at: datetime = NOW) -> Job:
-    return store.jobs.add(new_job(seed=3, settings={"rank": 2}, immediate=immediate, created_at=at))
-
-
-def adapter(name: str, job_id: str, *, model: str = "tiny") -> Adapter:
-    return Adapter(id=name, job_id=job_id, model=model, outcome=Outcome.LEARNED, created_at=NOW)
-
-
 def in_state(store: Store, state: JobState) -> Job:
     """A job that has come to a state on the usual way."""
-    job_id = create(store).id
-    if state not in (QUEUED, JobState.CANCELLED):
-        store.jobs.start(job_id, now=NOW)
+    job = store.jobs.add(new_job()) if state in (QUEUED, JobState.CANCELLED) else start_job(store)
     match state:
         case JobState.PAUSED:
-            store.jobs.pause(job_id, reasons=["dark"], now=NOW)
+            store.jobs.pause(job.id, reasons=["dark"], now=NOW)
         case JobState.SUCCEEDED:
-            store.jobs.succeed(job_id, adapter=adapter("first", job_id), publish=True, now=NOW)
+            succeed(store, job, "first")
         case JobState.FAILED:
-            store.jobs.fail(job_id, error="broken", now=NOW)
+            store.jobs.fail(job.id, error="broken", now=NOW)
         case JobState.CANCELLED:
-            store.jobs.cancel(job_id, message="withdrawn", now=NOW)
-    return store.jobs.get(job_id)
-
-
-def add(store: Store, *texts: str) -> None:
-    store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
+            store.jobs.cancel(job.id, message="withdrawn", now=NOW)
+    return store.jobs.get(job.id)
 
 
 #: Every operation, the states in which it is allowed, and the state that it leads to.
@@ -59,7 +43,7 @@ OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
     "cancel": (lambda store, job: store.jobs.cancel(job, message="no", now=LATER), OPEN_STATES, JobState.CANCELLED),
     "fail": (lambda store, job: store.jobs.fail(job, error="bang", now=LATER), OPEN_STATES, JobState.FAILED),
     "succeed": (
-        lambda store, job: store.jobs.succeed(job, adapter=adapter("second", job), publish=True, now=LATER),
+        lambda store, job: succeed(store, new_job(id=job), "second", now=LATER),
         (RUNNING,),
         JobState.SUCCEEDED,
     ),
@@ -70,7 +54,7 @@ OPERATIONS: dict[str, tuple[Operation, tuple[JobState, ...], JobState]] = {
 def test_a_move_is_made_where_it_is_allowed_and_else_changes_nothing(store: Store, name: str) -> None:
     operation, allowed, to = OPERATIONS[name]
     for state in JobState:
-        add(store, f"of a job that is {state}")
+        add_texts(store, f"of a job that is {state}")
         job = in_state(store, state)
         before = everything(store, job.id)
         if state in allowed:
@@ -94,30 +78,20 @@ def test_a_job_that_is_not_there_cannot_be_moved(store: Store) -> None:
             operation(store, "job-none")
 
 
-def test_a_job_is_queued_as_it_was_asked_for(store: Store) -> None:
-    job = store.jobs.get(create(store, immediate=True).id)
-    assert job.id.startswith("job-")
-    assert (job.state, job.model, job.seed, job.total_steps) == (QUEUED, "tiny", 3, 8)
-    assert (job.settings, job.requested_by, job.immediate) == ({"rank": 2}, Requester.OWNER, True)
-    assert (job.created_at, job.started_at, job.finished_at, job.texts) == (NOW, None, None, None)
-    [event] = store.jobs.events(job.id)
-    assert (event.kind, event.at, event.message) == ("queued", NOW, "queued by owner")
-
-
 def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
     in_state(store, JobState.SUCCEEDED)  # whose adapter "first" is served
-    add(store, "one two", "three")
-    job = create(store)
+    add_texts(store, "one two", "three")
+    job = store.jobs.add(new_job())
     started = store.jobs.start(job.id, now=NOW)
     assert (started.texts, started.words, started.parent, started.started_at) == (2, 3, "first", NOW)
 
-    add(store, "too late")
+    add_texts(store, "too late")
     store.jobs.pause(job.id, reasons=["dark"], now=NOW)
-    store.adapters.roll_back("tiny", usable=lambda name: True, now=NOW)
+    roll_back(store)
     resumed = store.jobs.start(job.id, now=LATER)
     assert (resumed.texts, resumed.words, resumed.parent, resumed.started_at) == (2, 3, "first", NOW)
     assert (started.starts, resumed.starts) == (1, 2)
-    assert {text.text for text in store.texts.of_job(job.id)} == {"one two", "three"}
+    assert words_of(store, job) == {"one two", "three"}
     assert [event.kind for event in store.jobs.events(job.id)] == [
         *("queued", "started", "compared with", "paused", "resumed")
     ]
@@ -125,7 +99,7 @@ def test_the_first_start_fixes_the_texts_and_the_parent(store: Store) -> None:
 
 def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Store) -> None:
     def queue(minute: int, *, immediate: bool = False) -> str:
-        return create(store, immediate=immediate, at=NOW + timedelta(minutes=minute)).id
+        return store.jobs.add(new_job(immediate=immediate, created_at=NOW + timedelta(minutes=minute))).id
 
     running, old, paused, young = queue(9), queue(1), queue(2), queue(3)
     now, later_now = queue(7, immediate=True), queue(8, immediate=True)
@@ -134,26 +108,6 @@ def test_open_jobs_come_running_first_then_the_owners_now_then_by_age(store: Sto
     store.jobs.start(running, now=NOW)
     store.jobs.cancel(queue(0), message="no", now=NOW)
     assert [job.id for job in store.jobs.open()] == [running, now, later_now, old, paused, young]
-
-
-def test_a_page_after_a_job_that_is_not_there_is_refused(store: Store) -> None:
-    with pytest.raises(NotFound, match="'job-none'"):
-        store.jobs.page(after="job-none", limit=1)
-
-
-def test_jobs_are_counted_by_state(store: Store) -> None:
-    assert store.jobs.counts() == dict.fromkeys(JobState, 0)
-    for state in (QUEUED, PAUSED, PAUSED, JobState.FAILED):
-        in_state(store, state)
-    assert store.jobs.counts() == dict.fromkeys(JobState, 0) | {QUEUED: 1, PAUSED: 2, JobState.FAILED: 1}
-
-
-def test_a_pause_has_reasons_and_the_next_start_takes_them_off(store: Store) -> None:
-    job = in_state(store, RUNNING)
-    store.jobs.pause(job.id, reasons=["dark", "cold"], now=LATER)
-    assert store.jobs.get(job.id).reasons == ["dark", "cold"]
-    assert store.jobs.events(job.id)[-1].message == "dark; cold"
-    assert store.jobs.start(job.id, now=LATER).reasons == []
 
 
 def test_only_a_waiting_job_is_explained_and_that_is_no_event(store: Store) -> None:
@@ -166,20 +120,15 @@ def test_only_a_waiting_job_is_explained_and_that_is_no_event(store: Store) -> N
         assert (after.state, len(store.jobs.events(before.id))) == (state, events)
 
 
-def test_a_crash_is_kept_with_its_number_and_the_time_of_the_next_try(store: Store) -> None:
+def test_a_pause_keeps_its_reasons_and_the_crashes_until_told_otherwise(store: Store) -> None:
     job = in_state(store, RUNNING)
-    store.jobs.pause(job.id, reasons=["code 1"], kind="crashed", attempts=2, not_before=LATER, now=NOW)
+    store.jobs.pause(job.id, reasons=["code 1", "cold"], kind="crashed", attempts=2, not_before=LATER, now=NOW)
     crashed = store.jobs.get(job.id)
     assert (crashed.state, crashed.attempts, crashed.not_before) == (PAUSED, 2, LATER)
-    assert crashed.reasons == ["code 1"]
-    assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "code 1")
-
-
-def test_a_pause_leaves_the_crashes_as_they_were_unless_told(store: Store) -> None:
+    assert crashed.reasons == ["code 1", "cold"]
+    assert (store.jobs.events(job.id)[-1].kind, store.jobs.events(job.id)[-1].message) == ("crashed", "code 1; cold")
     for given, attempts in ((None, 2), (0, 0)):
-        job = in_state(store, RUNNING)
-        store.jobs.pause(job.id, reasons=["bang"], attempts=2, now=NOW)
-        assert store.jobs.start(job.id, now=NOW).attempts == 2
+        assert store.jobs.start(job.id, now=NOW).reasons == []
         store.jobs.pause(job.id, reasons=["dark"], attempts=given, now=NOW)
         assert store.jobs.get(job.id).attempts == attempts
 
@@ -199,9 +148,9 @@ def test_a_job_that_has_ended_waits_for_nothing(store: Store) -> None:
 
 
 def test_success_is_the_adapter_its_outcome_and_the_texts_learned(store: Store) -> None:
-    add(store, "one two")
+    add_texts(store, "one two")
     job = in_state(store, RUNNING)
-    store.jobs.succeed(job.id, adapter=adapter("a", job.id), publish=True, now=LATER)
+    succeed(store, job, "a", now=LATER)
     ended = store.jobs.get(job.id)
     assert (ended.state, ended.adapter, ended.outcome) == (JobState.SUCCEEDED, "a", Outcome.LEARNED)
     assert store.texts.counts().new_words == 0
@@ -209,82 +158,66 @@ def test_success_is_the_adapter_its_outcome_and_the_texts_learned(store: Store) 
 
 
 def test_one_adapter_a_model_is_served(store: Store) -> None:
-    def succeed(name: str, *, model: str = "tiny", publish: bool = True) -> None:
-        job = in_state(store, RUNNING)
-        store.jobs.succeed(job.id, adapter=adapter(name, job.id, model=model), publish=publish, now=NOW)
-
-    def served() -> list[str]:
-        return sorted(row.id for row in store.adapters.all() if row.serving)
-
-    succeed("first")
-    succeed("of another", model="other")
-    assert served() == ["first", "of another"]
-    succeed("second")
-    assert served() == ["of another", "second"]
-    succeed("worse", publish=False)
-    assert served() == ["of another", "second"]
+    for name, model, outcome, now_served in (
+        ("first", "tiny", Outcome.LEARNED, ("first", None)),
+        ("of another", "other", Outcome.LEARNED, ("first", "of another")),
+        ("second", "tiny", Outcome.LEARNED, ("second", "of another")),
+        ("worse", "tiny", Outcome.WORSE, ("second", "of another")),
+    ):
+        succeed(store, start_job(store, model=model), name, outcome=outcome)
+        assert (served(store), served(store, "other")) == now_served
 
 
 @pytest.mark.parametrize("outcome", [Outcome.LEARNED, Outcome.NO_PROOF])
 def test_what_was_compared_with_something_else_is_kept_and_its_texts_stay_new(store: Store, outcome: Outcome) -> None:
-    add(store, "one two")
+    add_texts(store, "one two")
     slow = in_state(store, RUNNING)
     store.jobs.pause(slow.id, reasons=["the owner's 'now' comes first"], now=NOW)
     fast = in_state(store, RUNNING)
-    store.jobs.succeed(fast.id, adapter=adapter("fast", fast.id), publish=True, now=NOW)
-    add(store, "three")
-    store.jobs.start(slow.id, now=NOW)
-    row = adapter("slow", slow.id)
-    row.outcome = outcome
-    store.jobs.succeed(slow.id, adapter=row, publish=outcome is Outcome.LEARNED, now=LATER)
-    serving = store.adapters.serving("tiny")
-    assert serving is not None and serving.id == "fast"
+    succeed(store, fast, "fast")
+    add_texts(store, "three")
+    succeed(store, store.jobs.start(slow.id, now=NOW), "slow", outcome=outcome)
+    assert served(store) == "fast"
     assert "adapter slow is kept, not served: the serving adapter changed" in store.jobs.events(slow.id)[-1].message
     assert (store.jobs.get(slow.id).adapter, store.texts.counts().new_words) == ("slow", 1)
 
 
 def test_what_was_to_start_from_the_base_is_kept_beside_also_where_nothing_is_served(store: Store) -> None:
-    text = NewText(text="one two", source="file")
-    job = store.jobs.add(new_job(tuning={}, start_from=BASE), texts=(text,))
-    store.jobs.start(job.id, now=NOW)
-    store.jobs.succeed(job.id, adapter=adapter("a", job.id), publish=True, now=LATER)
-    assert store.adapters.serving("tiny") is None and store.texts.counts().new_words == 0
+    job = start_job(store, tuning={}, start_from=BASE, texts=new_texts("one two"))
+    succeed(store, job, "a")
+    assert served(store) is None and store.texts.counts().new_words == 0
     assert "adapter a is kept, not served" in store.jobs.events(job.id)[-1].message
 
 
-def test_the_database_itself_refuses_a_second_served_adapter(store: Store, tmp_path: Path) -> None:
-    job = in_state(store, JobState.SUCCEEDED)
-    database = Database(tmp_path / "pocketllm.db")
+def test_the_database_itself_refuses_a_second_served_adapter(store: Store) -> None:
+    job, database = in_state(store, JobState.SUCCEEDED), store._database
     values = f"VALUES ('raw', '{job.id}', 'tiny', :serving, 'learned', '2026-01-01')"
     insert = text(f"INSERT INTO adapter (id, job_id, model, serving, outcome, created_at) {values}")
     with pytest.raises(IntegrityError, match="UNIQUE"), database.write() as session:
         session.connection().execute(insert, {"serving": True})
     with database.write() as session:
         session.connection().execute(insert, {"serving": False})
-    database.close()
-    serving = store.adapters.serving("tiny")
-    assert serving is not None and serving.id == "first"
+    assert served(store) == "first"
 
 
 def test_success_that_cannot_be_kept_whole_changes_nothing(store: Store) -> None:
     taken = in_state(store, JobState.SUCCEEDED)
     job = in_state(store, RUNNING)
     with pytest.raises(IntegrityError):
-        store.jobs.succeed(job.id, adapter=adapter("first", job.id), publish=True, now=LATER)
+        succeed(store, job, "first")
     assert store.jobs.get(job.id).state is RUNNING
-    serving = store.adapters.serving("tiny")
-    assert serving is not None and serving.job_id == taken.id
+    assert store.adapters.get("first").job_id == taken.id and served(store) == "first"
 
 
 def test_peak_memory_is_the_highest_of_all_workers(store: Store) -> None:
-    job = create(store)
+    job = store.jobs.add(new_job())
     for peak, highest in ((5, 5), (9, 9), (7, 9)):
         store.jobs.set_peak_memory(job.id, peak)
         assert store.jobs.get(job.id).peak_memory_bytes == highest
 
 
 def test_events_are_a_jobs_own_and_oldest_first(store: Store) -> None:
-    job, other = create(store), create(store)
+    job, other = store.jobs.add(new_job()), store.jobs.add(new_job())
     for number in range(3):
         store.jobs.add_event(job.id, kind="preparing", message=f"pass {number}", now=LATER)
     store.jobs.add_event(other.id, kind="preparing", message="not mine", now=NOW)
@@ -292,8 +225,8 @@ def test_events_are_a_jobs_own_and_oldest_first(store: Store) -> None:
 
 
 def test_of_eight_threads_that_start_a_job_exactly_one_does(store: Store) -> None:
-    add(store, "one two")
-    job, barrier = create(store), threading.Barrier(8)
+    add_texts(store, "one two")
+    job, barrier = store.jobs.add(new_job()), threading.Barrier(8)
 
     def start(_number: int) -> bool:
         barrier.wait()

@@ -1,59 +1,39 @@
 """What is new to the model in use, in a real database file: after a switch, a deletion, and a switch back."""
 
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import connect
 
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, Outcome
+from pocketllm.storage.tables import Job, Outcome
 from tests.support.daemon.workers import NOW, new_job
-
-LEARNED, TOO_LITTLE = Outcome.LEARNED, Outcome.TOO_LITTLE
-
-
-def write(store: Store, *texts: str) -> list[str]:
-    return list(store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW).ids)
+from tests.support.stored import add_texts, all_texts, new_texts, roll_back, served, start_job, succeed, words_of
 
 
-def start(store: Store, model: str) -> Job:
-    job = store.jobs.add(new_job(model=model))
-    return store.jobs.start(job.id, now=NOW)
-
-
-def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = LEARNED) -> Job:
+def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = Outcome.LEARNED) -> Job:
     """Let a job of a model make an adapter from what is new."""
-    write(store, *texts)
-    return succeed(store, start(store, model), name, outcome)
+    add_texts(store, *texts)
+    job = start_job(store, model=model)
+    succeed(store, job, name, outcome=outcome)
+    return job
 
 
 def learn_beside(store: Store, name: str, *texts: str) -> Job:
     """Let a job of `small` make an adapter from the base model and these texts."""
-    given = [NewText(text=text, source="test") for text in texts]
-    job = store.jobs.add(new_job(model="small", tuning={}, start_from="base"), texts=given)
-    return succeed(store, store.jobs.start(job.id, now=NOW), name)
-
-
-def succeed(store: Store, job: Job, name: str, outcome: Outcome = LEARNED) -> Job:
-    model = job.model
-    row = Adapter(id=name, job_id=job.id, model=model, parent=job.parent, outcome=outcome, created_at=NOW)
-    store.jobs.succeed(job.id, adapter=row, publish=outcome is LEARNED, now=NOW)
+    job = start_job(store, model="small", tuning={}, start_from="base", texts=new_texts(*texts))
+    succeed(store, job, name)
     return job
-
-
-def served(store: Store, model: str) -> str | None:
-    serving = store.adapters.serving(model)
-    return serving.id if serving else None
 
 
 def new(store: Store) -> set[str]:
     """The texts that are new to the model in use."""
-    return {text.text for text in store.texts.page(after=None, limit=99) if text.learned_in is None}
+    return {text.text for text in all_texts(store) if text.learned_in is None}
 
 
 def test_new_is_what_the_model_in_use_has_not_learned(store: Store) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s", "one", "two")
-    write(store, "three")
+    add_texts(store, "three")
     store.texts.use_model("large")
     assert new(store) == {"one", "two", "three"} and store.texts.counts().new_words == 3
     learn(store, "large", "l")
@@ -68,7 +48,7 @@ def test_new_is_what_the_model_in_use_has_not_learned(store: Store) -> None:
 def test_what_a_deletion_has_made_new_is_so_for_both_models_also_after_a_switch(store: Store) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s-kept", "first")
-    [gone] = write(store, "secret")
+    [gone] = add_texts(store, "secret")
     learn(store, "small", "s", "second")
     store.texts.use_model("large")
     learn(store, "large", "l")
@@ -87,7 +67,7 @@ def test_what_a_deletion_has_made_new_is_so_for_both_models_also_after_a_switch(
 
 def test_only_the_model_in_use_asks_for_a_job_after_a_deletion(store: Store) -> None:
     store.texts.use_model("small")
-    [gone] = write(store, "secret")
+    [gone] = add_texts(store, "secret")
     learn(store, "small", "s")
     store.texts.use_model("large")
     receipt = store.deletions.texts([gone], now=NOW)
@@ -96,30 +76,30 @@ def test_only_the_model_in_use_asks_for_a_job_after_a_deletion(store: Store) -> 
 
 def test_what_an_adapter_that_could_not_tell_has_tried_is_new_and_goes_on_at_the_switch_back(store: Store) -> None:
     store.texts.use_model("small")
-    learn(store, "small", "unsure", "one", outcome=TOO_LITTLE)
+    learn(store, "small", "unsure", "one", outcome=Outcome.TOO_LITTLE)
     assert new(store) == {"one"} and store.texts.counts().new_words == 0
     store.texts.use_model("large")
     assert store.texts.counts().new_words == 1
     learn(store, "large", "l")
     store.texts.use_model("small")
     assert new(store) == {"one"} and store.texts.counts().new_words == 0
-    write(store, "two")
-    assert start(store, "small").parent == "unsure"
+    add_texts(store, "two")
+    assert start_job(store, model="small").parent == "unsure"
 
 
 def test_what_was_rolled_back_stays_set_aside(store: Store) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s", "one")
-    store.adapters.roll_back("small", usable=lambda adapter: True, now=NOW)
+    roll_back(store, "small")
     store.texts.use_model("large")
     store.texts.use_model("small")
-    write(store, "two")
-    assert [text.text for text in store.texts.of_job(start(store, "small").id)] == ["two"]
+    add_texts(store, "two")
+    assert words_of(store, start_job(store, model="small")) == {"two"}
 
 
 def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_is_lost(store: Store) -> None:
     store.texts.use_model("small")
-    [gone] = write(store, "secret")
+    [gone] = add_texts(store, "secret")
     learn(store, "small", "s", "one")
     learn_beside(store, "beside", "one")
     store.deletions.texts([gone], now=NOW)
@@ -131,21 +111,21 @@ def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_i
 
 def test_each_model_holds_out_by_its_own_jobs(store: Store) -> None:
     store.texts.use_model("small")
-    write(store, *(f"note {number} of mine" for number in range(20)))
-    notes = [text.text for text in store.texts.page(after=None, limit=99)]
+    add_texts(store, *(f"note {number} of mine" for number in range(20)))
+    notes = [text.text for text in all_texts(store)]
     job = learn(store, "small", "s")
     held_out = {text.id for text in store.texts.of_job(job.id) if text.held_out}
     beside = learn_beside(store, "t", *notes)
     assert held_out & {text.id for text in store.texts.of_job(beside.id) if not text.held_out}
     store.texts.use_model("large")
-    assert {text.id for text in store.texts.of_job(start(store, "large").id) if text.held_out} == held_out
+    assert {text.id for text in store.texts.of_job(start_job(store, model="large").id) if text.held_out} == held_out
 
 
 def test_a_deletion_that_starts_a_waiting_job_of_another_model_again_leaves_its_old_texts_old(store: Store) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s", "old")
-    [gone] = write(store, "secret", "new")[:1]
-    waiting = start(store, "small")
+    [gone] = add_texts(store, "secret", "new")[:1]
+    waiting = start_job(store, model="small")
     store.jobs.pause(waiting.id, reasons=["dark"], now=NOW)
     before = {text.text: text.learned_in for text in store.texts.of_job(waiting.id)}
     store.texts.use_model("large")
@@ -165,27 +145,12 @@ def test_jobs_of_other_models_come_last_and_are_not_returned_for_a_request(store
     assert store.jobs.add(new_job(model="small"), proceed=True).id == small.id
 
 
-def test_the_last_job_is_that_of_the_model_in_use(store: Store) -> None:
-    store.texts.use_model("large")
-    assert store.jobs.last() is None
-    jobs = {model: store.jobs.add(new_job(model=model)).id for model in ("large", "small")}
-    for model, job in jobs.items():
-        store.texts.use_model(model)
-        last = store.jobs.last()
-        assert last is not None and last.id == job
-
-
-def test_without_a_switch_nothing_is_written(store: Store) -> None:
+def test_without_a_switch_nothing_is_written(store: Store, path: Path) -> None:
     store.texts.use_model("small")
     learn(store, "small", "s", "one")
-    written: list[str] = []
-
-    def note(*parts: object) -> None:
-        written.append(str(parts[2]))
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
+    with closing(connect(path)) as raw:
+        before = raw.execute("PRAGMA data_version").fetchall()  # changes when another connection writes
         store.texts.use_model("small")
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    assert not [statement for statement in written if statement.startswith("UPDATE")]
+        assert raw.execute("PRAGMA data_version").fetchall() == before
+        store.texts.use_model("large")
+        assert raw.execute("PRAGMA data_version").fetchall() != before

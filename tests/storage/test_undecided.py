@@ -1,17 +1,18 @@
 """What a job holds out of little text, and what follows when that was too little to tell."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pocketllm.storage.repositories.texts import MAX_HELD_OUT_SHARE, MIN_HELD_OUT, NewText, is_held_out, text_id
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Text
-from tests.support.daemon.workers import NOW, new_job
+from pocketllm.storage.tables import BASE, Adapter, Job, Outcome
+from tests.support.daemon.workers import NOW
+from tests.support.stored import add_texts, all_texts, new_texts, roll_back, serve, served, start_job, succeed
 
 WORDS = 50
 
@@ -23,21 +24,16 @@ class Nights:
         self.store, self.hours = store, count(1)
         self.now = NOW
 
-    def write(self, number: int, *, first: int = 0) -> list[str]:
-        texts = [f"note {first + place} " + "word " * (WORDS - 2) for place in range(number)]
-        return list(self.store.texts.add([NewText(text=text, source="s") for text in texts], now=self.now).ids)
+    def write(self, number: int, *, first: int = 0) -> tuple[str, ...]:
+        return add_texts(self.store, *(f"note {first + place} " + "word " * (WORDS - 2) for place in range(number)))
 
-    def start(self, *, texts: Sequence[NewText] | None = None, **given: object) -> Job:
+    def start(self, **given: Any) -> Job:
         self.now = NOW + timedelta(hours=next(self.hours))
-        job = self.store.jobs.add(new_job(created_at=self.now, **given), texts=texts)
-        return self.store.jobs.start(job.id, now=self.now)
+        return start_job(self.store, now=self.now, **given)
 
     def end(self, job: Job, outcome: Outcome) -> Adapter:
-        name = f"of-{job.id}"
-        row = Adapter(id=name, job_id=job.id, model="tiny", parent=job.parent, outcome=outcome, created_at=self.now)
         self.now = NOW + timedelta(hours=next(self.hours))
-        self.store.jobs.succeed(job.id, adapter=row, publish=outcome is Outcome.LEARNED, now=self.now)
-        return self.store.adapters.get(name)
+        return succeed(self.store, job, outcome=outcome, now=self.now)
 
     def held_out(self, job: Job) -> set[str]:
         return {text.id for text in self.store.texts.of_job(job.id) if text.held_out}
@@ -55,31 +51,22 @@ def nights(store: Store) -> Nights:
     return Nights(store)
 
 
-def words(rows: list[Text]) -> int:
-    return sum(row.words for row in rows)
-
-
-def test_of_little_text_more_is_held_out(tmp_path: Path) -> None:
-    for texts, held_out in {1: 0, 2: 0, 3: 1, 5: 2, 8: 3, 10: 4, 20: 8, 40: 12}.items():
+def test_a_tenth_of_the_text_is_held_out_and_of_little_text_more(tmp_path: Path) -> None:
+    for texts, held_out in {1: 0, 2: 0, 3: 1, 5: 2, 8: 3, 10: 4, 20: 8, 40: 12, 300: 0}.items():  # of 300, a tenth
         with closing(Store.open(tmp_path / f"{texts}.db")) as store:
             nights = Nights(store)
             ids = nights.write(texts)
             found = nights.held_out(nights.start())
-            rows = store.texts.page(after=None, limit=99)
+            words = {row.id: row.words for row in all_texts(store)}
             always = {name for name in ids if store.texts.get(name).held_out}
         assert len(found) == max(held_out, len(always) if len(always) < texts else 0), texts
         assert always <= found or not found
-        most = max(MAX_HELD_OUT_SHARE, len(always) / texts) * words(rows)
-        assert words([row for row in rows if row.id in found]) <= most
-
-
-def test_of_much_text_a_tenth_is(nights: Nights) -> None:
-    ids = nights.write(300)
-    assert nights.held_out(nights.start()) == {name for name in ids if nights.store.texts.get(name).held_out}
+        most = max(MAX_HELD_OUT_SHARE, len(always) / texts) * sum(words.values())
+        assert sum(words[name] for name in found) <= most
 
 
 def test_a_long_text_is_not_held_out_of_a_few_short_ones(nights: Nights) -> None:
-    [long] = nights.store.texts.add([NewText(text="long " * 5000, source="s")], now=NOW).ids
+    [long] = add_texts(nights.store, "long " * 5000)
     short = set(nights.write(4))
     assert not nights.store.texts.get(long).held_out
     assert nights.held_out(nights.start()) == short
@@ -96,7 +83,7 @@ def test_a_file_of_a_job_is_held_out_as_it_says(nights: Nights) -> None:
     texts = [NewText(text=f"{number} one", source="f", held_out=number > 6) for number in range(8)]
     job = nights.start(tuning={}, texts=texts)
     assert nights.held_out(job) == {text_id(text) for text in texts[7:]}
-    plain = [NewText(text=f"{number} two", source="f") for number in range(30)]
+    plain = new_texts(*(f"{number} two" for number in range(30)))
     job = nights.start(tuning={}, texts=plain)
     assert nights.held_out(job) == {text_id(text) for text in plain if is_held_out(text)}
 
@@ -105,8 +92,8 @@ def test_an_undecided_jobs_texts_stay_new_and_the_next_job_goes_on_from_it(night
     first_texts = set(nights.write(8))
     first = nights.start()
     candidate = nights.end(first, Outcome.TOO_LITTLE)
-    assert nights.store.adapters.serving("tiny") is None
-    assert all(row.learned_in is None for row in nights.store.texts.page(after=None, limit=99))
+    assert served(nights.store) is None
+    assert all(row.learned_in is None for row in all_texts(nights.store))
     assert nights.store.jobs.events(first.id)[-1].message == (
         f"too little text to tell yet; adapter {candidate.id} is kept, not served: its texts stay new, and the next "
         "job on them starts from it"
@@ -115,10 +102,10 @@ def test_an_undecided_jobs_texts_stay_new_and_the_next_job_goes_on_from_it(night
     second = nights.start()
     assert (second.parent, second.compared_with) == (candidate.id, BASE)
     assert nights.trained(second) | nights.held_out(second) == first_texts | second_texts
-    served = nights.end(second, Outcome.LEARNED)
-    assert nights.store.adapters.serving("tiny") == served
-    assert {row.learned_in for row in nights.store.texts.page(after=None, limit=99)} == {second.id}
-    assert nights.start().parent == served.id
+    newest = nights.end(second, Outcome.LEARNED)
+    assert served(nights.store) == newest.id
+    assert {row.learned_in for row in all_texts(nights.store)} == {second.id}
+    assert nights.start().parent == newest.id
 
 
 def test_evidence_adds_up_and_is_never_what_the_candidate_was_trained_on(nights: Nights) -> None:
@@ -133,8 +120,8 @@ def test_evidence_adds_up_and_is_never_what_the_candidate_was_trained_on(nights:
 
 
 def test_a_single_text_that_was_trained_on_to_its_last_blocks_is_no_evidence_later(nights: Nights) -> None:
-    alone = (NewText(text=f"{number} alone", source="s") for number in count())
-    [single] = nights.store.texts.add([next(filter(is_held_out, alone))], now=NOW).ids
+    alone = next(text for text in new_texts(*(f"{number} alone" for number in range(99))) if is_held_out(text))
+    [single] = add_texts(nights.store, alone.text)
     first = nights.start()
     assert nights.trained(first) == {single}
     nights.end(first, Outcome.TOO_LITTLE)
@@ -152,7 +139,7 @@ def test_what_was_held_out_more_is_measured_as_old_text_until_there_is_enough(ni
     nights.end(second, Outcome.LEARNED)
     nights.write(60, first=100)
     nights.end(nights.start(), Outcome.LEARNED)
-    known = {row.id for row in nights.store.texts.page(after=None, limit=99)}
+    known = {row.id for row in all_texts(nights.store)}
     nights.write(8, first=500)
     last = nights.start()
     measured = nights.held_out(last) & known
@@ -178,71 +165,68 @@ class TestNewWords:
     def test_also_after_a_job_of_another_kind(self, nights: Nights) -> None:
         nights.write(8)
         nights.end(nights.start(), Outcome.TOO_LITTLE)
-        aside = nights.start(tuning={}, texts=[NewText(text="own", source="f")], start_from=BASE)
+        aside = nights.start(tuning={}, texts=new_texts("own"), start_from=BASE)
         nights.end(aside, Outcome.NO_PROOF)
         assert nights.new_words == 0
 
 
-@contextmanager
-def undecided(nights: Nights) -> Iterator[tuple[Adapter, Adapter, Job]]:
+def undecided(nights: Nights) -> tuple[Adapter, Adapter, Job]:
     """A served adapter, a candidate that started from it, and its job."""
     nights.write(8)
-    served = nights.end(nights.start(), Outcome.LEARNED)
+    old = nights.end(nights.start(), Outcome.LEARNED)
     nights.write(8, first=8)
     job = nights.start()
-    yield served, nights.end(job, Outcome.TOO_LITTLE), job
+    return old, nights.end(job, Outcome.TOO_LITTLE), job
 
 
 class TestStartingFromWhatIsServed:
     """Where the candidate is no longer what the next job should go on from."""
 
     def test_after_another_adapter_is_served(self, nights: Nights) -> None:
-        with undecided(nights):
-            nights.store.adapters.roll_back("tiny", usable=lambda _: True, now=nights.now)
+        undecided(nights)
+        roll_back(nights.store, now=nights.now)
         assert nights.start().parent is None
         assert nights.new_words == 8 * WORDS
 
     def test_after_the_owner_has_rolled_the_candidate_back(self, nights: Nights) -> None:
-        with undecided(nights) as (served, candidate, _):
-            nights.store.adapters.serve(candidate.id, usable=lambda _: True, now=nights.now)
-            nights.store.adapters.roll_back("tiny", usable=lambda _: True, now=nights.now)
-        assert nights.start().parent == served.id
+        old, candidate, _ = undecided(nights)
+        serve(nights.store, candidate.id, now=nights.now)
+        roll_back(nights.store, now=nights.now)
+        assert nights.start().parent == old.id
 
     def test_after_one_of_its_texts_was_deleted(self, nights: Nights) -> None:
-        with undecided(nights) as (served, _, job):
-            nights.store.deletions.texts([min(nights.held_out(job))], now=nights.now)
-        next_job = nights.start()
-        assert next_job.parent in (served.id, None)  # the base, if the served one has seen the text as well
+        old, _, job = undecided(nights)
+        nights.store.deletions.texts([min(nights.held_out(job))], now=nights.now)
+        assert nights.start().parent in (old.id, None)  # the base, if the served one has seen the text as well
 
     def test_after_a_job_from_it_failed(self, nights: Nights) -> None:
-        with undecided(nights) as (served, candidate, _):
-            failed = nights.start()
+        old, candidate, _ = undecided(nights)
+        failed = nights.start()
         assert failed.parent == candidate.id
         nights.store.jobs.fail(failed.id, error="its files are gone", now=nights.now)
-        assert nights.start().parent == served.id
+        assert nights.start().parent == old.id
 
     def test_for_another_mode(self, nights: Nights) -> None:
-        with undecided(nights):
-            assert nights.start(mode="full").parent is None
+        undecided(nights)
+        assert nights.start(mode="full").parent is None
 
     def test_by_name(self, nights: Nights) -> None:
-        with undecided(nights) as (served, _, _):
-            job = nights.start(tuning={}, start_from=served.id)
-        assert job.parent == served.id
+        old, _, _ = undecided(nights)
+        assert nights.start(tuning={}, start_from=old.id).parent == old.id
 
 
 def test_rolling_back_leaves_out_what_was_never_served(nights: Nights) -> None:
-    with undecided(nights) as (served, candidate, _):
-        nights.write(8, first=16)
-        second = nights.start()
+    old, candidate, _ = undecided(nights)
+    nights.write(8, first=16)
+    second = nights.start()
     assert second.parent == candidate.id
     newest = nights.end(second, Outcome.LEARNED)
-    change = nights.store.adapters.roll_back("tiny", usable=lambda _: True, now=nights.now)
-    assert (change.was, change.serving) == (newest.id, served.id)
+    change = roll_back(nights.store, now=nights.now)
+    assert (change.was, change.serving) == (newest.id, old.id)
 
 
 def test_a_named_jobs_texts_are_learned_whatever_it_tells(nights: Nights) -> None:
-    own = [NewText(text="own words", source="f")]
-    job = nights.start(tuning={}, texts=own, start_from=BASE)
+    [own] = new_texts("own words")
+    job = nights.start(tuning={}, texts=[own], start_from=BASE)
     nights.end(job, Outcome.TOO_LITTLE)
-    assert nights.store.texts.get(text_id(own[0])).learned_in == job.id
+    assert nights.store.texts.get(text_id(own)).learned_in == job.id

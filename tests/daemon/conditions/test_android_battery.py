@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse, polled_battery
+from pocketllm.daemon.conditions.android_battery import battery_sensors, parse, polled_battery
 from pocketllm.daemon.conditions.poller import Pace
-from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.conditions.readings import Value
 from pocketllm.daemon.errors import ChildFailed
-from tests.support.daemon.real_daemon import eventually
-from tests.support.daemon.workers import NOW
+from tests.support.daemon.gate_world import answered
 from tests.support.executables import answering
 
 #: A whole answer of the app's version 0.53.
@@ -34,14 +33,16 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def battery(**changes: Any) -> Battery:
+def battery(**changes: Any) -> dict[str, Value]:
     """What is made of that answer with these changes; ... leaves a key out."""
     said = {key: value for key, value in {**ANSWER, **changes}.items() if value is not ...}
     return parse(json.dumps(said))
 
 
-def test_a_whole_answer() -> None:
-    assert battery() == Battery(external_power=True, plug="ac", level_percent=76, celsius=31.4, health="good")
+def test_a_whole_answer_and_an_empty_one() -> None:
+    whole = {"power": True, "plug": "ac", "battery": 76, "temperature": 31.4, "health": "good"}
+    assert battery() == whole
+    assert parse("{}") == dict.fromkeys(whole)
 
 
 def test_external_power() -> None:
@@ -65,7 +66,7 @@ def test_external_power() -> None:
         ("PLUGGED_AC", "5"): (None, "ac"),
     }
     found = {(plugged, status): battery(plugged=plugged, status=status) for plugged, status in rows}
-    assert {row: (one.external_power, one.plug) for row, one in found.items()} == rows
+    assert {row: (one["power"], one["plug"]) for row, one in found.items()} == rows
 
 
 def test_level() -> None:
@@ -87,7 +88,7 @@ def test_level() -> None:
         (float("inf"), ..., ...): None,
     }
     found = {row: battery(**dict(zip(("percentage", "level", "scale"), row, strict=True))) for row in rows}
-    assert {row: one.level_percent for row, one in found.items()} == rows
+    assert {row: one["battery"] for row, one in found.items()} == rows
 
 
 def test_temperature() -> None:
@@ -100,20 +101,13 @@ def test_temperature() -> None:
         ...: None,
         "warm": None,
     }
-    assert {said: battery(temperature=said).celsius for said in rows} == rows
+    assert {said: battery(temperature=said)["temperature"] for said in rows} == rows
 
 
 def test_health() -> None:
     words = ("COLD", "DEAD", "GOOD", "OVERHEAT", "OVER_VOLTAGE", "UNSPECIFIED_FAILURE")
-    assert [battery(health=word).health for word in words] == [word.lower() for word in words]
-    assert [battery(health=word).health for word in ("UNKNOWN", "-1", "7", ...)] == [None] * 4
-
-
-def test_an_old_apps_answer() -> None:
-    said = {"health": "GOOD", "percentage": 76, "plugged": "UNPLUGGED", "status": "DISCHARGING", "current": 0}
-    found = parse(json.dumps({**said, "temperature": 25.200000762939453}))
-    assert (found.external_power, found.level_percent) == (False, 76)
-    assert found.celsius == pytest.approx(25.2)
+    assert [battery(health=word)["health"] for word in words] == [word.lower() for word in words]
+    assert [battery(health=word)["health"] for word in ("UNKNOWN", "-1", "7", ...)] == [None] * 4
 
 
 def test_what_is_no_answer() -> None:
@@ -122,36 +116,11 @@ def test_what_is_no_answer() -> None:
             parse(output)
 
 
-def test_an_empty_object_says_nothing() -> None:
-    assert parse("{}") == Battery(external_power=None, plug=None, level_percent=None, celsius=None, health=None)
-
-
-def readings(command: str) -> dict[str, Reading]:
-    """What the sensors see once the command has answered."""
-    sensors = battery_sensors(polled_battery(Pace(), command), command)
-
-    def look() -> dict[str, Reading] | None:
-        found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensors)}
-        return None if any(reading.reason == "no answer yet" for reading in found.values()) else found
-
-    return eventually(look, "an answer", seconds=20)
-
-
-def test_a_real_command(tmp_path: Path) -> None:
-    found = readings(answering(tmp_path, "termux-battery-status", json.dumps(ANSWER)))
-    assert {name: (one.value, one.unit) for name, one in found.items()} == {
-        "power": (True, None),
-        "plug": ("ac", None),
-        "battery": (76, "%"),
-        "temperature": (31.4, "°C"),
-        "health": ("good", None),
-    }
-    assert all(one.at == NOW and one.source.endswith("termux-battery-status") for one in found.values())
-
-
 def test_a_real_command_that_fails(tmp_path: Path) -> None:
     """How else commands fail, test_poller says."""
-    found = readings(answering(tmp_path, "termux-battery-status", "The Termux:API app is not installed"))
+    command = answering(tmp_path, "termux-battery-status", "The Termux:API app is not installed")
+    found = answered(battery_sensors(polled_battery(Pace(), command), command))
     assert len(found) == 5
     assert all(one.unknown and "did not return JSON" in str(one.reason) for one in found.values())
+    assert found["battery"].source == command
     assert "the app Termux:API (com.termux.api)" in str(found["battery"].reason)

@@ -17,10 +17,10 @@ from pocketllm.daemon.conditions.android_screen import (
     wakefulness,
 )
 from pocketllm.daemon.conditions.poller import Pace
-from pocketllm.daemon.conditions.readings import FirstKnown, Reading, Sensor
+from pocketllm.daemon.conditions.readings import FirstKnown
 from pocketllm.daemon.errors import ChildFailed
+from tests.support.daemon.gate_world import answered
 from tests.support.daemon.in_process_app import Clock, FixedSensor
-from tests.support.daemon.real_daemon import eventually
 from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
 
@@ -44,35 +44,17 @@ def test_dumpsys_without_the_permission() -> None:
         wakefulness("Permission Denial: can't dump PowerManager from pid=1, uid=2\n")
 
 
-def answer(sensor: Sensor) -> Reading:
-    """Its first real answer."""
-    first = sensor.read(NOW)
-    assert first.reason == "no answer yet"
-
-    def look() -> Reading | None:
-        found = sensor.read(NOW)
-        return None if found == first else found
-
-    return eventually(look, "an answer", seconds=20)
-
-
 def test_a_real_getprop_is_asked_for_the_property(tmp_path: Path) -> None:
     getprop = executable(tmp_path, "getprop", '[ "$1" = debug.tracing.screen_state ] && echo 2')
-    reading = answer(polled_screen(Pace(), (getprop, PROPERTY), screen_property))
+    reading = answered([polled_screen(Pace(), (getprop, PROPERTY), screen_property)])["screen"]
     assert (reading.name, reading.value, reading.source) == ("screen", True, f"{getprop} debug.tracing.screen_state")
-
-
-def test_a_real_dumpsys(tmp_path: Path) -> None:
-    dumpsys = answering(tmp_path, "dumpsys", "  mWakefulness=Asleep\n")
-    assert answer(polled_screen(Pace(), (dumpsys, "power"), wakefulness)).value is False
 
 
 def test_the_first_that_knows_is_believed(tmp_path: Path) -> None:
     reported_screen = ReportedScreen()
     silent = polled_screen(Pace(), (answering(tmp_path, "getprop", "\n"), PROPERTY), screen_property)
     screen = FirstKnown([silent, reported_screen])
-    answer(silent)
-    reading = screen.read(NOW)
+    reading = answered([screen])["screen"]
     assert reading.unknown and reading.reason and "does not set" in reading.reason
     reported_screen.report(True, NOW)
     assert screen.read(NOW).value is True
@@ -118,48 +100,28 @@ class Phone:
         os.utime(self.folder / "stamp", (at, at))
 
 
-@pytest.fixture
-def phone(tmp_path: Path) -> Phone:
-    return Phone(tmp_path)
+#: Seconds that pass, the screen from then on, and for how long the phone is idle by then; or that it is taken for idle.
+STAMPED = "the phone's job scheduler takes it for idle"
+SCENES: dict[str, list[tuple[float, bool | None, float | None] | str]] = {
+    "idleness is what was watched": [
+        *((0, False, 0), (100, False, 100), (10, True, 0)),
+        *((50, True, 0), (5, False, 0), (700, False, 700)),
+    ],
+    "what was not seen does not count": [(0, False, 0), (100, None, None), (1, False, 0), (9, False, 9)],
+    "the stamp says what was before the daemon": [STAMPED, (60, False, STAMP_IDLE_SECONDS + 60)],
+    "but not once it was used since": [STAMPED, (60, True, 0), (1, False, 0)],
+    "an old stamp says nothing": [STAMPED, (20 * 60, False, 0)],
+    "a stamp of the future says nothing": [(3600, None, None), STAMPED, (-1800, False, 0)],
+    "the stamp never shortens what was watched": [(0, False, 0), (7200, False, 7200), STAMPED, (10, False, 7210)],
+}
 
 
-def test_idleness_is_what_was_watched(phone: Phone) -> None:
-    assert phone.after(0, False) == 0
-    assert phone.after(100, False) == 100
-    assert phone.after(10, True) == 0
-    assert phone.after(50, True) == 0
-    assert phone.after(5, False) == 0
-    assert phone.after(700, False) == 700
-
-
-def test_what_was_not_seen_does_not_count(phone: Phone) -> None:
-    phone.after(0, False)
-    assert phone.after(100, None) is None
-    assert phone.after(1, False) == 0
-    assert phone.after(9, False) == 9
-
-
-def test_the_stamp_says_what_was_before_the_daemon(phone: Phone) -> None:
-    phone.stamp()
-    assert phone.after(60, False) == STAMP_IDLE_SECONDS + 60
-    assert phone.after(60, True) == 0
-    assert phone.after(1, False) == 0, "it was used since"
-
-
-def test_an_old_stamp_says_nothing(phone: Phone) -> None:
-    phone.stamp()
-    assert phone.after(20 * 60, False) == 0
-
-
-def test_a_stamp_of_the_future_says_nothing(phone: Phone) -> None:
-    phone.clock.advance(3600)
-    phone.stamp()
-    phone.clock.advance(-1800)
-    assert phone.after(0, False) == 0
-
-
-def test_the_stamp_never_shortens_what_was_watched(phone: Phone) -> None:
-    phone.after(0, False)
-    assert phone.after(7200, False) == 7200
-    phone.stamp()
-    assert phone.after(10, False) == 7210
+@pytest.mark.parametrize("scene", SCENES)
+def test_idleness(tmp_path: Path, scene: str) -> None:
+    phone = Phone(tmp_path)
+    for step in SCENES[scene]:
+        if isinstance(step, str):
+            phone.stamp()
+        else:
+            seconds, on, idle = step
+            assert phone.after(seconds, on) == idle

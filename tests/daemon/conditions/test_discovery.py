@@ -7,8 +7,7 @@ import pytest
 
 from pocketllm.daemon.conditions.discovery import Places, discover_sensors
 from pocketllm.daemon.conditions.readings import Reading
-from tests.support.daemon.real_daemon import eventually
-from tests.support.daemon.workers import NOW
+from tests.support.daemon.gate_world import answered
 from tests.support.executables import answering, executable
 
 ALL = [
@@ -19,13 +18,7 @@ ALL = [
 
 def read(places: Places, folder: Path) -> dict[str, Reading]:
     """What is seen once everything that is asked has answered."""
-    sensor_set = discover_sensors(folder, folder / "stamp", places)
-
-    def look() -> dict[str, Reading] | None:
-        found = {reading.name: reading for reading in (sensor.read(NOW) for sensor in sensor_set.sensors)}
-        return None if any(one.reason == "no answer yet" for one in found.values()) else found
-
-    return eventually(look, "all answers", seconds=20)
+    return answered(discover_sensors(folder, folder / "stamp", places).sensors)
 
 
 @pytest.fixture
@@ -36,7 +29,7 @@ def path(tmp_path: Path) -> Path:
     return folder
 
 
-def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False, **others: Path) -> Places:
+def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False) -> Places:
     environment = {"PATH": "/usr/bin:/bin" if proot else f"{path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     if proot:  # what proot-distro's launcher passes on
         environment |= {"ANDROID_ROOT": "/system", "ANDROID_DATA": "/data", "TERM": "xterm-256color", "LANG": "C.UTF-8"}
@@ -45,8 +38,8 @@ def places(path: Path, tmp_path: Path, *, android: bool, proot: bool = False, **
     return Places(
         environment=environment,
         supplies=tmp_path / "power_supply",
-        seats=others.get("seats", tmp_path / "seats"),
-        graphics=others.get("graphics", tmp_path / "drm"),
+        seats=tmp_path / "seats",
+        graphics=tmp_path / "drm",
         getprop=str(path / "getprop"),
         dumpsys=str(path / "dumpsys"),
         termux_commands=path,
@@ -61,15 +54,14 @@ def test_a_phone(path: Path, tmp_path: Path, *, proot: bool) -> None:
     answering(path, "getprop", "1\n")
     found = read(places(path, tmp_path, android=True, proot=proot), tmp_path)
     assert list(found) == ALL
-    values = {name: found[name].value for name in ALL[:7]}
-    assert values == {
-        "power": True,
-        "plug": "usb",
-        "battery": 55,
-        "temperature": 30.1,
-        "health": "good",
-        "screen": False,
-        "idle": pytest.approx(0, abs=30),
+    assert {name: (found[name].value, found[name].unit) for name in ALL[:7]} == {
+        "power": (True, None),
+        "plug": ("usb", None),
+        "battery": (55, "%"),
+        "temperature": (30.1, "°C"),
+        "health": ("good", None),
+        "screen": (False, None),
+        "idle": (pytest.approx(0, abs=30), "s"),
     }
 
 

@@ -85,8 +85,3 @@ def test_what_does_not_answer_is_not_waited_for(phone: Phone) -> None:
     phone.seconds += LONGEST_SECONDS
     phone.tick()
     assert phone.state == (False, False)
-
-
-def test_without_a_look_a_tick_changes_nothing(phone: Phone) -> None:
-    phone.look.settle([])
-    assert phone.state == (False, False)

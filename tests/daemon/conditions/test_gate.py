@@ -40,6 +40,18 @@ def though_unknown(*names: str) -> GateSettings:
     return settings(train_when_unknown=names)
 
 
+def low(percent: int, level: int) -> list[str]:
+    return [f"battery {percent} % is below {level} %"]
+
+
+def short(megabytes: int, level: int) -> list[str]:
+    return [f"available memory {megabytes} MB is below {level} MB"]
+
+
+def warm(celsius: str, level: int) -> list[str]:
+    return [f"battery temperature {celsius} °C is above {level} °C"]
+
+
 ROWS: dict[str, tuple[World, list[str]]] = {
     "all is well": (World(), []),
     "a desktop": (World(battery=NO_BATTERY), []),
@@ -58,19 +70,13 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     ),
     # Battery: 40 to start, 30 to go on.
     "battery at the level to start": (World(battery=40.0), []),
-    "battery under the level to start": (World(battery=39.0), ["battery 39 % is below 40 %"]),
+    "battery under the level to start": (World(battery=39.0), low(39, 40)),
     "battery under the level to start while running": (World(battery=39.0, running=True), []),
     "battery at the level to go on": (World(battery=30.0, running=True), []),
-    "battery under the level to go on": (World(battery=29.0, running=True), ["battery 29 % is below 30 %"]),
+    "battery under the level to go on": (World(battery=29.0, running=True), low(29, 30)),
     "low battery, 'now', charging": (World(battery=5.0, immediate=True), []),
-    "low battery, 'now', not charging": (
-        World(battery=29.0, immediate=True, power=False),
-        ["battery 29 % is below 30 %"],
-    ),
-    "low battery, 'now', perhaps charging": (
-        World(battery=29.0, immediate=True, power=None),
-        ["battery 29 % is below 30 %"],
-    ),
+    "low battery, 'now', not charging": (World(battery=29.0, immediate=True, power=False), low(29, 30)),
+    "low battery, 'now', perhaps charging": (World(battery=29.0, immediate=True, power=None), low(29, 30)),
     "middling battery, 'now', not charging": (World(battery=31.0, immediate=True, power=False), []),
     "battery unknown": (World(battery=None), unknown("battery")),
     "battery unknown, 'now', charging": (World(battery=None, immediate=True), []),
@@ -78,13 +84,10 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "battery unknown, which is allowed": (World(battery=None, settings=though_unknown("battery")), []),
     # Memory: 700 MB to start, 150 MB to go on.
     "memory at the level to start": (World(memory=700.0 * MB), []),
-    "memory under the level to start": (World(memory=699.0 * MB), ["available memory 699 MB is below 700 MB"]),
+    "memory under the level to start": (World(memory=699.0 * MB), short(699, 700)),
     "memory under the level to start while running": (World(memory=699.0 * MB, running=True), []),
-    "memory under the level to go on": (
-        World(memory=149.0 * MB, running=True),
-        ["available memory 149 MB is below 150 MB"],
-    ),
-    "little memory, and 'now'": (World(memory=699.0 * MB, immediate=True), ["available memory 699 MB is below 700 MB"]),
+    "memory under the level to go on": (World(memory=149.0 * MB, running=True), short(149, 150)),
+    "little memory, and 'now'": (World(memory=699.0 * MB, immediate=True), short(699, 700)),
     "memory unknown": (World(memory=None), unknown("memory")),
     "memory unknown, and 'now'": (World(memory=None, immediate=True), unknown("memory")),
     "memory unknown, which is allowed": (World(memory=None, settings=though_unknown("memory")), []),
@@ -109,26 +112,17 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     ),
     "charge lost on the charger, and 'now'": (World(charge=Charge(weak_at=60), immediate=True), []),
     # Heat: 38 to start, 42 to go on; the machine's 70 and 90.
-    "battery warm to start": (seen("temperature", 39.0), ["battery temperature 39 °C is above 38 °C"]),
+    "battery warm to start": (seen("temperature", 39.0), warm("39", 38)),
     "battery warm while running": (seen("temperature", 39.0, running=True), []),
-    "battery hot while running": (
-        seen("temperature", 43.0, running=True),
-        ["battery temperature 43 °C is above 42 °C"],
-    ),
-    "battery hot, and 'now'": (
-        seen("temperature", 43.0, running=True, immediate=True),
-        ["battery temperature 43 °C is above 42 °C"],
-    ),
+    "battery hot while running": (seen("temperature", 43.0, running=True), warm("43", 42)),
+    "battery hot, and 'now'": (seen("temperature", 43.0, running=True, immediate=True), warm("43", 42)),
     "battery's temperature unknown": (seen("temperature", None), unknown("temperature")),
     "battery's temperature unknown, which is allowed": (
         seen("temperature", None, settings=though_unknown("temperature")),
         [],
     ),
     "no thermometer": (World(others=(reading("temperature", None, absent=True),)), []),
-    "a temperature that is no number": (
-        seen("temperature", float("nan")),
-        ["battery temperature nan °C is above 38 °C"],
-    ),
+    "a temperature that is no number": (seen("temperature", float("nan")), warm("nan", 38)),
     "a hot processor": (seen("heat", 71.0), ["hottest thermal zone 71 °C is above 70 °C"]),
     "a battery that is ill": (seen("health", "over_voltage"), ["the battery reports over voltage"]),
     "a battery that is well": (seen("health", "good"), []),
@@ -168,7 +162,7 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     "always": (seen("screen", True, settings=settings(run_mode="always"), power=False), []),
     "always, but not below the floor": (
         World(settings=settings(run_mode="always"), power=False, battery=29.0),
-        ["battery 29 % is below 30 %"],
+        low(29, 30),
     ),
     # Old readings.
     "a stale reading": (
@@ -179,12 +173,7 @@ ROWS: dict[str, tuple[World, list[str]]] = {
     # All at once.
     "all is ill": (
         World(power=False, battery=5.0, memory=1.0 * MB, paused_seconds_ago=1),
-        [
-            ON_BATTERY,
-            "battery 5 % is below 40 %",
-            "available memory 1 MB is below 700 MB",
-            "paused 1 s ago; waiting 59 s more",
-        ],
+        [ON_BATTERY, *low(5, 40), *short(1, 700), "paused 1 s ago; waiting 59 s more"],
     ),
     "all is unknown": (World(power=None, battery=None, memory=None), unknown("power", "battery", "memory")),
 }

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pocketllm.daemon.conditions.linux_machine import sensors
 from pocketllm.daemon.conditions.readings import Reading
 from tests.support.daemon.workers import NOW
@@ -14,40 +16,34 @@ def read(name: str, source: Path) -> Reading:
     return replace(sensor, source=source).read(NOW)
 
 
-def test_memory(tmp_path: Path) -> None:
-    rows = {
-        "MemTotal: 8000 kB\nMemAvailable:    2048 kB\nSwapFree: 5 kB\n": 2048 * 1024,
-        "MemAvailable: 0 kB\n": 0,
-        "MemTotal: 8000 kB\nMemFree: 100 kB\n": None,
-        "MemAvailable: much kB\n": None,
-        "MemAvailable: 2048 MB\n": None,
-        "\ufffd\0\n:::\n": None,
-    }
-    file = tmp_path / "meminfo"
-    for meminfo, value in rows.items():
-        file.write_text(meminfo)
-        reading = read("memory", file)
-        assert (reading.name, reading.value, reading.unit, reading.at) == ("memory", value, "bytes", NOW), meminfo
-        assert reading.unknown is bool(reading.reason) is (value is None)
+@pytest.mark.parametrize(
+    ("name", "unit", "content", "value"),
+    [
+        ("memory", "bytes", "MemTotal: 8000 kB\nMemAvailable:    2048 kB\nSwapFree: 5 kB\n", 2048 * 1024),
+        ("memory", "bytes", "MemAvailable: 0 kB\n", 0),
+        ("memory", "bytes", "MemTotal: 8000 kB\nMemFree: 100 kB\n", None),
+        ("memory", "bytes", "MemAvailable: much kB\n", None),
+        ("memory", "bytes", "MemAvailable: 2048 MB\n", None),
+        ("memory", "bytes", "\ufffd\0\n:::\n", None),
+        ("memory pressure", "%", "some avg10=12.50 avg60=3.00 total=123\nfull avg10=1.00 avg60=0.00 total=9\n", 12.5),
+        ("memory pressure", "%", "", None),
+        ("memory pressure", "%", "some avg10=lots", None),
+        ("memory pressure", "%", "full avg10=1.0", None),
+        ("memory pressure", "%", "some avg10=120.0", None),
+    ],
+)
+def test_what_a_file_of_the_kernels_says(
+    tmp_path: Path, name: str, unit: str, content: str, value: float | None
+) -> None:
+    (tmp_path / "file").write_text(content)
+    reading = read(name, tmp_path / "file")
+    assert (reading.name, reading.value, reading.unit, reading.at) == (name, value, unit, NOW)
+    assert reading.unknown is bool(reading.reason) is (value is None)
 
 
 def test_memory_that_is_told_nowhere_is_unknown(tmp_path: Path) -> None:
     assert read("memory", tmp_path / "none").unknown
     assert read("memory", tmp_path).unknown
-
-
-def test_pressure(tmp_path: Path) -> None:
-    rows = {
-        "some avg10=12.50 avg60=3.00 avg300=0.10 total=123\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=9\n": 12.5,
-        "": None,
-        "some avg10=lots": None,
-        "full avg10=1.0": None,
-        "some avg10=120.0": None,
-    }
-    for content, value in rows.items():
-        (tmp_path / "memory").write_text(content)
-        reading = read("memory pressure", tmp_path / "memory")
-        assert (reading.value, reading.unit, reading.unknown) == (value, "%", value is None), content
 
 
 def test_a_kernel_that_does_not_tell_of_pressure_has_none(tmp_path: Path) -> None:

@@ -104,19 +104,13 @@ def test_a_reading_says_what_it_is_of(tmp_path: Path) -> None:
     )
 
 
-def test_a_level_that_cannot_be_is_unknown(tmp_path: Path) -> None:
-    for number, capacity in enumerate(("", "much", "nan", "-1", "100.1")):
+def test_a_level_that_cannot_be_or_is_not_there_is_unknown(tmp_path: Path) -> None:
+    broken = {capacity: battery(capacity=capacity) for capacity in ("", "much", "nan", "-1", "100.1")}
+    for row, supply in (broken | {"none": without(DISCHARGING, "capacity")}).items():
         for beside in ([], [battery(capacity="60")]):
-            folder = supplies(tmp_path / f"{number} {len(beside)}", battery(capacity=capacity), *beside)
-            reading = read("battery", folder)
-            assert reading.unknown and reading.value is None, (capacity, beside)
-            assert reading.reason and reading.reason.startswith("ValueError: ")
-
-
-def test_a_battery_without_a_level_is_unknown(tmp_path: Path) -> None:
-    folder = supplies(tmp_path / "power_supply", without(DISCHARGING, "capacity"))
-    reading = read("battery", folder)
-    assert reading.unknown and reading.reason and reading.reason.startswith("FileNotFoundError: ")
+            reading = read("battery", supplies(tmp_path / f"{row} {len(beside)}", supply, *beside))
+            assert reading.unknown and reading.value is None, (row, beside)
+            assert str(reading.reason).startswith("FileNotFoundError: " if row == "none" else "ValueError: ")
 
 
 def test_where_the_kernel_has_no_such_folder_it_is_a_desktop(tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 import os
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.conditions.logind_idle import Hint, LogindIdleness, parse
+from pocketllm.daemon.conditions.logind_idle import LogindIdleness, idle_since
 from pocketllm.daemon.conditions.poller import Pace
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.errors import ChildFailed
-from tests.support.daemon.real_daemon import eventually
+from tests.support.daemon.gate_world import answered
+from tests.support.daemon.workers import NOW
 from tests.support.executables import answering, executable
 
-NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR = 3600
 
 
@@ -26,27 +27,19 @@ def ago(seconds: float) -> datetime:
 
 
 def test_busctls_answer() -> None:
-    assert parse("b true\nt 1772362800000000\n") == Hint(idle=True, since=1772362800.0)
-    assert parse("b false\nt 0\n") == Hint(idle=False, since=0.0)
+    assert idle_since("b true\nt 1772362800000000\n") == 1772362800.0
+    assert idle_since("b false\nt 0\n") == inf
 
 
 def test_what_is_no_answer() -> None:
     for output in ("", "b true\n", "b maybe\nt 1\n", "t 1\nb true\n", "b true\nt x\n", "b true\nt 1\nb true\n", "\0"):
         with pytest.raises(ChildFailed):
-            parse(output)
+            idle_since(output)
 
 
 def reading(command: str, devices: Path) -> Reading:
     """Its first real answer."""
-    sensor = LogindIdleness(Pace(), command, devices)
-    first = sensor.read(NOW)
-    assert first.unknown
-
-    def look() -> Reading | None:
-        found = sensor.read(NOW)
-        return None if found == first else found
-
-    return eventually(look, "an answer", seconds=20)
+    return answered([LogindIdleness(Pace(), command, devices)])["idle"]
 
 
 def terminal(devices: Path, name: str, used: datetime) -> None:

@@ -1,11 +1,13 @@
 """What the gate looks at, for its tests."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pocketllm.daemon.conditions.gate import Charge, GateContext, Verdict, decide
-from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.conditions.readings import Reading, Sensor, unanswered
 from pocketllm.daemon.settings import GateSettings
+from tests.support.daemon.real_daemon import eventually
 from tests.support.daemon.workers import NOW
 
 MB = 1_000_000
@@ -24,6 +26,16 @@ def reading(name: str, value: bool | float | str | None, *, absent: bool = False
     reason = "no battery" if absent else "PermissionError" if value is None else None
     at = NOW - timedelta(seconds=age)
     return Reading(name=name, value=value, unit=None, source="test", at=at, reason=reason, absent=absent)
+
+
+def answered(sensors: Sequence[Sensor]) -> dict[str, Reading]:
+    """What sensors read once all commands that they ask have answered."""
+
+    def look() -> dict[str, Reading] | None:
+        found = [sensor.read(NOW) for sensor in sensors]
+        return None if unanswered(found) else {reading.name: reading for reading in found}
+
+    return eventually(look, "all answers", seconds=20)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.conditions.android_battery import Battery, battery_sensors, parse
+from pocketllm.daemon.conditions.android_battery import battery_sensors, parse
 from pocketllm.daemon.conditions.android_screen import ScreenIdleness, screen_property
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.poller import Background, Pace, Polled
-from pocketllm.daemon.conditions.readings import Reading, Sensor
+from pocketllm.daemon.conditions.readings import Reading, Sensor, Value
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.paths import DataFolder
@@ -111,7 +111,7 @@ class SimulatedPhone:
         """The daemon's scheduler."""
         world, self.wake_lock = self.world, WakeLock()
 
-        def battery() -> Battery:
+        def battery() -> dict[str, Value]:
             if (said := world.battery_says()) is None:
                 raise ChildFailed("termux-battery-status did not answer within 10 s")
             return parse(said)
