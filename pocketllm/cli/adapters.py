@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, given, program, show, stored
+from pocketllm.cli.common import Common, connected, daemon_settings, given, program, show, stored
 from pocketllm.cli.texts import Place, watch
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import Document, UsageError
-from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,12 +56,10 @@ def add(
     It is copied, and the daemon judges it on this device's held-out text: it is served if it is better than what is.
     """
     from pocketllm.added_adapters import add_adapter
-    from pocketllm.daemon.settings import load_settings
 
-    data = options.folder
-    settings = load_settings((running_settings(data.root) or {}) | given(data_dir=options.data_dir, model=model))
-    with stored(data.database) as store:
-        job, said = add_adapter(folder.expanduser(), data, store, settings, now=datetime.now(UTC))
+    settings = daemon_settings(options, model=model)
+    with stored(options.folder) as store:
+        job, said = add_adapter(folder.expanduser(), options.folder, store, settings, now=datetime.now(UTC))
     document = {"job": job.id, "model": job.model, "message": said}
     show(options, document, f"Queued {job.id}, which judges it: {said}. See `pocketllm jobs {job.id}`.")
 
@@ -171,7 +168,10 @@ def adapters_table(found: Sequence[Document]) -> "RenderableType":
     """Return the adapters, newest first."""
     from pocketllm.cli.views import change_text, table
 
-    rows = [one | {"parent": one["parent"] or BASE, "held_out_loss": change_text(one)} for one in found]
+    rows = []
+    for one in found:
+        change = change_text(one["held_out_loss_before"], one["held_out_loss_now"])
+        rows.append(one | {"parent": one["parent"] or BASE, "held_out_loss": change})
     names = ("id", "serving", "parent", "outcome", "held_out_loss", "model")
     return table(rows, names, empty="No adapters yet. `pocketllm train` starts a job.")
 

@@ -30,6 +30,7 @@ STAGES = {
     "calibrate": "Measuring this device",
     "finish": "Writing to disk",
 }
+MODEL_FIELDS = (*("weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_loss", "problem"),)
 DTYPE_HELP = (
     "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
 )
@@ -58,7 +59,7 @@ def models(options: Common) -> None:
     Without a command, lists them, with what a job on each would take here. The daemon uses the one with the star.
     """
     found = with_figures(installed(options.folder.models), options.folder)
-    show(options, {"data": found}, models_table(found, options.folder.models))
+    show(options, {"data": found}, models_view(found, options.folder.models))
 
 
 @models.command(
@@ -106,7 +107,9 @@ def use_model(
     """
     from pocketllm.daemon.settings import load_settings, write_model
 
-    _check_name(options.folder.models, name)
+    names = [model["name"] for model in installed(options.folder.models)]
+    if name not in names:
+        raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
     if running := running_settings(options.folder.root) is not None:
         with connected(Common(data_dir=options.folder.root)) as client:
             client.post("models", name, "use")
@@ -114,13 +117,6 @@ def use_model(
         write_model(load_settings({}).model_copy(update={"model": name}))
     when = "The daemon uses it from now on." if running else "The daemon will use it when it starts."
     show(options, {"model": name, "switched": running}, f"config.toml names {name}. {when}")
-
-
-def _check_name(folder: Path, name: str) -> None:
-    """Raise CommandError unless a model of this name is installed."""
-    names = [model["name"] for model in installed(folder)]
-    if name not in names:
-        raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
 
 
 def installed(folder: Path) -> list[Document]:
@@ -145,7 +141,7 @@ def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Documen
     from pocketllm.engine.formats.model_folder import open_model_folder
 
     training, found = load_settings({}).training, []
-    with stored(data.database) if data.database.exists() else nullcontext() as store:
+    with stored(data) if data.database.exists() else nullcontext() as store:
         seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
         ahead = Ahead(words=training.new_words, seconds=seconds)
         for model in models:
@@ -248,20 +244,23 @@ def added(manifest: "Manifest") -> str:
     )
 
 
-def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
+def models_view(found: Sequence[Document], folder: Path) -> "RenderableType":
     """Return the installed models; the one in use carries a star. Below, what is to be done about some."""
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import printable, table
+    from pocketllm.cli.views import change_text, details, picked, printable
 
-    rows = [model | {"name": model["name"] + " *" * model["default"], "dtype": encoding_text(model)} for model in found]
-    names = ("name", "weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_losses")
-    empty = f"No models in {folder} yet. Install the default one with `pocketllm models add`."
-    notes = [moved_text(model) or (model["problem"] and f"{model['name']}: {model['problem']}") for model in found]
+    if not found:
+        return f"No models in {folder} yet. Install the default one with `pocketllm models add`."
+    panels = []
+    for model in found:
+        change = change_text(*(model["held_out_losses"] or (None, None)))
+        shown = model | {"dtype": encoding_text(model), "held_out_loss": change}
+        panels.append(details(picked(shown, MODEL_FIELDS), title=model["name"] + " *" * model["default"]))
+    notes = [moved_text(model) for model in found]
     legend = "* is in use. Memory, a step and usual nights are predicted of a job on as much text as starts one."
-    said = (Text(printable(note)) for note in filter(None, [*notes, legend if found else None]))
-    return Group(table(rows, names, empty=empty), *said)
+    return Group(*panels, *(Text(printable(note)) for note in filter(None, [*notes, legend])))
 
 
 def encoding_text(model: Document) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from pocketllm.client import Client
 from pocketllm.daemon.settings import load_settings
-from pocketllm.errors import CommandError, DaemonLost, DaemonRefused, DaemonSlow, NoDaemon, NotADaemon, UsageError
+from pocketllm.errors import CommandError, DaemonRefused, DaemonSlow, NotADaemon, UsageError
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served, announcement
@@ -164,13 +164,6 @@ def test_401_says_which_token_was_used(served: Served) -> None:
                 list(stranger.stream("generate", body={"prompt": "x"}))
 
 
-def test_no_daemon() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with Client(target(f"http://127.0.0.1:{port}")) as client, pytest.raises(NoDaemon, match="pocketllm serve"):
-        client.get("status")
-
-
 def test_a_daemon_that_does_not_answer() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -240,17 +233,3 @@ def test_another_program_on_the_port() -> None:
             ):
                 client.get("status")
             thread.join()
-
-
-def test_stream_yields_tokens_and_the_end(client: Client, served: Served) -> None:
-    *tokens, done = client.stream("generate", body={"prompt": "Tea for", "seed": 1})
-    assert [event.json()["text"] for event in tokens] == served.words.words
-    assert done.event == "done"
-    assert done.json()["seed"] == 1
-    assert [request.prompt for request in served.words.asked] == ["Tea for"]
-
-
-def test_a_stream_that_breaks_off_is_an_error(client: Client, served: Served) -> None:
-    served.breaks_off = True
-    with pytest.raises(DaemonLost, match="in the middle"):
-        list(client.stream("generate", body={"prompt": "x"}))
