@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, connected, daemon_settings, given, program, show, stored
+from pocketllm.cli.program import Common, connected, daemon_settings, given, program, show, stored
 from pocketllm.cli.texts import Place, watch
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import Document, UsageError

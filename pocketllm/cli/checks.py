@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, check_database, check_target, daemon_settings, make_console, program, show
+from pocketllm.cli.program import Common, check_database, check_target, daemon_settings, make_console, program, show
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import EXIT_ERROR, UsageError
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.api.security.tokens import Scope
-from pocketllm.cli.common import Common, Json, Method, connected, emit, given, make_console, program, show
+from pocketllm.cli.program import Common, Json, Method, connected, emit, given, make_console, program, show
 from pocketllm.daemon.paths import write_private
 from pocketllm.errors import EXIT_CONFIG, EXIT_ERROR, CommandError, Document, UsageError
 from pocketllm.home import become_owner, owner_token

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import (
+from pocketllm.cli.program import (
     Common,
     Method,
     ShowByDefault,

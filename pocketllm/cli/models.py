@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, Report, connected, make_console, program, progress, show, stored
+from pocketllm.cli.program import Common, Report, connected, make_console, program, progress, show, stored
 from pocketllm.errors import CommandError, Document
 from pocketllm.home import running_settings
 

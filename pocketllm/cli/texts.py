@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pocketllm.cli.common import (
+from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
+from pocketllm.cli.program import (
     Common,
     ShowByDefault,
     check_target,
@@ -22,7 +23,6 @@ from pocketllm.cli.common import (
     program,
     show,
 )
-from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
 from pocketllm.daemon.paths import is_there
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from pocketllm.api.security.tokens import Scope
 from pocketllm.child import running_daemon
-from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
+from pocketllm.cli.program import json_text
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment, handed_to_browser
 from tests.support.daemon.served import Served
 from tests.support.models.tiny_models import tiny_model_folder

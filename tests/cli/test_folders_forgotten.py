@@ -11,7 +11,7 @@ from sqlite3 import connect
 
 import pytest
 
-from pocketllm.cli.common import Common
+from pocketllm.cli.program import Common
 from pocketllm.cli.texts import show_scans
 from pocketllm.daemon.folders import WatchedFolder, changed_folders, watched_folders
 from pocketllm.daemon.paths import DataFolder

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pocketllm.cli.common import progress
 from pocketllm.cli.models import reporting
+from pocketllm.cli.program import progress
 from pocketllm.engine.formats.importer import ImportProgress
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME
 from tests.support.daemon.commands import Run, output, terminal

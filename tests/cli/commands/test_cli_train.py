@@ -10,8 +10,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from pocketllm.cli.common import PLAIN_LINE_SECONDS, progress
 from pocketllm.cli.jobs import FAILED_POLLS_ALLOWED, follow
+from pocketllm.cli.program import PLAIN_LINE_SECONDS, progress
 from pocketllm.client import Client
 from pocketllm.errors import CommandError
 from pocketllm.home import Target, find_target
