@@ -4,9 +4,8 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,14 +23,6 @@ BASE = "the base model"
 AdapterId = Annotated[
     str, typer.Argument(metavar="ID", help="Adapter id or its first characters; see `pocketllm adapters`.")
 ]
-
-
-class Format(StrEnum):
-    """The format of an export."""
-
-    PEFT = "peft"
-    GGUF = "gguf"
-    MERGED = "merged"
 
 
 @program.group("pocketllm adapters", "pocketllm adapters serve ID", "pocketllm adapters --json", panel=PANEL)
@@ -107,19 +98,19 @@ def export_adapter(
     adapter_id: AdapterId,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path(),
     export_format: Annotated[
-        Format,
+        Literal["peft", "gguf", "merged"],
         typer.Option(
             "--format", help="peft: a folder for PEFT; gguf: a LoRA file, ID.gguf; merged: the whole model as GGUF."
         ),
-    ] = Format.PEFT,
+    ] = "peft",
 ) -> None:
     """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`) or as a file for llama.cpp."""
     from pocketllm.daemon.tools.backup import unpack
 
-    is_folder = export_format is Format.PEFT
+    is_folder = export_format == "peft"
     target = to if is_folder else unused(to / f"{adapter_id}.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"format": export_format.value}
+    parameters = {"format": export_format}
     with connected(options) as client, client.download("adapters", adapter_id, "export", params=parameters) as response:
         if not is_folder:
             with whole_file(target) as file:
@@ -135,7 +126,7 @@ def export_adapter(
     if is_folder:
         show(options, {"id": adapter_id, "folder": str(target)}, f"Wrote {target}.")
         return
-    usage = f"-m {target}" if export_format is Format.MERGED else f"-m BASE.gguf --lora {target}"
+    usage = f"-m {target}" if export_format == "merged" else f"-m BASE.gguf --lora {target}"
     sentence = f"Wrote {target}. To load it in llama.cpp: {usage}"
     show(options, {"id": adapter_id, "file": str(target)}, sentence)
 

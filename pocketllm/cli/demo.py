@@ -73,7 +73,8 @@ def run_demo(
             f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
         )
         console.print("3. The texts", style="bold")
-        notes = add_notes(client)
+        notes = sample_notes()
+        client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
         words = sum(len(note.split()) for note in notes)
         console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
         console.print("4. Training", style="bold")
@@ -121,13 +122,6 @@ def prepare_folder(data_dir: Path) -> None:
 def sample_notes() -> list[str]:
     """The sample notes that come with PocketLLM, each paragraph a text."""
     return paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
-
-
-def add_notes(client: "Client") -> list[str]:
-    """Store the sample notes, and return them."""
-    notes = sample_notes()
-    client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
-    return notes
 
 
 def learn(client: "Client", console: "Console", steps: int, method: str | None) -> Document:
@@ -179,5 +173,4 @@ def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
         f'  {command} suggest "{PROMPTS[0]} " --data-dir {folder}',
         f"  {command} dashboard --data-dir {folder}",
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)

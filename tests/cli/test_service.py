@@ -87,7 +87,10 @@ def test_a_program_that_systemd_would_not_start_is_refused(home: Path, subtests:
     hidden = ("/home/anna/bin/pocketllm", "/root/bin/pocketllm", "/tmp/x/pocketllm")
     odd = [home / folder / "pocketllm" for folder in ('say "so"', "back\\slash", "it's", "a\nb")]
     for unit in (*(system_unit(home, command) for command in hidden), *map(user, odd)):
-        with subtests.test(str(unit.command)), pytest.raises(CommandError, match=r"sandbox hides (?s:.*) /opt/pocketllm"):
+        with (
+            subtests.test(str(unit.command)),
+            pytest.raises(CommandError, match=r"sandbox hides (?s:.*) /opt/pocketllm"),
+        ):
             unit.install()
     assert calls(home) == [] and not (home / "units").exists()
 

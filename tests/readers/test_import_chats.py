@@ -193,12 +193,10 @@ class TestOwnFormat:
             assert items(path, format=kind) == items(path, "Me", format=kind) == OWN
         assert gathered(tmp_path / "backup.jsonl")[0] == OWN
 
-    def test_a_list_in_one_document(self, tmp_path: Path) -> None:
-        assert items(write(tmp_path / "backup.json", OWN)) == OWN
-
-    def test_one_line_alone(self, tmp_path: Path) -> None:
+    def test_one_line_alone_or_a_list_in_one_document(self, tmp_path: Path) -> None:
         for name in ("one.jsonl", "one.json"):
             assert items(write(tmp_path / name, OWN[0])) == OWN[:1]
+        assert items(write(tmp_path / "backup.json", OWN)) == OWN
 
     def test_a_source_is_given_where_there_is_none_and_may_be_changed(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b", "source": "s"}\n')
@@ -229,16 +227,13 @@ class TestTables:
             Skipped(reason="rows with an empty cell", place="row 3"),
             Skipped(reason="rows with an empty cell", place="row 5"),
         ]
-        for name, content, learned in (
-            (
-                "as Excel writes it",
-                'Prompt;Completion\r\n"Who; you?";Anna\r\n',
-                {"prompt": "Who; you?", "completion": "Anna"},
-            ),
-            ("tabs", "id\ttext\n1\tRain, then sun\n", {"text": "Rain, then sun"}),
-            ("one column", "text\nRain\n", {"text": "Rain"}),
-        ):
-            assert items(write(tmp_path / "b.csv", content), format=Kind.CSV) == [learned], name
+        rows: dict[str, Document] = {
+            'Prompt;Completion\r\n"Who; you?";Anna\r\n': {"prompt": "Who; you?", "completion": "Anna"},  # by Excel
+            "id\ttext\n1\tRain, then sun\n": {"text": "Rain, then sun"},
+            "text\nRain\n": {"text": "Rain"},
+        }
+        for content, learned in rows.items():
+            assert items(write(tmp_path / "b.csv", content), format=Kind.CSV) == [learned], content
 
     def test_a_table_is_read_only_when_it_is_asked_for(self, tmp_path: Path) -> None:
         for name in ("a.csv", "a.tsv"):

@@ -1,13 +1,10 @@
 """`pocketllm import`, from the shell to the daemon's disk."""
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -193,25 +190,3 @@ def test_texts_are_no_longer_than_the_settings_allow(run: Run, tmp_path: Path, m
     assert "Added 4 texts." in run("import", str(path)).stdout
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "many")
     assert "max_text_bytes" in run("import", str(path)).stderr
-
-
-def test_progress_is_for_terminals(home: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "words"}\n' * 50)
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pocketllm", "import", str(path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env={**child_environment(home), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-    )
-    os.close(theirs)
-    seen = b""
-    with suppress(OSError):  # at its end
-        while data := os.read(ours, 4096):
-            seen += data
-    os.close(ours)
-    out, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0
-    assert b"50 texts" in seen and b"a.jsonl" in seen
-    assert out.endswith(b"Added 1 text. 49 were already stored.\n")
