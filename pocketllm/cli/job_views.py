@@ -197,7 +197,7 @@ def _other_methods(plan: Document) -> Iterator[str]:
 
 
 def report_view(report: Document) -> RenderableType:
-    """Return a whole report: the verdict, held-out losses, words that rose, both models' words, verbatim recall."""
+    """Return a whole report: the verdict, held-out loss, words that rose, both models' words, verbatim recall."""
     verdict = report["verdict"]
     compared = [{"compared_on": name, **verdict[key]} for key, name in COMPARED.items() if verdict[key]]
     losses = [one["held_out_loss"] for one in report["curve"]["held_out"]] or [None]

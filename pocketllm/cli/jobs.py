@@ -252,7 +252,7 @@ def report(
         str | None, typer.Argument(metavar="[JOB]", help="Job id. Default: the newest job with a report.")
     ] = None,
 ) -> None:
-    """Show what a job learned: verdict, held-out losses, likelier words, completions by both models, verbatim recall.
+    """Show what a job learned: verdict, held-out loss, likelier words, completions by both models, verbatim recall.
 
     The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
     """

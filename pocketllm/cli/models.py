@@ -49,7 +49,7 @@ def models(options: Common) -> None:
 
     Without a command, lists them, with what a job on each would take here. The daemon uses the one with the star.
     """
-    found = with_figures(installed(options.folder.models), options.folder)
+    found = installed(options.folder)
     show(options, {"data": found}, models_view(found, options.folder.models))
 
 
@@ -97,8 +97,9 @@ def use_model(
     Jobs of other models wait. All text that this model has not learned is new to it; the adapter that it had is served.
     """
     from pocketllm.daemon.settings import load_settings, write_model
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
-    names = [model["name"] for model in installed(options.folder.models)]
+    names = [model.manifest.name for model in list_model_folders(options.folder.models)]
     if name not in names:
         raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
     if running := running_settings(options.folder.root) is not None:
@@ -110,42 +111,35 @@ def use_model(
     show(options, {"model": name, "switched": running}, f"config.toml names {name}. {when}")
 
 
-def installed(folder: Path) -> list[Document]:
-    """Return the manifests of the models in a folder, each with whether it is the default one. Raises BadSettings."""
-    from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.formats.model_folder import list_model_folders
+def installed(data: "DataFolder") -> list[Document]:
+    """Return the manifests of the installed models, each with figures. Raises BadSettings.
 
-    default = load_settings({}).model
-    manifests = [json.loads(model.manifest.to_json()) for model in list_model_folders(folder)]
-    return [{**manifest, "default": manifest["name"] == default} for manifest in manifests]
-
-
-def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Document]:
-    """Return these models, each with what a job on as much text as starts one is predicted to take here, and with the
-    held-out loss of its served adapter, before and now, where it has one.
+    These are what a job on as much text as starts one is predicted to take here, or why none can run, and the held-out
+    loss of the served adapter, before and now.
     """
     from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT, Ahead
     from pocketllm.daemon.scheduling.planning import plan_job
     from pocketllm.daemon.scheduling.runs import RunRecorder
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.errors import MezoError
-    from pocketllm.engine.formats.model_folder import open_model_folder
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
-    training, found = load_settings({}).training, []
+    settings, found = load_settings({}), []
     with stored(data) if data.database.exists() else nullcontext() as store:
         seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
-        ahead = Ahead(words=training.new_words, seconds=seconds)
-        for model in models:
+        ahead = Ahead(words=settings.training.new_words, seconds=seconds)
+        for model in list_model_folders(data.models):
+            name = model.manifest.name
             figures: Document = dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "problem"))
             try:
-                planned = plan_job(open_model_folder(data.models / model["name"]), training, ahead)
+                planned = plan_job(model, settings.training, ahead)
                 step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
                 figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
             except MezoError as error:
                 figures["problem"] = str(error)
-            serving = store.adapters.serving(model["name"]) if store else None
-            losses = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
-            found.append({**model, **figures, "held_out_losses": losses})
+            serving = store.adapters.serving(name) if store else None
+            figures["held_out_losses"] = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
+            found.append({**json.loads(model.manifest.to_json()), "default": name == settings.model, **figures})
     return found
 
 
