@@ -26,7 +26,7 @@ from pocketllm.cli.job_views import (
     status_panel,
     words_view,
 )
-from pocketllm.cli.models import encoding_text, models_view, moved_text
+from pocketllm.cli.models import models_view, moved_text
 from pocketllm.cli.texts import text_details, texts_list
 from pocketllm.cli.views import bytes_text, change_text, duration_text, label, printable, value_text
 from pocketllm.daemon.tools.calibrate import this_machine
@@ -86,9 +86,9 @@ MODEL: Document = {
     "license": "apache-2.0",
     "source": "a [file].gguf",
     "default": True,
-    "dtype": "bfloat16",
+    "dtype": "int4",
     "compute_dtype": "bfloat16",
-    "quantization_error": None,
+    "quantization_error": 0.0718,
     "calibration": {
         "loss_deviation": 0.00042,
         "gemm_flops_by_dtype": {"float32": 2.15e11, "bfloat16": 1.2345e12},
@@ -98,6 +98,7 @@ MODEL: Document = {
 #: One that was never tried, and does not fit into memory.
 OTHER_MODEL = (
     MODEL
+    | {"dtype": "bfloat16", "quantization_error": None}
     | dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "held_out_losses"))
     | {"name": "other", "default": False, "problem": "The job needs at least 900 MB beyond the libraries."}
 )
@@ -282,9 +283,3 @@ def test_a_model_that_was_measured_elsewhere_is_named() -> None:
     assert f"other was measured on abacus, but this is {this_machine()}" in text
     assert "--name other --replace" in text and "--name smol" not in text
     assert moved_text(MODEL | {"calibration": None}) == ""
-
-
-def test_how_a_models_weights_are_stored() -> None:
-    assert encoding_text(MODEL) == "bfloat16"
-    packed = MODEL | {"dtype": "int4", "quantization_error": 0.0718}
-    assert encoding_text(packed) == "int4, error 7.2 %"
