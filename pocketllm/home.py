@@ -41,7 +41,10 @@ def configured_data_dir() -> Path:
     """
     if named := os.environ.get("POCKETLLM_DATA_DIR"):
         return Path(named)
-    named = config_document().get("data_dir")
+    try:
+        named = tomllib.loads(config_file().read_text(encoding="utf-8")).get("data_dir")
+    except (OSError, ValueError):  # which the daemon reports when it starts
+        named = None
     return Path(named) if isinstance(named, str) else default_data_dir()
 
 
@@ -66,14 +69,6 @@ def become_owner(data_dir: Path | None) -> None:
     for file in (__file__, os.__file__):
         if not os.access(file, os.R_OK):
             raise CommandError(f"User {user.pw_name} cannot read {file}. Install where all users can, as in /opt.")
-
-
-def config_document() -> Document:
-    """Return config.toml; empty where it cannot be read, which the daemon reports when it starts."""
-    try:
-        return tomllib.loads(config_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def find_target(url: str | None, data_dir: Path | None) -> Target:

@@ -4,17 +4,15 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pocketllm.cli.common import Common, connected, given, program, show, stored
+from pocketllm.cli.program import Common, connected, daemon_settings, given, program, show, stored
 from pocketllm.cli.texts import Place, watch
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import Document, UsageError
-from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,14 +23,6 @@ BASE = "the base model"
 AdapterId = Annotated[
     str, typer.Argument(metavar="ID", help="Adapter id or its first characters; see `pocketllm adapters`.")
 ]
-
-
-class Format(StrEnum):
-    """The format of an export."""
-
-    PEFT = "peft"
-    GGUF = "gguf"
-    MERGED = "merged"
 
 
 @program.group("pocketllm adapters", "pocketllm adapters serve ID", "pocketllm adapters --json", panel=PANEL)
@@ -57,12 +47,10 @@ def add(
     It is copied, and the daemon judges it on this device's held-out text: it is served if it is better than what is.
     """
     from pocketllm.added_adapters import add_adapter
-    from pocketllm.daemon.settings import load_settings
 
-    data = options.folder
-    settings = load_settings((running_settings(data.root) or {}) | given(data_dir=options.data_dir, model=model))
-    with stored(data.database) as store:
-        job, said = add_adapter(folder.expanduser(), data, store, settings, now=datetime.now(UTC))
+    settings = daemon_settings(options, model=model)
+    with stored(options.folder) as store:
+        job, said = add_adapter(folder.expanduser(), options.folder, store, settings, now=datetime.now(UTC))
     document = {"job": job.id, "model": job.model, "message": said}
     show(options, document, f"Queued {job.id}, which judges it: {said}. See `pocketllm jobs {job.id}`.")
 
@@ -110,19 +98,19 @@ def export_adapter(
     adapter_id: AdapterId,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path(),
     export_format: Annotated[
-        Format,
+        Literal["peft", "gguf", "merged"],
         typer.Option(
             "--format", help="peft: a folder for PEFT; gguf: a LoRA file, ID.gguf; merged: the whole model as GGUF."
         ),
-    ] = Format.PEFT,
+    ] = "peft",
 ) -> None:
     """Export an adapter as a folder for PEFT (`PeftModel.from_pretrained`) or as a file for llama.cpp."""
     from pocketllm.daemon.tools.backup import unpack
 
-    is_folder = export_format is Format.PEFT
+    is_folder = export_format == "peft"
     target = to if is_folder else unused(to / f"{adapter_id}.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"format": export_format.value}
+    parameters = {"format": export_format}
     with connected(options) as client, client.download("adapters", adapter_id, "export", params=parameters) as response:
         if not is_folder:
             with whole_file(target) as file:
@@ -138,7 +126,7 @@ def export_adapter(
     if is_folder:
         show(options, {"id": adapter_id, "folder": str(target)}, f"Wrote {target}.")
         return
-    usage = f"-m {target}" if export_format is Format.MERGED else f"-m BASE.gguf --lora {target}"
+    usage = f"-m {target}" if export_format == "merged" else f"-m BASE.gguf --lora {target}"
     sentence = f"Wrote {target}. To load it in llama.cpp: {usage}"
     show(options, {"id": adapter_id, "file": str(target)}, sentence)
 
@@ -171,7 +159,10 @@ def adapters_table(found: Sequence[Document]) -> "RenderableType":
     """Return the adapters, newest first."""
     from pocketllm.cli.views import change_text, table
 
-    rows = [one | {"parent": one["parent"] or BASE, "held_out_loss": change_text(one)} for one in found]
+    rows = []
+    for one in found:
+        change = change_text(one["held_out_loss_before"], one["held_out_loss_now"])
+        rows.append(one | {"parent": one["parent"] or BASE, "held_out_loss": change})
     names = ("id", "serving", "parent", "outcome", "held_out_loss", "model")
     return table(rows, names, empty="No adapters yet. `pocketllm train` starts a job.")
 

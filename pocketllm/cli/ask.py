@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketllm.api.security.tokens import Scope
-from pocketllm.cli.common import Common, connected, emit, given, make_console, program
 from pocketllm.cli.importing import from_argument, read_stdin
+from pocketllm.cli.program import Common, connected, emit, given, make_console, program
 from pocketllm.errors import CommandError, Document, UsageError
 from pocketllm.home import find_target
 

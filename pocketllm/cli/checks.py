@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pocketllm.cli.common import Common, check_target, make_console, program, show
-from pocketllm.daemon.paths import DataFolder, is_there
+from pocketllm.cli.program import Common, check_database, check_target, daemon_settings, make_console, program, show
 from pocketllm.engine.formats.atomic import whole_file
-from pocketllm.errors import EXIT_ERROR, CommandError, UsageError
-from pocketllm.home import running_settings
+from pocketllm.errors import EXIT_ERROR, UsageError
 
 PANEL = "Checks and backups"
 #: How findings of the doctor are marked.
@@ -38,13 +36,11 @@ def doctor(options: Common) -> None:
 
     from pocketllm.cli.device_report import device_report
     from pocketllm.daemon.conditions.discovery import Places, discover_sensors
-    from pocketllm.daemon.settings import load_settings
     from pocketllm.daemon.tools.doctor import examine
 
-    running = running_settings(options.folder.root)
-    settings = load_settings(running or ({} if options.data_dir is None else {"data_dir": options.data_dir}))
+    settings = daemon_settings(options)
     places = Places(supplies=settings.power_supplies)
-    sensor_set = discover_sensors(settings.data_dir, DataFolder(settings.data_dir).idle_stamp, places)
+    sensor_set = discover_sensors(settings.data_dir, options.folder.idle_stamp, places)
     examination = examine(settings, sensor_set, places, lambda: datetime.now(UTC))
     grid = Table.grid(padding=(0, 2))
     for finding in examination.findings:
@@ -73,7 +69,8 @@ def backup(
     from pocketllm.daemon.tools.backup import write_backup
 
     check_target(file, force=force)
-    folder = _with_database(options)
+    folder = options.folder
+    check_database(folder)
     with noted_backup(folder, file), whole_file(file) as target:
         contents = write_backup(folder, target, now=datetime.now(UTC))
     view = f"Wrote {file}: {contents.texts:,} texts, {contents.jobs:,} jobs and {contents.adapters:,} adapters."
@@ -115,20 +112,12 @@ def verify(options: Common) -> None:
     from pocketllm.cli.views import table
     from pocketllm.daemon.tools import backup as tool
 
-    folder = _with_database(options)
+    check_database(options.folder)
     with make_console(stderr=True).status("Reading..."):
-        checks = list(tool.verify(folder))
+        checks = list(tool.verify(options.folder))
     rows = [{"": "ok" if check.problem is None else "!", **asdict(check)} for check in checks]
     damaged = {check.name.split()[0] for check in checks if check.problem is not None}
     rows += [{"": "", "name": "what to do", "problem": ADVICE[kind]} for kind in ADVICE if kind in damaged]
     document = {"ok": not damaged, "checks": [asdict(check) for check in checks]}
     show(options, document, table(rows, ("", "name", "problem")))
     raise typer.Exit(EXIT_ERROR if damaged else 0)
-
-
-def _with_database(options: Common) -> DataFolder:
-    """The data folder. Raises CommandError when there is no database in it."""
-    folder = options.folder
-    if not is_there(folder.database) or not folder.database.is_file():
-        raise CommandError(f"There is no database {folder.database}. Give the data folder with --data-dir.")
-    return folder

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pocketllm.api.security.tokens import Scope
-from pocketllm.cli.common import Common, Json, Method, connected, emit, given, make_console, program, show
+from pocketllm.cli.program import Common, Json, Method, connected, emit, given, make_console, program, show
 from pocketllm.daemon.paths import write_private
 from pocketllm.errors import EXIT_CONFIG, EXIT_ERROR, CommandError, Document, UsageError
 from pocketllm.home import become_owner, owner_token
@@ -40,7 +40,6 @@ def demo(
     ] = Path("demo-data"),
     steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps; more take longer.")] = None,
     method: Method = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Continue from an earlier demo in this folder.")] = False,
     json_wanted: Json = False,
 ) -> None:
     """Try PocketLLM: from nothing to a personal model in minutes.
@@ -55,7 +54,7 @@ def demo(
     become_owner(data_dir)
     # With --json, stdout is for the document alone.
     console = make_console(stderr=json_wanted)
-    result = run_demo(console, data_dir=data_dir, steps=steps, method=method, keep=keep, install=install_default)
+    result = run_demo(console, data_dir=data_dir, steps=steps, method=method, install=install_default)
     if json_wanted:
         emit(result)
     if not result["learned"]:

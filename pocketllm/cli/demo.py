@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,6 @@ def run_demo(
     install: Callable[[Path, "Console"], str],
     steps: int | None = None,
     method: str | None = None,
-    keep: bool = False,
     serve_command: Sequence[str] = SERVE,
 ) -> Document:
     """Teach the sample notes to the default model in `data_dir`, and show the model before and after.
@@ -59,13 +59,12 @@ def run_demo(
     Starts a daemon there and stops it whatever happens. Returns {"learned", "job", "answers", "seconds"}; raises
     CommandError when it fails.
 
-    install: puts a model into the given models folder, if it is missing, and returns its name. keep: continue from
-    what an earlier demo learned.
+    install: puts a model into the given models folder, if it is missing, and returns its name.
     """
     from pocketllm.cli.job_views import outcome, words_view
 
     begun = time.monotonic()
-    prepare_folder(data_dir, keep=keep)
+    prepare_folder(data_dir)
     console.print("1. The model", style="bold")
     model = install(data_dir / "models", console)
     console.print("2. The daemon", style="bold")
@@ -74,7 +73,8 @@ def run_demo(
             f"It runs at {client.target.url} and writes its log to {data_dir / 'daemon.log'}.", soft_wrap=True
         )
         console.print("3. The texts", style="bold")
-        notes = add_notes(client)
+        notes = sample_notes()
+        client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
         words = sum(len(note.split()) for note in notes)
         console.print(f"Stored {len(notes)} sample notes, {words} words: a retired ferry mechanic's log of a boatyard.")
         console.print("4. Training", style="bold")
@@ -91,7 +91,7 @@ def run_demo(
     return {"learned": learned, "job": job, "answers": answers, "seconds": round(seconds, 1)}
 
 
-def prepare_folder(data_dir: Path, *, keep: bool) -> None:
+def prepare_folder(data_dir: Path) -> None:
     """Make the demo's folder, or empty that of an earlier demo except for its models.
 
     Raises CommandError, before any change, when the folder is not a demo's or a daemon uses it.
@@ -111,14 +111,8 @@ def prepare_folder(data_dir: Path, *, keep: bool) -> None:
             how = "" if running_settings(data_dir) is None else f" with `kill {pid}`"
             raise CommandError(f"A daemon is using {data_dir}. Stop it first{how}, then start the demo again.")
         marker.write_text("`pocketllm demo` deletes the database and the adapters beside this file.\n")
-        if not keep:
-            start_afresh(data_dir)
-
-
-def start_afresh(data_dir: Path) -> None:
-    """Delete what an earlier demo stored and learned. The models stay, since importing them takes time."""
-    for pattern in FRESH_EACH_TIME:
-        for path in data_dir.glob(pattern):
+        # The models stay, since importing them takes time.
+        for path in chain.from_iterable(map(data_dir.glob, FRESH_EACH_TIME)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -130,20 +124,9 @@ def sample_notes() -> list[str]:
     return paragraphs(files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8"))
 
 
-def add_notes(client: "Client") -> list[str]:
-    """Store the sample notes, and return them."""
-    notes = sample_notes()
-    client.post("texts", body=[{"text": note, "source": "sample-notes"} for note in notes])
-    return notes
-
-
 def learn(client: "Client", console: "Console", steps: int, method: str | None) -> Document:
     """Train now and show the progress. Raises CommandError when the job does not succeed or never starts."""
-    from pocketllm.cli.job_views import FINISHED_STATES
-
-    # With --keep, a job of an interrupted demo continues; a second one would wait behind it.
-    open_job = next((job for job in client.get("jobs", limit=1)["data"] if job["state"] not in FINISHED_STATES), None)
-    job = open_job or client.post("jobs", body={"steps": steps, "seed": SEED, "method": method})
+    job = client.post("jobs", body={"steps": steps, "seed": SEED, "method": method})
     with job_display(console) as shown:
         job = follow(client, job, shown, stall_seconds=STALL_SECONDS)
     if job["state"] != "succeeded":
@@ -190,5 +173,4 @@ def show_next_steps(console: "Console", data_dir: Path, seconds: float) -> None:
         f'  {command} suggest "{PROMPTS[0]} " --data-dir {folder}',
         f"  {command} dashboard --data-dir {folder}",
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)

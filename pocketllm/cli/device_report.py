@@ -23,7 +23,9 @@ _PROCESSOR = ("model name", "Hardware", "CPU part", "Features", "flags")
 
 def device_report(settings: "Settings", examination: "Examination") -> Document:
     """Return the findings and readings, and the device that they are of."""
-    now = datetime.now(UTC)
+    from pocketllm.engine.formats.model_folder import list_model_folders
+
+    now, models = datetime.now(UTC), list_model_folders(settings.data_dir / "models")
     readings = [
         asdict(reading) | {"at": reading.at.isoformat(), "age_seconds": round((now - reading.at).total_seconds(), 1)}
         for reading in examination.readings
@@ -35,7 +37,7 @@ def device_report(settings: "Settings", examination: "Examination") -> Document:
         "versions": _versions(),
         "findings": [asdict(finding) for finding in examination.findings],
         "readings": readings,
-        "calibration": _calibration(settings.data_dir / "models" / settings.model),
+        "calibration": next((m.manifest.calibration for m in models if m.manifest.name == settings.model), None),
     }
     # Paths name the owner's home.
     document: Document = json.loads(json.dumps(report).replace(json.dumps(str(Path.home()))[1:-1], "~"))
@@ -65,13 +67,3 @@ def _versions() -> Document:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _calibration(model: Path) -> Document | None:
-    from pocketllm.engine.errors import ModelFileError
-    from pocketllm.engine.formats.model_folder import open_model_folder
-
-    try:
-        return open_model_folder(model).manifest.calibration
-    except ModelFileError:
-        return None

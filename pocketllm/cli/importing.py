@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from pocketllm.cli.common import Common, connected, given, make_console, program, progress, show
+from pocketllm.cli.program import Common, connected, given, make_console, program, progress, show
 from pocketllm.daemon.paths import is_there
 from pocketllm.errors import CommandError, DaemonRefused, Document, Interrupted, UsageError
 from pocketllm.readers.base import Example, Kind, ReadOptions, Unreadable, decoded, name_key

@@ -73,7 +73,8 @@ def with_progress(job: Document) -> Document:
     """Return a job with its step of how many, its speed in whole tokens, and the change of its held-out loss."""
     step = f"{job['step']}/{job['total_steps']}" if job["total_steps"] else str(job["step"])
     speed = job["tokens_per_second"]
-    return job | {"step": step, "tokens_per_second": speed and round(speed), "held_out_loss": change_text(job)}
+    change = change_text(job["held_out_loss_before"], job["held_out_loss_now"])
+    return job | {"step": step, "tokens_per_second": speed and round(speed), "held_out_loss": change}
 
 
 def waits_for(job: Document) -> list[str]:
@@ -196,13 +197,12 @@ def _other_methods(plan: Document) -> Iterator[str]:
 
 
 def report_view(report: Document) -> RenderableType:
-    """Return a whole report: the verdict, held-out losses, words that rose, both models' words, verbatim recall."""
+    """Return a whole report: the verdict, held-out loss, words that rose, both models' words, verbatim recall."""
     verdict = report["verdict"]
     compared = [{"compared_on": name, **verdict[key]} for key, name in COMPARED.items() if verdict[key]]
-    curve = report["curve"]["held_out"]
-    shown = curve[:: -(len(curve) // 8 + 1)][::-1]  # with the last one
-    losses = [f"{one['held_out_loss']:.4f} at step {one['step']}" for one in shown]
-    fields = [("job", report["job"]), ("outcome", verdict["outcome"]), ("held_out_loss", losses)]
+    losses = [one["held_out_loss"] for one in report["curve"]["held_out"]] or [None]
+    change = change_text(losses[0], losses[-1])
+    fields = [("job", report["job"]), ("outcome", verdict["outcome"]), ("held_out_loss", change)]
     names = ("compared_on", "before", "now", "reduction", "standard_error", "texts")
     parts: list[RenderableType] = [
         details(fields),

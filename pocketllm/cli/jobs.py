@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketllm.cli.common import (
+from pocketllm.cli.program import (
     Common,
     Method,
     ShowByDefault,
     connected,
+    daemon_settings,
     given,
     make_console,
     program,
@@ -30,7 +31,6 @@ from pocketllm.errors import (
     Interrupted,
     NoDaemon,
 )
-from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,20 +70,16 @@ def plan(
     """
     from pocketllm.api.native.schemas.plan import PlanOut
     from pocketllm.cli.job_views import plan_view
-    from pocketllm.daemon.paths import DataFolder
     from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request
     from pocketllm.daemon.scheduling.runs import RunRecorder
-    from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.formats.model_folder import open_model_folder
 
-    running = running_settings(options.folder.root) or {}
-    settings = load_settings(running | given(data_dir=options.data_dir, model=model))
-    folder = DataFolder(settings.data_dir)
-    requested = given(steps=steps, method=method and method.value)
+    settings, folder = daemon_settings(options, model=model), options.folder
+    requested = given(steps=steps, method=method)
     texts, ahead = 0, NOT_KNOWN
     if folder.database.exists():
-        with stored(folder.database) as store:
+        with stored(folder) as store:
             counts = store.texts.counts()
             texts, night = counts.texts, RunRecorder(store.runs).usual_night()
             ahead = Ahead(words=counts.new_words, seconds=night)
@@ -256,7 +252,7 @@ def report(
         str | None, typer.Argument(metavar="[JOB]", help="Job id. Default: the newest job with a report.")
     ] = None,
 ) -> None:
-    """Show what a job learned: verdict, held-out losses, likelier words, completions by both models, verbatim recall.
+    """Show what a job learned: verdict, held-out loss, likelier words, completions by both models, verbatim recall.
 
     The report contains words of your texts and of the model. Deleting a text deletes them from its jobs' reports.
     """

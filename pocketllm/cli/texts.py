@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -10,19 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pocketllm.cli.common import Common, ShowByDefault, check_target, connected, given, make_console, program, show
 from pocketllm.cli.importing import MAX_SOURCE, AsWritten, Me, counted
+from pocketllm.cli.program import (
+    Common,
+    ShowByDefault,
+    check_target,
+    connected,
+    daemon_settings,
+    given,
+    make_console,
+    program,
+    show,
+)
 from pocketllm.daemon.paths import is_there
 from pocketllm.engine.formats.atomic import whole_file
 from pocketllm.errors import CommandError, DaemonRefused, Document, UsageError
-from pocketllm.home import running_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pocketllm.client import Client
     from pocketllm.daemon.folders import Scan
-    from pocketllm.daemon.paths import DataFolder
 
 PANEL = "Your texts"
 #: How long another scan may take before a command gives up.
@@ -46,7 +55,8 @@ def folders(options: Common) -> None:
     """
     from pocketllm.daemon.folders import scans
 
-    show_scans(options, scans(made_folder(options)))
+    options.folder.make()
+    show_scans(options, scans(options.folder))
 
 
 @folders.command(
@@ -76,15 +86,15 @@ def watch(options: Common, folder: Path, *, name: str | None = None, **given: An
     source = name or path.name
     if not 1 <= len(source) <= MAX_SOURCE:
         raise UsageError(f"--name has {len(source)} characters; it must have 1 to {MAX_SOURCE}.")
-    data = made_folder(options)
+    options.folder.make()
     added = WatchedFolder(path=str(path), name=source, **given)
-    with changed_folders(data) as watched:
+    with changed_folders(options.folder) as watched:
         others = [one for one in watched if one.path != added.path]
         for other in (Path(one.path) for one in others):
             if path.is_relative_to(other) or other.is_relative_to(path):
                 raise CommandError(f"{path} overlaps the watched folder {other}. Remove {other} first.")
         watched[:] = [*others, added]
-    scan_now(options, data)
+    scan_now(options)
 
 
 @folders.command("pocketllm folders remove ~/notes", name="remove", without=("url",))
@@ -92,13 +102,14 @@ def remove_folder(options: Common, folder: Place) -> None:
     """Stop watching a folder. Its texts stay; `pocketllm texts delete --source NAME` deletes them."""
     from pocketllm.daemon.folders import changed_folders, scans
 
-    data, path = made_folder(options), str(folder.expanduser().resolve())
-    with changed_folders(data) as watched:
+    options.folder.make()
+    path = str(folder.expanduser().resolve())
+    with changed_folders(options.folder) as watched:
         kept = [one for one in watched if one.path != path]
         if len(kept) == len(watched):
             raise CommandError(f"{path} is not watched. `pocketllm folders` lists the watched folders.")
         watched[:] = kept
-    show_scans(options, scans(data))
+    show_scans(options, scans(options.folder))
 
 
 @folders.command("pocketllm folders scan", "pocketllm folders scan --forget", name="scan", without=("url",))
@@ -107,45 +118,39 @@ def scan_folders(
     forget: Annotated[bool, typer.Option("--forget", help="Forget the missing files, however many there are.")] = False,
 ) -> None:
     """Scan the watched folders now."""
-    scan_now(options, made_folder(options), forget=forget)
-
-
-def made_folder(options: Common) -> "DataFolder":
-    """Return the data folder, made if it is missing."""
     options.folder.make()
-    return options.folder
+    scan_now(options, forget=forget)
 
 
-def scan_now(options: Common, data: "DataFolder", *, forget: bool = False) -> None:
+def scan_now(options: Common, *, forget: bool = False) -> None:
     """Scan all folders, name each file that is read, and show the list. Raises CommandError."""
     from pocketllm.added_adapters import take_newest
     from pocketllm.cli.views import printable
     from pocketllm.daemon.locks import locked
-    from pocketllm.daemon.settings import load_settings
     from pocketllm.folders import scan_all
     from pocketllm.storage.store import Store
 
+    data = options.folder
     with locked(data.scan_lock, wait_seconds=OTHER_SCAN_SECONDS) as acquired:
         if not acquired:
             raise CommandError("Another scan is running. Try again in a minute.")
-        settings = load_settings(running_settings(data.root) or {"data_dir": data.root})
-        store = Store.open_unchecked(data.database)
-        try:
-            with make_console(stderr=True).status("Scanning ...") as status:
-                found = scan_all(
-                    data,
-                    store.folders,
-                    now=lambda: datetime.now(UTC),
-                    max_bytes=settings.max_text_bytes,
-                    forget=forget,
-                    on_file=lambda name: status.update(f"Reading {printable(name)}"),
-                    take_adapter=lambda watched, last: take_newest(
-                        watched, last, data, store, settings, now=datetime.now(UTC)
-                    ),
-                )
+        settings = daemon_settings(options)
+        with (
+            closing(Store.open_unchecked(data.database)) as store,
+            make_console(stderr=True).status("Scanning ...") as status,
+        ):
+            found = scan_all(
+                data,
+                store.folders,
+                now=lambda: datetime.now(UTC),
+                max_bytes=settings.max_text_bytes,
+                forget=forget,
+                on_file=lambda name: status.update(f"Reading {printable(name)}"),
+                take_adapter=lambda watched, last: take_newest(
+                    watched, last, data, store, settings, now=datetime.now(UTC)
+                ),
+            )
             withdrawn = store.adapters.withdrawn(settings.model)
-        finally:
-            store.close()
     show_scans(options, found, withdrawn)
 
 
@@ -208,7 +213,7 @@ def texts(
     """
     with connected(options) as client:
         page = client.get("texts", limit=limit, after=after, query=query)
-    show(options, page, texts_table(page, width=make_console().width, query=query))
+    show(options, page, texts_list(page, query))
 
 
 @texts.command("pocketllm texts show ID", "pocketllm texts ID", "pocketllm texts ID --json", name="show")
@@ -253,16 +258,22 @@ def delete_texts(
     show(options, receipt, receipt["summary"])
 
 
-def texts_table(page: Document, *, width: int, query: str | None = None) -> "RenderableType":
-    """Return a page of texts, in their order, in a table for a console of this width. query: what was searched for."""
-    from pocketllm.cli.views import NARROW_COLUMNS, one_line, paged, table
+def texts_list(page: Document, query: str | None = None) -> "RenderableType":
+    """Return a page of texts, in their order, each in two lines. query: what was searched for."""
+    from rich.console import Group
 
-    rows = [one | {"source": one_line(one["source"][:20]), "begins": one_line(beginning(one))} for one in page["data"]]
-    names = ("id", "begins") if width < NARROW_COLUMNS else ("id", "kind", "source", "words", "begins", "created_at")
-    none = "No texts. Add some with `pocketllm add` or `pocketllm import`."
-    empty = none if query is None else "No text contains any of these words."
+    from pocketllm.cli.views import one_line, paged
+
+    if not page["data"]:
+        none = "No texts. Add some with `pocketllm add` or `pocketllm import`."
+        return none if query is None else "No text contains any of these words."
+    lines = [
+        one_line(said)
+        for one in page["data"]
+        for said in (f"{one['id']} {one['source']} ({one['words']:,} words, {one['kind']})", beginning(one))
+    ]
     asked = "" if query is None else f" --query {shlex.quote(query)}"
-    return paged(table(rows, names, empty=empty), page, f"pocketllm texts{asked}")
+    return paged(Group(*lines), page, f"pocketllm texts{asked}")
 
 
 def beginning(text: Document) -> str:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from pocketllm.errors import Document
 
-NARROW_COLUMNS = 100  # narrower tables leave columns out, to fit a phone's screen
 UNKNOWN = "-"
 
 #: Why the base model answers although an adapter was proven.
@@ -52,9 +51,8 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def change_text(row: Document) -> str | None:
-    """Return the held-out loss of a job or an adapter, before and now; None where it is unknown."""
-    before, now = row["held_out_loss_before"], row["held_out_loss_now"]
+def change_text(before: float | None, now: float | None) -> str | None:
+    """Return a held-out loss before and now, with the change in percent; None where one is unknown."""
     if before is None or now is None:
         return None
     return f"{before:.4f} -> {now:.4f}" + (f" ({100 * (now - before) / before:+.1f} %)" if before else "")

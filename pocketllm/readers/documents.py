@@ -136,7 +136,7 @@ def _is_turn(message: Any) -> bool:
     return isinstance(message, dict) and message.keys() - {"weight"} == {"role", "content"}
 
 
-def read_own(path: Path) -> Iterator[Found]:
+def read_own(path: Path, _: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a file unchanged, and a Skipped for each other line. Raises Unreadable."""
     for number, line, item in json_lines(path, strict=True):
         place = f"line {number}"

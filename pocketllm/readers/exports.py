@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pocketllm.readers.base import Document, Unreadable, name_key, read_text
-from pocketllm.readers.chats import Conversation, Message
+from pocketllm.readers.base import Document, Found, ReadOptions, Unreadable, name_key, read_text
+from pocketllm.readers.chats import Conversation, Message, examples
 
 OWNER = "owner"
 HUMAN = "human"  # to Claude
@@ -142,8 +142,8 @@ def looks_like_whatsapp(head: str) -> bool:
     return bool(lines and LINE.match(lines[0])) and any(SENDER.match(found[1]) for found in matches)
 
 
-def read_whatsapp(path: Path) -> Iterator[Conversation]:
-    """Yield the conversation in a file. Raises Unreadable."""
+def read_whatsapp(path: Path, read_options: ReadOptions) -> Iterator[Found]:
+    """Yield what the owner wrote in the chat in a file. Raises Unreadable."""
     messages: list[Message] = []
     sender, lines = "", list[str]()
 
@@ -168,4 +168,4 @@ def read_whatsapp(path: Path) -> Iterator[Conversation]:
     finish()
     if not begun:
         raise Unreadable("not a WhatsApp export: no line begins with a date, a time and a name")
-    yield Conversation(messages=messages)
+    yield from examples([Conversation(messages=messages)], read_options)

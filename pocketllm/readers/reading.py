@@ -5,11 +5,10 @@ for entry in walk([Path("notes")]):
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pocketllm.readers.base import Found, Kind, ReadOptions, Skipped, Unreadable, decoded, json_lines, read_head
-from pocketllm.readers.chats import examples
 from pocketllm.readers.documents import JSON_LINES, is_own, read_document, read_own
 from pocketllm.readers.exports import looks_like_whatsapp, read_whatsapp
 from pocketllm.readers.mail import read_eml, read_mbox
@@ -38,6 +37,15 @@ MAILBOX = re.compile(rb"From \S.*\r?\n(?:[>\w][\w-]*:|From )")
 MAIL_HEADER = re.compile(r"([A-Za-z][A-Za-z0-9-]*):(?:\s|\Z)")
 MAIL_HEADERS = {"date", "message-id", "received", "mime-version", "return-path", "delivered-to"}
 JSON = re.compile(r"\s*(?:\[\s*[\[{\"\]]|\{\s*[\"}])")
+#: The readers by kind. Of a JSON document, `read_document` tells the kind.
+READERS: dict[Kind | None, Callable[[Path, ReadOptions], Iterator[Found]]] = {
+    Kind.NOTES: read_notes,
+    Kind.MBOX: read_mbox,
+    Kind.EML: read_eml,
+    Kind.WHATSAPP: read_whatsapp,
+    Kind.CSV: read_table,
+    Kind.JSONL: read_own,
+}
 
 
 def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator[Found]]:
@@ -48,24 +56,15 @@ def read(entry: Entry, read_options: ReadOptions) -> tuple[Kind | None, Iterator
     if entry.reason:
         return None, iter([Skipped(reason=entry.reason)])
     try:
-        kind, found = opened(entry.path, read_options, named=entry.named)
+        kind = read_options.format or _recognise(entry.path, named=entry.named)
+        if kind in READERS:
+            found = READERS[kind](entry.path, read_options)
+        else:
+            kind, found = read_document(entry.path, read_options)
     except (Unreadable, OSError) as error:
         reason = str(error) if isinstance(error, Unreadable) else f"cannot be read: {error.strerror or error}"
         return None, iter([Skipped(reason=reason)])
     return kind, _without_errors(found)
-
-
-def opened(path: Path, read_options: ReadOptions, *, named: bool) -> tuple[Kind, Iterator[Found]]:
-    """Return a file's kind, the requested one if there is one, and its examples. Raises Unreadable."""
-    kind = read_options.format or _recognise(path, named=named)
-    if kind is None or kind in (Kind.CHATGPT, Kind.CLAUDE, Kind.TELEGRAM):
-        return read_document(path, read_options)
-    if kind is Kind.WHATSAPP:
-        return kind, examples(read_whatsapp(path), read_options)
-    if kind in (Kind.JSONL, Kind.CSV):
-        return kind, (read_own if kind is Kind.JSONL else read_table)(path)
-    readers = {Kind.NOTES: read_notes, Kind.MBOX: read_mbox, Kind.EML: read_eml}
-    return kind, readers[kind](path, read_options)
 
 
 def _without_errors(found: Iterator[Found]) -> Iterator[Found]:

@@ -5,14 +5,14 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketllm.readers.base import MAX_LINE_BYTES, Example, Found, Skipped, Unreadable, cleaned, read_text
+from pocketllm.readers.base import MAX_LINE_BYTES, Example, Found, ReadOptions, Skipped, Unreadable, cleaned, read_text
 from pocketllm.readers.documents import KINDS
 
 DELIMITERS = ";\t,"
 NO_HEADINGS = "a table whose first row has none of these names: text, text and label, prompt and completion; add them"
 
 
-def read_table(path: Path) -> Iterator[Found]:
+def read_table(path: Path, _: ReadOptions) -> Iterator[Found]:
     """Yield the examples of a table. Raises Unreadable."""
     text = read_text(path)
     heading = text.partition("\n")[0]

@@ -20,7 +20,6 @@ class Entry:
     name: str
     named: bool = False  #: the owner gave its path; else it was found in a folder
     folder: bool = False
-    size: int = 0  #: bytes
     version: str = ""  #: another one once the file has changed
     changed_at: float = 0.0  #: seconds since the epoch
     device: int = 0  #: of its file system
@@ -74,7 +73,7 @@ def below(folder: Path, seen: set[int] | None, ignored: Callable[[str], bool] = 
 
 
 def _inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
-    """Return an entry with its size and type, or with the reason why it cannot be read or was read before."""
+    """Return an entry with its type and version, or with the reason why it cannot be read or was read before."""
     try:
         found = entry.path.stat()
     except OSError as error:
@@ -87,7 +86,6 @@ def _inspected(entry: Entry, seen: set[int], *, files: bool = True) -> Entry:
     return replace(
         entry,
         folder=stat.S_ISDIR(found.st_mode),
-        size=found.st_size,
         version=f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}",
         changed_at=found.st_mtime,
         device=found.st_dev,

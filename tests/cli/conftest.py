@@ -7,6 +7,7 @@ import pytest
 
 from pocketllm.engine.formats.model_folder import ModelFolder
 from tests.support.daemon.commands import Run, commands
+from tests.support.daemon.folder_world import World
 from tests.support.daemon.served import Port, Served, open_port, serving
 
 
@@ -35,6 +36,14 @@ def home(served: Served) -> Path:
 def run(home: Path) -> Run:
     """Runs a command against it."""
     return commands(home)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A watched folder."""
+    made = World(tmp_path)
+    yield made
+    made.store.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,35 +16,17 @@ from typer.testing import CliRunner
 
 from pocketllm.api.security.tokens import Scope
 from pocketllm.child import running_daemon
-from pocketllm.cli.common import json_text
 from pocketllm.cli.main import app
-from pocketllm.errors import EXIT_CONFIG
+from pocketllm.cli.program import json_text
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment, handed_to_browser
-from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served
 from tests.support.models.tiny_models import tiny_model_folder
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
-    heavy = [
-        "torch",
-        "transformers",
-        "numpy",
-        "httpx",
-        "fastapi",
-        "pydantic",
-        "sqlalchemy",
-        "rich.progress",
-        "rich.live",
-    ]
+    heavy = ["torch", "transformers", "numpy", "httpx", "fastapi", "pydantic", "sqlalchemy", "rich.progress"]
     code = f"import sys, pocketllm.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-
-
-def test_version() -> None:
-    result = CliRunner().invoke(app, ["--version"])
-    assert result.exit_code == 0
-    assert result.stdout.startswith("pocketllm ")
 
 
 def commands_of(group: Any, *before: str) -> Iterator[list[str]]:
@@ -66,7 +47,7 @@ def test_every_help_has_an_example(subtests: pytest.Subtests) -> None:
 
 
 def test_without_a_daemon_commands_say_how_to_start_one(alone: Run, subtests: pytest.Subtests) -> None:
-    for line in ("status", "jobs", "jobs x", "jobs cancel x", "train", "generate x", "add x", "rollback"):
+    for line in ("status", "jobs", "jobs x", "jobs cancel x", "train", "generate x", "add x", "texts", "rollback"):
         with subtests.test(line):
             result = alone(*line.split())
             assert (result.exit_code, result.stdout) == (1, "")
@@ -93,13 +74,6 @@ def test_json_is_the_only_thing_on_stdout(run: Run, served: Served, subtests: py
             assert isinstance(json.loads(result.stdout), dict)
 
 
-def test_a_wrong_token_is_explained(run: Run, served: Served) -> None:
-    served.announce(token="of an older daemon")
-    result = run("generate", "x")
-    assert result.exit_code == 1
-    assert "is invalid or has expired" in result.stderr and "(The token sent is not this daemon's" in result.stderr
-
-
 def test_jobs_are_listed_for_who_has_no_token(served: Served, tmp_path: Path) -> None:
     """With fewer fields than the owner sees."""
     served.api.add("Wind west, glass rising.")
@@ -109,7 +83,7 @@ def test_jobs_are_listed_for_who_has_no_token(served: Served, tmp_path: Path) ->
 
 
 def test_wrong_usage_ends_with_2(alone: Run) -> None:
-    for line in ("--nonsense", "jobs --limit 0", "serve --port 70000", "snooze nan", "generate x --temperature inf"):
+    for line in ("--nonsense", "serve --port 70000", "snooze nan", "generate x --temperature inf"):
         result = alone(*line.split())
         assert (result.exit_code, result.stdout) == (2, ""), line
     result = alone("jobs", "--limit", "0", "--json")
@@ -135,23 +109,6 @@ def test_json_text_fits_the_stream() -> None:
     assert "\\u00e9" in json_text({"a": "é"}, "ascii")
 
 
-def test_token(run: Run, alone: Run) -> None:
-    assert run("token").stdout == f"{TOKEN}\n"
-    without = alone("token")
-    assert (without.exit_code, without.stdout) == (1, "")
-    assert "pocketllm serve" in without.stderr
-
-
-def test_apps_are_let_in_and_out(run: Run, served: Served) -> None:
-    assert "No app has an access token" in run("token", "list").stdout
-    made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate").stdout
-    token = made.removesuffix("\n")  # nothing else, so that it can be put into a variable
-    assert served.api.post("/texts", token=token, json={"text": "Wind west."}).status_code == 201
-    assert "generate; ingest" in run("token", "list").stdout
-    assert run("token", "revoke", "notes").stdout == "Revoked notes's token.\n"
-    assert served.api.get("/tokens").json()["data"] == []
-
-
 def test_the_dashboard_is_opened_by_a_code(run: Run, served: Served) -> None:
     address, _, code = run("dashboard", "--no-browser").stdout.strip().partition("#code=")
     assert address == f"{served.url}/"
@@ -165,20 +122,18 @@ def test_the_browser_is_handed_a_file_that_only_the_owner_can_read(served: Serve
     assert f"{served.url}/#code=" in page.read_text()
 
 
-def test_a_token_has_scopes_of_the_api(run: Run, served: Served) -> None:
+def test_apps_are_let_in_and_out_with_scopes_of_the_api(run: Run, served: Served) -> None:
+    assert "No app has an access token" in run("token", "list").stdout
     assert run("token", "create", "notes").exit_code == 2
     assert run("token", "create", "notes", "--scope", "everything").exit_code == 2
     told = run("token", "create", "--help").stdout
-    for scope in Scope:
-        assert scope in told and run("token", "create", f"app-{scope}", "--scope", scope).exit_code == 0
-    found = {app["name"]: app["scopes"] for app in served.api.get("/tokens").json()["data"]}
-    assert found == {f"app-{scope}": [scope] for scope in Scope}
-
-
-def test_status(run: Run, served: Served) -> None:
-    served.api.battery.value = 31.0
-    served.api.tick()
-    assert "battery 31 % is below 40 % (31 %, limit 40 %)" in run("status").stdout
+    assert all(scope in told for scope in Scope)
+    made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate").stdout
+    token = made.removesuffix("\n")  # nothing else, so that it can be put into a variable
+    assert served.api.post("/texts", token=token, json={"text": "Wind west."}).status_code == 201
+    assert "generate; ingest" in run("token", "list").stdout
+    assert run("token", "revoke", "notes").stdout == "Revoked notes's token.\n"
+    assert served.api.get("/tokens").json()["data"] == []
 
 
 class TestJobs:
@@ -187,9 +142,6 @@ class TestJobs:
         """A job that waits."""
         served.api.add("Wind west, glass rising.")
         return str(served.api.post("/jobs", json={"steps": 40}).json()["id"])
-
-    def test_empty(self, run: Run) -> None:
-        assert "No jobs yet" in run("jobs").stdout
 
     def test_pause_resume_and_cancel(self, run: Run, job: str) -> None:
         assert f"pocketllm jobs resume {job}" in run("jobs", "pause", job).stdout
@@ -263,7 +215,6 @@ def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     serve = [sys.executable, "-X", "importtime", "-m", "pocketllm", "serve", "--model", "tiny"]
     with running_daemon(tmp_path, serve, start_seconds=WAIT_SECONDS) as client:
         assert runner.invoke(app, ["token"]).stdout.strip() == client.target.token
-        assert run("jobs") == {"data": [], "has_more": False, "next": None}
         notes = [f"Note {number}. Wind from the west, two mugs of tea, and the boat is dry." for number in range(40)]
         assert run("add", *notes)["created"] == 40
         assert run("add", notes[0])["duplicates"] == 1
@@ -277,38 +228,11 @@ def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
         assert streamed.stdout == whole["text"] + "\n"
         assert run("generate", "Wind", *chosen, "--base")["adapter"] is None
         assert run("status")["jobs"]["succeeded"] == 1
-        for arguments in (["status"], ["jobs"], ["jobs", job["id"]], ["models"]):
-            assert runner.invoke(app, arguments).exit_code == 0
         finished = runner.invoke(app, ["jobs", "cancel", job["id"]])
         assert finished.exit_code == 1
         assert finished.stderr.startswith("Error: ")
-        for arguments in (["jobs", "nope"], ["generate", "x", "--adapter", "nope"], ["generate", ""]):
-            refused = runner.invoke(app, [*arguments, "--json"])
-            assert refused.exit_code == 1
-            assert json.loads(refused.stderr)["detail"]
     assert not (tmp_path / "daemon.json").exists()
     assert runner.invoke(app, ["status"]).exit_code == 1
     imported = set(re.findall(r"^import time:.*\|\s+(\w+)$", (tmp_path / "daemon.log").read_text(), re.MULTILINE))
     assert "uvicorn" in imported
     assert not imported & {"torch", "transformers", "httpx", "numpy"}
-
-
-def test_serve_says_in_a_sentence_why_it_cannot(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for arguments, code, words in (
-            (["--port", port], EXIT_CONFIG, f"Port {port} on 127.0.0.1 cannot be used"),
-            (["--log-level", "loud"], EXIT_CONFIG, "Setting log_level has the value 'loud'"),
-            (["--data-dir", str(tmp_path / "file")], 1, "cannot be used"),
-        ):
-            child = subprocess.run(
-                [sys.executable, "-m", "pocketllm", "serve", *arguments],
-                env=child_environment(tmp_path / "data"),
-                capture_output=True,
-                text=True,
-                timeout=WAIT_SECONDS,
-            )
-            assert child.returncode == code
-            assert words in child.stderr
-            assert "Traceback" not in child.stderr

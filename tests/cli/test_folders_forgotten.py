@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from sqlite3 import connect
 
 import pytest
 
-from pocketllm.cli.common import Common
+from pocketllm.cli.program import Common
 from pocketllm.cli.texts import show_scans
 from pocketllm.daemon.folders import WatchedFolder, changed_folders, watched_folders
 from pocketllm.daemon.paths import DataFolder
@@ -23,13 +22,6 @@ from pocketllm.readers.walk import Entry
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
 from tests.support.daemon.folder_world import LONG, World
 from tests.support.stress.disks import disk, run
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.store.close()
 
 
 def test_a_scan_ends_with_a_folder_that_is_removed_meanwhile(world: World) -> None:
@@ -93,8 +85,7 @@ def test_another_file_may_bring_a_deleted_text_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("added", ["after the old one was removed", "before"])
-@pytest.mark.parametrize("change", ["deleted", "edited"])
-def test_a_moved_folder_forgets(world: World, added: str, change: str) -> None:
+def test_a_moved_folder_forgets(world: World, added: str) -> None:
     for name in "abc":
         world.write(f"{name}.md", name)
     world.scan()
@@ -107,13 +98,11 @@ def test_a_moved_folder_forgets(world: World, added: str, change: str) -> None:
         scan_all(world.data, world.store.folders, now=lambda: world.now, max_bytes=1000)
         world.watch()
     world.scan()
-    if change == "deleted":
-        (world.notes / "c.md").unlink()
-    else:
-        world.write("c.md", "d", age_seconds=30)
+    (world.notes / "b.md").unlink()
+    world.write("c.md", "d", age_seconds=30)
     world.scan()
     world.scan()
-    assert world.words() == ({"a", "b"} if change == "deleted" else {"a", "b", "d"})
+    assert world.words() == {"a", "d"}
 
 
 def test_a_folder_that_is_moved_and_named_anew_leaves_its_old_texts(world: World) -> None:
@@ -189,17 +178,6 @@ def test_a_file_that_cannot_be_opened_is_counted_and_read_later(world: World) ->
     assert world.words() == {"one", "two"}
 
 
-def test_a_file_without_permission_is_counted_and_read_later(world: World) -> None:
-    file = world.write("a.md", "one")
-    file.chmod(0)
-    if os.access(file, os.R_OK):
-        pytest.skip("root may read every file")
-    assert world.scan().unreadable == 1
-    file.chmod(0o600)
-    assert world.scan().unreadable == 0
-    assert world.words() == {"one"}
-
-
 def test_a_mount_that_is_away_is_not_forgotten_unless_the_owner_says_so(world: World) -> None:
     for name in "abcdefgh":
         world.write(f"{name}.md", name)
@@ -232,7 +210,7 @@ def test_two_scans_that_agree_are_an_hour_apart(world: World) -> None:
         world.scan(then=timedelta(minutes=20))
         assert "a" in world.words()
     world.scan()
-    assert "a" not in world.words()
+    assert world.words() == set("bcdefgh")
 
 
 def test_the_owner_confirms_at_once(world: World) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,16 @@ def system_unit(home: Path, command: str) -> Systemd:
     return Systemd(home / "units", ("systemctl",), "pocketllm-system.service", Path(command))
 
 
-def test_a_program_that_the_system_units_sandbox_hides_is_refused(home: Path) -> None:
-    for command in ("/home/anna/venv/bin/pocketllm", "/root/venv/bin/pocketllm", "/tmp/x/pocketllm"):
-        with pytest.raises(CommandError, match=f"sandbox hides {command}.* /opt/pocketllm"):
-            system_unit(home, command).install()
+def test_a_program_that_systemd_would_not_start_is_refused(home: Path, subtests: pytest.Subtests) -> None:
+    user = partial(Systemd, home / "units", ("systemctl", "--user"), "pocketllm.service")
+    hidden = ("/home/anna/bin/pocketllm", "/root/bin/pocketllm", "/tmp/x/pocketllm")
+    odd = [home / folder / "pocketllm" for folder in ('say "so"', "back\\slash", "it's", "a\nb")]
+    for unit in (*(system_unit(home, command) for command in hidden), *map(user, odd)):
+        with (
+            subtests.test(str(unit.command)),
+            pytest.raises(CommandError, match=r"sandbox hides (?s:.*) /opt/pocketllm"),
+        ):
+            unit.install()
     assert calls(home) == [] and not (home / "units").exists()
 
 
@@ -114,13 +121,6 @@ def test_systemd_finds_a_program_whose_path_needs_quotes(home: Path, subtests: p
             command = Path(executable(home / folder, "pocketllm", ""))
             Systemd(home / "units", ("systemctl", "--user"), "pocketllm.service", command).install()
             assert complaints(home / "units/pocketllm.service", of_user=True) == ""
-
-
-def test_a_program_that_systemd_would_not_start_is_refused(home: Path) -> None:
-    for folder in ('say "so"', "back\\slash", "it's", "a\nb"):
-        with pytest.raises(CommandError, match=r"systemd cannot start it.* /opt/pocketllm"):
-            Systemd(home, ("systemctl", "--user"), "pocketllm.service", home / folder / "pocketllm").install()
-    assert calls(home) == []
 
 
 def test_where_nothing_starts_services_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,12 +193,9 @@ def test_the_doctor_of_a_phone_names_what_is_missing(home: Path, phone: Path) ->
         assert found[name]["state"] == "bad" and found[name]["advice"], name
     assert "Termux:API" in found["power"]["message"]
     assert found["Android's limits"]["state"] == "unknown"
+    assert findings("--data-dir", "/sdcard/pocketllm")[1]["data folder"]["state"] == "bad"
     (home / ".termux/boot/old").mkdir(parents=True)
     assert findings("--data-dir", str(home / "data"))[1]["boot folder"]["state"] == "bad"
-
-
-def test_the_doctor_warns_of_shared_storage(home: Path, phone: Path) -> None:
-    assert findings("--data-dir", "/sdcard/pocketllm")[1]["data folder"]["state"] == "bad"
 
 
 def test_the_doctor_is_read_by_people_too(home: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,6 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.errors import CommandError
-from pocketllm.storage.store import Store
-from tests.support.daemon.in_process_app import in_process_app
 from tests.support.daemon.served import announcement
 from tests.support.paths import ROOT
 
@@ -41,14 +38,12 @@ class Demo:
         self.data_dir, self.model = data_dir, model
         self.console = Console(file=io.StringIO(), width=120, markup=False, emoji=False, highlight=False)
 
-    def run(self, acts: str, *, keep: bool = False) -> dict[str, Any]:
+    def run(self, acts: str) -> dict[str, Any]:
         """acts: what the job does while it is looked at; see tests.support.daemon.served."""
-        return self.run_with([*SERVED, "--acts", acts], keep=keep)
+        return self.run_with([*SERVED, "--acts", acts])
 
-    def run_with(self, command: list[str], *, keep: bool = False) -> dict[str, Any]:
-        return run_demo(
-            self.console, data_dir=self.data_dir, install=self.install, steps=40, keep=keep, serve_command=command
-        )
+    def run_with(self, command: list[str]) -> dict[str, Any]:
+        return run_demo(self.console, data_dir=self.data_dir, install=self.install, steps=40, serve_command=command)
 
     def install(self, models: Path, _console: Console) -> str:
         """Link the tiny model."""
@@ -196,17 +191,17 @@ def test_a_foreign_folder_is_not_touched(demo: Demo) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CommandError, match="is a file"):
-        prepare_folder(tmp_path / "file", keep=False)
+        prepare_folder(tmp_path / "file")
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
-    prepare_folder(tmp_path, keep=False)
+    prepare_folder(tmp_path)
     assert (tmp_path / MARKER).exists()
 
 
 def earlier_demo(folder: Path) -> Path:
     """Fill a folder as an earlier demo left it; returns a folder that a link in it points to."""
-    prepare_folder(folder, keep=False)
+    prepare_folder(folder)
     for name in ("pocketllm.db", "pocketllm.db-wal", "tokens.json", "daemon.log", "notes of the user"):
         (folder / name).write_text("{}")
     for path in (folder / "models" / "smol", folder / "adapters" / "a-1", folder.parent / "elsewhere"):
@@ -217,7 +212,7 @@ def earlier_demo(folder: Path) -> Path:
 
 def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
     earlier_demo(demo.data_dir)
-    prepare_folder(demo.data_dir, keep=False)
+    prepare_folder(demo.data_dir)
     left = sorted(path.name for path in demo.data_dir.iterdir())
     assert left == [MARKER, "daemon.lock", "daemon.log", "models", "notes of the user"]
     assert (demo.data_dir / "models" / "smol").is_dir()
@@ -228,36 +223,9 @@ def test_a_link_is_removed_and_not_followed(demo: Demo) -> None:
     (demo.data_dir / "adapters" / "a-1").rmdir()
     (demo.data_dir / "adapters").rmdir()
     (demo.data_dir / "adapters").symlink_to(elsewhere)
-    prepare_folder(demo.data_dir, keep=False)
+    prepare_folder(demo.data_dir)
     assert (elsewhere / "precious").exists()
     assert not (demo.data_dir / "adapters").exists()
-
-
-def test_keep_goes_on_from_what_was_learned_whatever_a_crashed_daemon_left(demo: Demo) -> None:
-    demo.run("run succeed")
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        # Its port now belongs to another program, which must be neither waited for nor asked.
-        url = f"http://127.0.0.1:{other.getsockname()[1]}"
-        (demo.data_dir / "daemon.json").write_text(json.dumps({"pid": 1, "url": url}))
-        demo.run("run succeed", keep=True)
-        other.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            other.accept()
-    store = Store.open(DataFolder(demo.data_dir).database)
-    [second] = [adapter for adapter in store.adapters.all() if adapter.parent]
-    assert {adapter.id for adapter in store.adapters.all()} == {second.id, second.parent}
-    store.close()
-
-
-def test_keep_goes_on_with_a_job_that_was_interrupted(demo: Demo) -> None:
-    prepare_folder(demo.data_dir, keep=False)
-    demo.install(demo.data_dir / "models", demo.console)
-    with in_process_app(demo.data_dir) as killed:
-        killed.add("Wind west, glass rising.")
-        job = killed.post("/jobs", json={"steps": 40}).json()["id"]
-        killed.tick()
-    assert demo.run("run succeed", keep=True)["job"]["id"] == job
-    assert "the daemon was restarted" in demo.text
 
 
 def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
@@ -269,5 +237,5 @@ def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:
             locked(DataFolder(demo.data_dir).daemon_lock),
             pytest.raises(CommandError, match=f"Stop it first{how}, then start the demo again"),
         ):
-            prepare_folder(demo.data_dir, keep=False)
+            prepare_folder(demo.data_dir)
     assert (demo.data_dir / "pocketllm.db").exists()

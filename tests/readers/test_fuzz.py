@@ -3,10 +3,10 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,12 +51,11 @@ IMPORTED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parser:
+class Parser(NamedTuple):
     """What reads a file, from sound bytes that are damaged, and the errors that it may raise."""
 
-    sound: bytes
     name: str
+    sound: bytes
     reads: Callable[[Path], object]
     raises: tuple[type[Exception], ...] = ()
 
@@ -75,10 +74,8 @@ def damaged(draw: st.DrawFn, sound: bytes) -> bytes:
 
 def imported(path: Path) -> None:
     for kind in (None, *Kind):
-        for _ in read(Entry(path=path, name=path.name, named=True), ReadOptions(me=frozenset({"anna"}), format=kind))[
-            1
-        ]:
-            pass
+        options = ReadOptions(me=frozenset({"anna"}), format=kind)
+        list(read(Entry(path=path, name=path.name, named=True), options)[1])
 
 
 def backup(folder: Path) -> bytes:
@@ -95,37 +92,25 @@ def backup(folder: Path) -> bytes:
 def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
     """All of them, by name."""
     toml = b'model = "tiny"\n[training]\nsteps = 30\ntemplate = {pattern = "{text} {label}", words = {a = "b"}}\n'
-    made = {
-        "gguf": Parser(sound=gguf.read_bytes()[:60_000], name="a.gguf", reads=GgufSource, raises=(MezoError,)),
-        "safetensors": Parser(
-            sound=next(model.glob("*.safetensors")).read_bytes()[:20_000],
-            name="a.safetensors",
-            reads=read_header,
-            raises=(MezoError,),
-        ),
-        "manifest": Parser(
-            sound=(model / "pocketllm.json").read_bytes(),
-            name="pocketllm.json",
-            reads=lambda path: Manifest.model_validate_json(path.read_bytes()),
-            raises=(ValueError,),
-        ),
-        "backup": Parser(
-            sound=backup(folder / "backup"), name="a.tar", reads=lambda path: unpacked(path), raises=(DaemonError,)
-        ),
-        "settings": Parser(sound=toml, name="config.toml", reads=configured, raises=(BadSettings, DaemonError)),
-    }
+    weights = next(model.glob("*.safetensors"))
+    manifest = (model / "pocketllm.json").read_bytes()
     bodies = {
         "application/json": b'[{"text": "Tea?"}, {"prompt": "a", "completion": "b"}]',
         "application/x-ndjson": IMPORTED["a.jsonl"],
     }
-    for kind, sound in bodies.items():
-        made[kind] = Parser(
-            sound=sound,
-            name="body",
-            reads=lambda path, kind=kind: list(parse(path.read_bytes(), kind, "test", 10**6)),  # type: ignore[misc]
-            raises=(Problem,),
-        )
-    return made | {name: Parser(sound=sound, name=name, reads=imported) for name, sound in IMPORTED.items()}
+    return {
+        "gguf": Parser("a.gguf", gguf.read_bytes()[:60_000], GgufSource, (MezoError,)),
+        "safetensors": Parser("a.safetensors", weights.read_bytes()[:20_000], read_header, (MezoError,)),
+        "manifest": Parser("a", manifest, lambda path: Manifest.model_validate_json(path.read_bytes()), (ValueError,)),
+        "backup": Parser("a.tar", backup(folder / "backup"), unpacked, (DaemonError,)),
+        "settings": Parser("config.toml", toml, configured, (BadSettings, DaemonError)),
+        **{kind: Parser("body", sound, partial(parsed, kind), (Problem,)) for kind, sound in bodies.items()},
+        **{name: Parser(name, sound, imported) for name, sound in IMPORTED.items()},
+    }
+
+
+def parsed(kind: str, path: Path) -> Any:
+    return list(parse(path.read_bytes(), kind, "test", 10**6))
 
 
 def unpacked(path: Path) -> Any:

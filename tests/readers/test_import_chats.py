@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pocketllm.readers.base import Document, Example, Kind, ReadOptions, Skipped
 from pocketllm.readers.chats import ANSWER_CHARACTERS, PROMPT_CHARACTERS, Conversation, Message, examples
 from tests.support.reading import gathered, items, look, reasons, write, writers
@@ -11,55 +13,57 @@ from tests.support.reading import gathered, items, look, reasons, write, writers
 NNBSP = "\u202f"
 
 
-def learned(*messages: tuple[str, str], me: str = "me") -> list[Document]:
+def learned(*messages: tuple[str, str]) -> list[Document]:
     """What is learned from messages, each its sender and its text."""
     conversation = Conversation(messages=[Message(sender=sender, text=text) for sender, text in messages])
-    found = examples([conversation], ReadOptions(me=frozenset({me})))
+    found = examples([conversation], ReadOptions(me=frozenset({"me"})))
     return [one.item for one in found if isinstance(one, Example)]
 
 
-class TestAnswers:
-    def test_what_stands_before_is_the_prompt(self) -> None:
-        assert learned(("Anna", "Tea?"), ("Me", "Yes."), ("Anna", "Two mugs?"), ("me", "Three."), ("Anna", "Oh.")) == [
-            {"prompt": "Tea?\n", "completion": "Yes."},
-            {"prompt": "Two mugs?\n", "completion": "Three."},
-        ]
+HALF = "x" * (ANSWER_CHARACTERS // 2 - 1)  # and a line end
+#: By what the owner, "me", does in a chat: its messages, and what is learned from them.
+ANSWERS: dict[str, tuple[list[tuple[str, str]], list[Document]]] = {
+    "answers": (
+        [("Anna", "Tea?"), ("Me", "Yes."), ("Anna", "Two mugs?"), ("me", "Three."), ("Anna", "Oh.")],
+        [{"prompt": "Tea?\n", "completion": "Yes."}, {"prompt": "Two mugs?\n", "completion": "Three."}],
+    ),
+    "answers several messages with several": (
+        [("Anna", "Tea?"), ("Anna", "Or not?"), ("me", "Yes."), ("me", "Please.")],
+        [{"prompt": "Tea?\nOr not?\n", "completion": "Yes.\nPlease."}],
+    ),
+    "begins": ([("me", "Tea?"), ("Anna", "Yes.")], [{"text": "Tea?"}]),
+    "answers two people": (
+        [("Anna", "Tea?"), ("Bert", "Or not?"), ("me", "Yes.")],
+        [{"prompt": "Anna: Tea?\nBert: Or not?\n", "completion": "Yes."}],
+    ),
+    "answers at length": (
+        [("Anna", "Well?"), *[("me", HALF)] * 3],
+        [{"prompt": "Well?\n", "completion": f"{HALF}\n{HALF}"}, {"text": HALF}],
+    ),
+    "writes what cannot be stored": (
+        [("Anna", "\0"), ("Anna", "a\ud83d\0b\r\n"), ("me", " c\udc00 ")],
+        [{"prompt": "a\ufffdb\n", "completion": "c\ufffd"}],
+    ),
+}
 
-    def test_messages_in_a_row_are_one(self) -> None:
-        assert learned(("Anna", "Tea?"), ("Anna", "Or not?"), ("me", "Yes."), ("me", "Please.")) == [
-            {"prompt": "Tea?\nOr not?\n", "completion": "Yes.\nPlease."}
-        ]
 
-    def test_who_begins_answers_nothing(self) -> None:
-        assert learned(("me", "Tea?"), ("Anna", "Yes.")) == [{"text": "Tea?"}]
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_is_learned_from_a_chat_in_which_the_owner(name: str) -> None:
+    messages, expected = ANSWERS[name]
+    assert learned(*messages) == expected
 
-    def test_several_others_are_named(self) -> None:
-        assert learned(("Anna", "Tea?"), ("Bert", "Or not?"), ("me", "Yes.")) == [
-            {"prompt": "Anna: Tea?\nBert: Or not?\n", "completion": "Yes."}
-        ]
 
-    def test_the_prompt_is_bounded(self) -> None:
-        many = learned(*(("Anna", f"message {number}") for number in range(100)), ("me", "Yes."))
-        assert many[0]["prompt"] == "".join(f"message {number}\n" for number in range(92, 100))
-        (long,) = learned(("Anna", "a"), ("Anna", "b" * 5000 + "c"), ("me", "Yes."))
-        assert long["prompt"] == "b" * (PROMPT_CHARACTERS - 1) + "c\n"
+def test_the_prompt_is_bounded() -> None:
+    many = learned(*(("Anna", f"message {number}") for number in range(100)), ("me", "Yes."))
+    assert many[0]["prompt"] == "".join(f"message {number}\n" for number in range(92, 100))
+    (long,) = learned(("Anna", "a"), ("Anna", "b" * 5000 + "c"), ("me", "Yes."))
+    assert long["prompt"] == "b" * (PROMPT_CHARACTERS - 1) + "c\n"
 
-    def test_a_long_row_is_an_answer_and_plain_text(self) -> None:
-        half = "x" * (ANSWER_CHARACTERS // 2 - 1)  # and a line end
-        assert learned(("Anna", "Well?"), *(("me", half) for _ in range(3))) == [
-            {"prompt": "Well?\n", "completion": f"{half}\n{half}"},
-            {"text": half},
-        ]
 
-    def test_what_cannot_be_stored_is_taken_out(self) -> None:
-        assert learned(("Anna", "\0"), ("Anna", "a\ud83d\0b\r\n"), ("me", " c\udc00 ")) == [
-            {"prompt": "a\ufffdb\n", "completion": "c\ufffd"}
-        ]
-
-    def test_an_answer_too_long_for_one_text_is_split(self) -> None:
-        conversation = Conversation(messages=[Message(sender="a", text="?"), Message(sender="me", text="x " * 500)])
-        found = list(examples([conversation], ReadOptions(me=frozenset({"me"}), max_bytes=600)))
-        assert [set(one.item) for one in found if isinstance(one, Example)] == [{"text"}, {"text"}]
+def test_an_answer_too_long_for_one_text_is_split() -> None:
+    conversation = Conversation(messages=[Message(sender="a", text="?"), Message(sender="me", text="x " * 500)])
+    found = list(examples([conversation], ReadOptions(me=frozenset({"me"}), max_bytes=600)))
+    assert [set(one.item) for one in found if isinstance(one, Example)] == [{"text"}, {"text"}]
 
 
 CHATS: dict[str, tuple[Kind, str, Any]] = {
@@ -189,12 +193,10 @@ class TestOwnFormat:
             assert items(path, format=kind) == items(path, "Me", format=kind) == OWN
         assert gathered(tmp_path / "backup.jsonl")[0] == OWN
 
-    def test_a_list_in_one_document(self, tmp_path: Path) -> None:
-        assert items(write(tmp_path / "backup.json", OWN)) == OWN
-
-    def test_one_line_alone(self, tmp_path: Path) -> None:
+    def test_one_line_alone_or_a_list_in_one_document(self, tmp_path: Path) -> None:
         for name in ("one.jsonl", "one.json"):
             assert items(write(tmp_path / name, OWN[0])) == OWN[:1]
+        assert items(write(tmp_path / "backup.json", OWN)) == OWN
 
     def test_a_source_is_given_where_there_is_none_and_may_be_changed(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b", "source": "s"}\n')
@@ -225,16 +227,13 @@ class TestTables:
             Skipped(reason="rows with an empty cell", place="row 3"),
             Skipped(reason="rows with an empty cell", place="row 5"),
         ]
-        for name, content, learned in (
-            (
-                "as Excel writes it",
-                'Prompt;Completion\r\n"Who; you?";Anna\r\n',
-                {"prompt": "Who; you?", "completion": "Anna"},
-            ),
-            ("tabs", "id\ttext\n1\tRain, then sun\n", {"text": "Rain, then sun"}),
-            ("one column", "text\nRain\n", {"text": "Rain"}),
-        ):
-            assert items(write(tmp_path / "b.csv", content), format=Kind.CSV) == [learned], name
+        rows: dict[str, Document] = {
+            'Prompt;Completion\r\n"Who; you?";Anna\r\n': {"prompt": "Who; you?", "completion": "Anna"},  # by Excel
+            "id\ttext\n1\tRain, then sun\n": {"text": "Rain, then sun"},
+            "text\nRain\n": {"text": "Rain"},
+        }
+        for content, learned in rows.items():
+            assert items(write(tmp_path / "b.csv", content), format=Kind.CSV) == [learned], content
 
     def test_a_table_is_read_only_when_it_is_asked_for(self, tmp_path: Path) -> None:
         for name in ("a.csv", "a.tsv"):

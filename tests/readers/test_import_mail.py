@@ -41,16 +41,6 @@ Anna Alder
 """
 
 
-def test_a_mailbox(tmp_path: Path) -> None:
-    path = write(tmp_path / "Sent", MBOX)
-    assert look(path)[0] is Kind.MBOX
-    assert [item["text"] for item in items(path, "anna@example.org", "bert@example.org")] == [
-        "The boat is dry.\nFrom here on it stays so.",
-        "Good.",
-        "Grüße,",
-    ]
-
-
 def test_a_mailbox_of_several_writers_asks_who_its_owner_is(tmp_path: Path) -> None:
     assert writers(write(tmp_path / "All mail", MBOX)) == {"anna@example.org": 2, "bert@example.org": 1}
     broken = b"From x\nFrom: =?nonsense?q?=?= <\n\nWords.\n\n"
@@ -58,8 +48,9 @@ def test_a_mailbox_of_several_writers_asks_who_its_owner_is(tmp_path: Path) -> N
 
 
 def test_only_the_owners_mails(tmp_path: Path) -> None:
-    path = write(tmp_path / "Sent.mbox", MBOX.replace(b"\n", b"\r\n"))
+    path = write(tmp_path / "Sent", MBOX.replace(b"\n", b"\r\n"))
     for me in ("anna@example.org", "ANNA@EXAMPLE.ORG"):
+        assert look(path)[0] is Kind.MBOX
         assert [one.item["text"] if isinstance(one, Example) else one for one in look(path, me)[1]] == [
             "The boat is dry.\nFrom here on it stays so.",
             Skipped(reason="mails from other people", place="mail 2"),
@@ -67,28 +58,9 @@ def test_only_the_owners_mails(tmp_path: Path) -> None:
         ]
 
 
-def mail(**headers: str) -> EmailMessage:
-    message = EmailMessage()
-    message["From"] = "anna@example.org"
-    message["Date"] = "Mon, 01 Jan 2024 10:00:00 +0000"
-    for name, value in headers.items():
-        message[name] = value
-    return message
-
-
-def test_a_mail_with_html_and_an_attachment(tmp_path: Path) -> None:
-    message = mail()
-    message.set_content("Plain words.")
-    message.add_alternative("<p>Rich words.</p>", subtype="html")
-    message.add_attachment(b"\0" * 5000, maintype="image", subtype="png", filename="a.png")
-    message.add_attachment("not this", filename="notes.txt")
-    path = write(tmp_path / "one.eml", message.as_bytes())
-    assert look(path)[0] is Kind.EML
-    assert items(path) == [{"text": "Plain words."}]
-
-
 def test_a_mail_in_html_alone(tmp_path: Path) -> None:
-    message = mail()
+    message = EmailMessage()
+    message["From"], message["Date"] = "anna@example.org", "Mon, 01 Jan 2024 10:00:00 +0000"
     message.set_content(
         "<style>p {}</style><div>One &amp; two.</div><div><br></div><div>Three.</div>"
         "<div>On Mon, 1 Jan 2024 at 11:00, Bert &lt;bert@example.org&gt; wrote:<br></div>"
@@ -110,7 +82,6 @@ def several(kind: str, *parts: str) -> str:
 
 ATTACHED, INLINE = "Content-Disposition: attachment", "Content-Disposition: inline"
 PICTURE = part("AAAA", "image/png", f"{INLINE}; filename=a.png", "Content-Transfer-Encoding: base64")
-HEADERS = "From: Bert\nSent: Monday\nTo: Anna\n\nNo?"
 HTML = "<p>Yes.</p>"
 #: By what a mail is: its parts, and what its sender wrote.
 PARTS = {
@@ -119,7 +90,6 @@ PARTS = {
         several("mixed", part(HTML, "text/html"), PICTURE, part(HTML, "text/html")),
         "Yes.\n\nYes.",
     ),
-    "a quote around a picture": (several("mixed", part(f"Yes.\n\n{HEADERS}"), PICTURE, part("Or?")), "Yes."),
     "a named file is attached": (
         several("mixed", part("One."), part("no", "text/plain", f"{ATTACHED}; filename=a.txt")),
         "One.",
@@ -135,10 +105,6 @@ PARTS = {
         "Yes.",
     ),
     "a page with its pictures": (several("alternative", several("related", part(HTML, "text/html"), PICTURE)), "Yes."),
-    "a list's footer": (
-        several("mixed", part("One."), part(f"{'_' * 47}\nBoats mailing list\nb@c.de", "text/plain", INLINE)),
-        "One.",
-    ),
     "signed": (several("signed", part("One."), part("AAAA", "application/pgp-signature")), "One."),
     "encrypted": (
         several("encrypted", part("Version: 1", "application/pgp-encrypted"), part("A", "application/octet-stream")),
@@ -157,10 +123,6 @@ PARTS = {
             "<blockquote>Or?</blockquote></blockquote><p>Yes.</p>",
             "text/html",
         ),
-        "Yes.",
-    ),
-    "a page with an unmarked quote": (
-        part("<p>Yes.</p><div>On 1 Jan 2024 at 11:00, Bert wrote:<br>No?</div>", "text/html"),
         "Yes.",
     ),
 }
@@ -192,7 +154,6 @@ def test_mails_without_words(tmp_path: Path) -> None:
     rows = {
         b"From x\nFrom: a\n\n> quoted\n": "mails without text of their own",
         b"From x\nFrom: a\nContent-Type: image/png\n\nAAAA\n": "mails without text of their own",
-        b"From x\nFrom: a\nContent-Type: multipart/mixed; boundary=b\n\n--b\n": "mails without text of their own",
         b"From x\nTo: " + b"a@b.c, " * 50_000 + b"\n\nwords\n": "broken mails",
         b"From x\nFrom: a\nContent-Type: " + b"<p" * 60_000 + b"\n\nwords\n": "broken mails",
         b"From x\nFrom: a\nContent-Type: text/plain; charset=\xff\xfe\n\n\n": "mails without text of their own",

@@ -66,20 +66,3 @@ def test_what_the_daemon_refuses_is_named(run: Run) -> None:
     assert f"argument 2: {said}" in run("add", "a", long).stderr
     assert f"stdin paragraph 2: {said}" in run("add", "-", "--split", stdin=f"b\n\n{long}").stderr
     assert "argument 1: refused by the daemon: label: String" in run("add", "c", "--label", "x" * 101).stderr
-
-
-def test_much_goes_in_batches(run: Run, served: Served) -> None:
-    given = [f"Paragraph {number}. " + "wörd " * 400 for number in range(1000)]
-    result = run("add", "--split", "-", stdin="\n\n".join(given))
-    assert result.stdout == "Added 1,000 texts.\n"
-    assert served.requests.count("POST /texts") > 2
-    found = served.api.services.store.texts.page(after=None, limit=2000)
-    assert {text.text for text in found} == {text.strip() for text in given}
-
-
-def test_a_failure_in_the_middle_says_what_is_stored(run: Run, served: Served) -> None:
-    with served.full_disk_from("POST /texts", 2):
-        result = run("add", "--split", "-", stdin="\n\n".join(f"{number} {'word ' * 1000}" for number in range(300)))
-    assert result.exit_code == 1
-    assert "The database" in result.stderr
-    assert "texts are stored; run the same command again" in result.stderr

@@ -106,30 +106,15 @@ def test_a_damaged_backup_changes_nothing(folder: DataFolder, run: Run, tmp_path
     data[len(data) // 3] ^= 1
     backup.write_bytes(data)
     assert "is damaged" in run("restore", str(backup), "--yes").stderr
-    backup.write_bytes(data[: len(data) // 2])
-    assert "truncated" in run("restore", str(backup), "--yes").stderr
     assert texts(folder) == before and not list(folder.root.glob("before-restore-*"))
 
 
 def test_it_is_not_restored_under_a_running_daemon_or_scan(folder: DataFolder, run: Run, tmp_path: Path) -> None:
     run("backup", str(tmp_path / "backup.tar"))
-    with locked(folder.daemon_lock):
-        assert "A daemon is running on" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
-    with locked(folder.scan_lock):
-        assert "A scan of watched folders is running" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+    for lock, said in ((folder.daemon_lock, "A daemon"), (folder.scan_lock, "A scan of watched folders")):
+        with locked(lock):
+            assert f"{said} is running" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
     assert not list(folder.root.glob("before-restore-*"))
-
-
-def test_a_bit_that_flips_is_found(folder: DataFolder, run: Run) -> None:
-    (weights,) = folder.adapters.glob("*/adapter_model.safetensors")
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    found = run("verify", "--json")
-    assert found.exit_code == 1
-    assert [check["problem"] for check in json.loads(found.stdout)["checks"] if check["problem"]] == [
-        "its checksum does not match"
-    ]
 
 
 SECRET = b"the secret of the harbour master"
@@ -193,6 +178,12 @@ def test_a_killed_restore_leaves_nothing_after_the_next_start(folder: DataFolder
         assert holding(folder.root, SECRET) == [str(folder.database)]
 
 
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
@@ -224,19 +215,18 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "database: something else": (DATABASE, lambda file: file.write_bytes(b"something else" * 999), "database"),
     "database: empty": (DATABASE, lambda file: file.write_bytes(b""), "database"),
     "database: truncated": (DATABASE, cut, "database"),
-    "database: a few bytes": (DATABASE, lambda file: os.truncate(file, 10), "database"),
+    "database: missing": (DATABASE, Path.unlink, ""),
     "database: pages overwritten": (DATABASE, garbled, "database"),
     "database: a table is missing": (DATABASE, sql("DROP TABLE adapter"), "database"),
     "database: another's": (DATABASE, sql("ALTER TABLE adapter RENAME COLUMN sha256 TO other"), "database"),
     "database: an id that is no name": (DATABASE, sql("UPDATE adapter SET id = 'a' || char(0)"), "adapter"),
     "database: an id that is a number": (DATABASE, sql("UPDATE adapter SET id = x'ff00'"), "adapter"),
     "adapter: missing": (ADAPTER, Path.unlink, "adapter"),
-    "adapter: empty": (ADAPTER, lambda file: file.write_bytes(b""), "adapter"),
+    "adapter: a bit that flips": (ADAPTER, flip, "adapter"),
     "adapter: truncated": (ADAPTER, cut, "adapter"),
     "adapter: its folder is missing": ("adapters", shutil.rmtree, "adapter"),
     "adapter: a folder in its place": (ADAPTER, in_place_of, "adapter"),
     "model: missing weights": (MODEL, Path.unlink, "model"),
-    "model: empty weights": (MODEL, lambda file: file.write_bytes(b""), "model"),
     "model: truncated weights": (MODEL, cut, "model"),
     "model: a folder in their place": (MODEL, in_place_of, "model"),
     "model: no manifest": ("models/tiny/pocketllm.json", Path.unlink, "model"),
@@ -256,16 +246,13 @@ def test_each_kind_of_damage_is_told_with_what_to_do(
             found = run("verify")
             assert found.exit_code == 1 and isinstance(found.exception, SystemExit), found.exception
             assert "Traceback" not in found.output
+            if not name:
+                assert "There is no database" in found.stderr and "--data-dir" in found.stderr
+                continue
             assert any(line.split()[:2] == ["!", name] for line in found.stdout.splitlines()), found.stdout
             assert "what to do" in found.stdout
             checks = json.loads(run("verify", "--json").stdout)
             assert not checks["ok"] and [check for check in checks["checks"] if check["problem"]]
-
-
-def test_a_database_that_is_missing(folder: DataFolder, run: Run) -> None:
-    folder.database.unlink()
-    found = run("verify")
-    assert found.exit_code == 1 and "There is no database" in found.stderr and "--data-dir" in found.stderr
 
 
 def manifest(text: bytes) -> Callable[[Path], None]:
@@ -286,9 +273,7 @@ def test_each_kind_of_damage_to_a_backup_is_told(
         "truncated": cut,
         "missing": Path.unlink,
         "a folder in its place": in_place_of,
-        "empty": lambda file: file.write_bytes(b""),
         "no archive": lambda file: file.write_bytes(b"no archive" * 999),
-        "a list for a manifest": manifest(b"[]"),
         "a list for checksums": manifest(b'{"format": 1, "sha256": [], "contents": {}}'),
         "no checksum": manifest(b'{"format": 1, "sha256": {"pocketllm.db": "0"}, "contents": {}}'),
         "a deep manifest": manifest(b"[" * 100_000),

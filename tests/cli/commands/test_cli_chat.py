@@ -28,10 +28,6 @@ def test_a_conversation_is_sent_as_a_whole(run: Run, served: Served) -> None:
     assert result.stdout == f"{answer}\n" * 3
 
 
-def test_base_and_adapter_exclude_each_other(run: Run) -> None:
-    assert run("chat", "--base", "--adapter", "adapter-1").exit_code == 2
-
-
 def test_what_was_not_answered_ends_a_script(run: Run, served: Served) -> None:
     served.breaks_off = True
     result = run("chat", stdin="Hello\n")

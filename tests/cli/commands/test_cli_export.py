@@ -13,11 +13,12 @@ from pocketllm.cli.texts import PAGE_TEXTS, as_given
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands
 from tests.support.daemon.served import Port, Served, serving
 
-GIVEN: list[dict[str, str]] = [
+GIVEN: list[dict[str, Any]] = [
     *({"text": f"Note {number}.", "source": "notes"} for number in range(2 * PAGE_TEXTS + 3)),
     {"text": " kept as\r\nit is \u2028 \0 \\u0041", "source": "a\0b"},
     {"prompt": "Who?", "completion": " Anna.", "source": "chat"},
     {"text": "good day", "label": "positive", "source": "diary"},
+    {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}], "source": "x"},
 ]
 
 
@@ -46,9 +47,9 @@ def test_what_is_exported_is_imported_to_the_same_ids(
     # Not splitlines(): a JSON text may hold other line separators as they are.
     lines = file.read_text(encoding="utf-8").split("\n")
     assert sorted(key(json.loads(line)) for line in lines if line) == sorted(map(key, GIVEN))
-    assert "Added 0 texts. 106 were already stored." in run("import", str(file)).stdout
+    assert "Added 0 texts. 107 were already stored." in run("import", str(file)).stdout
     with serving(tmp_path / "other", port) as other:
-        assert "Added 106 texts." in commands(other.home)("import", str(file)).stdout
+        assert "Added 107 texts." in commands(other.home)("import", str(file)).stdout
         assert {text["id"] for text in other.texts()} == {text["id"] for text in served.texts()}
 
 
@@ -105,9 +106,3 @@ def test_a_reader_that_has_seen_enough(home: Path) -> None:
     command = f"{sys.executable} -m pocketllm export - | head -1 >/dev/null"
     child = subprocess.run(command, shell=True, env=child_environment(home), capture_output=True, timeout=WAIT_SECONDS)
     assert child.stderr == b""
-
-
-def test_a_chat_is_passed_on_as_it_is() -> None:
-    messages = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
-    listed = {"id": "text-1", "kind": "chat", "text": "", "messages": messages, "source": "x", "words": 2}
-    assert as_given(listed) == {"messages": messages, "source": "x"}

@@ -1,21 +1,15 @@
 """`pocketllm import`, from the shell to the daemon's disk."""
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pocketllm.cli.common import Common
-from pocketllm.cli.importing import MAX_REFUSED, batches, send
-from pocketllm.errors import Interrupted
+from pocketllm.cli.importing import MAX_REFUSED, batches
 from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
@@ -125,12 +119,6 @@ class TestUsage:
         assert "201 characters" in run("import", note, "--source", "x" * 201).stderr
         assert served.requests == []
 
-    def test_an_empty_folder(self, run: Run, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        result = run("import", str(tmp_path / "empty"))
-        assert result.exit_code == 1
-        assert "Nothing to import" in result.stderr
-
     def test_format_and_source_may_be_said(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "script.py", "words = 1")
         assert run("import", str(path), "--format", "notes", "--source", "mine").exit_code == 0
@@ -174,15 +162,6 @@ class TestSending:
         assert "1,000 texts are stored; run the same command again" in result.stderr
         assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
 
-    def test_ctrl_c_says_what_is_stored(self, home: Path, served: Served) -> None:
-        def texts() -> Iterator[Example]:
-            yield from (Example(item={"text": f"text {number}"}, place="") for number in range(1500))
-            raise KeyboardInterrupt
-
-        with pytest.raises(Interrupted, match="1,000 texts are stored; run the same command again"):
-            send(Common(data_dir=home), texts(), Tally().skip)
-        assert served.api.services.store.texts.counts().texts == 1000
-
     def test_ctrl_c_at_the_keyboard(self, served: Served, tmp_path: Path) -> None:
         path = json_lines(tmp_path / "a.jsonl", 3000)
 
@@ -204,12 +183,6 @@ class TestSending:
         assert process.returncode == 130
         assert "Stopped by Ctrl-C. 1,000 texts are stored; run the same command again for the rest" in said
 
-    def test_a_text_longer_than_the_daemon_takes_is_split(self, run: Run, served: Served, tmp_path: Path) -> None:
-        path = write(tmp_path / "long.md", "\n\n".join(f"{number} " + "wörter " * 100 for number in range(3000)))
-        assert "Added 3 texts." in run("import", str(path)).stdout
-        sizes = sorted(len(text["text"].encode()) for text in served.texts())
-        assert all(900_000 < size <= 1_000_000 for size in sizes[1:])
-
 
 def test_texts_are_no_longer_than_the_settings_allow(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "700")
@@ -217,32 +190,3 @@ def test_texts_are_no_longer_than_the_settings_allow(run: Run, tmp_path: Path, m
     assert "Added 4 texts." in run("import", str(path)).stdout
     monkeypatch.setenv("POCKETLLM_MAX_TEXT_BYTES", "many")
     assert "max_text_bytes" in run("import", str(path)).stderr
-
-
-def test_progress_is_for_terminals(home: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": "words"}\n' * 50)
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pocketllm", "import", str(path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env={**child_environment(home), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
-    )
-    os.close(theirs)
-    seen = b""
-    with suppress(OSError):  # at its end
-        while data := os.read(ours, 4096):
-            seen += data
-    os.close(ours)
-    out, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0
-    assert b"50 texts" in seen and b"a.jsonl" in seen
-    assert out.endswith(b"Added 1 text. 49 were already stored.\n")
-
-
-def test_the_api_and_the_import_agree_on_ids(run: Run, served: Served, tmp_path: Path) -> None:
-    given = {"text": " kept as\r\nit is \u2028", "source": "api"}
-    assert served.api.post("/texts", json=given).json()["created"] == 1
-    path = write(tmp_path / "a.jsonl", json.dumps(given))
-    assert "Added 0 texts. 1 was already stored." in run("import", str(path)).stdout

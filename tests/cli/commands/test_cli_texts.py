@@ -1,8 +1,6 @@
 """`pocketllm texts`: what there is to learn from, seen and deleted."""
 
 import json
-import os
-from pathlib import Path
 
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
@@ -74,19 +72,6 @@ def test_delete_by_source_and_by_app(served: Served, run: Run) -> None:
     assert run("texts", "delete", "--source", "a", "--app", "b").exit_code == 2
 
 
-def test_what_a_removed_folder_has_left_is_deleted_by_its_source(served: Served, run: Run, tmp_path: Path) -> None:
-    notes = tmp_path / "diary"
-    notes.mkdir()
-    note = notes / "a.txt"
-    note.write_text("This note has rather more than the eight words that it needs.")
-    os.utime(note, (0, 0))
-    assert run("folders", "add", str(notes)).exit_code == 0
-    assert run("folders", "remove", str(notes)).exit_code == 0
-    assert run("texts", "delete", "--source", "diary", "--yes").stdout.startswith("Deleted 1 text")
-    assert run("folders", "scan").exit_code == 0
-    assert served.api.get("/texts").json()["data"] == []
-
-
 def test_unknown_texts_and_wrong_usage(run: Run) -> None:
     for arguments in (["show", "text-nope"], ["text-nope"], ["delete", "text-nope"], ["--after", "text-nope"]):
         result = run("texts", *arguments, "--json")
@@ -94,7 +79,3 @@ def test_unknown_texts_and_wrong_usage(run: Run) -> None:
         assert json.loads(result.stderr)["status"] == 404
     assert run("texts", "delete").exit_code == 2
     assert run("texts", "--limit", "501").exit_code == 2
-
-
-def test_without_a_daemon(alone: Run) -> None:
-    assert "No daemon answers" in alone("texts").stderr

@@ -10,13 +10,13 @@ import threading
 import pytest
 from rich.console import Console
 
-from pocketllm.cli.common import PLAIN_LINE_SECONDS, progress
-from pocketllm.cli.jobs import FAILED_POLLS_ALLOWED, follow, job_display
+from pocketllm.cli.jobs import FAILED_POLLS_ALLOWED, follow
+from pocketllm.cli.program import PLAIN_LINE_SECONDS, progress
 from pocketllm.client import Client
 from pocketllm.errors import CommandError
 from pocketllm.home import Target, find_target
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, output, terminal
-from tests.support.daemon.daemon_documents import JOB, RUNNING, SUCCEEDED
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, output
+from tests.support.daemon.daemon_documents import JOB
 from tests.support.daemon.served import Served
 
 
@@ -129,11 +129,3 @@ def test_short_work_without_stages_says_nothing() -> None:
     with progress(log) as report:
         report("", "Read 6 of 6 files.", 6, 6)
     assert output(log) == ""
-
-
-def test_a_terminal_gets_a_moving_bar() -> None:
-    console = terminal()
-    with job_display(console) as show:
-        show(JOB | RUNNING | SUCCEEDED)
-    assert "40/40" in output(console)
-    assert "━" in output(console)

@@ -9,32 +9,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from pocketllm.daemon.paths import DataFolder, is_there
 from pocketllm.errors import CommandError, Document, Interrupted, UsageError
-from pocketllm.home import become_owner, configured_data_dir, find_target
+from pocketllm.home import become_owner, configured_data_dir, find_target, running_settings
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pocketllm.client import Client
+    from pocketllm.daemon.settings import Settings
     from pocketllm.storage.store import Store
-
-
-class TrainingMethod(StrEnum):
-    """The training method."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    MEZO = "mezo"
 
 
 # The environment is read in `home` and not by typer, which could not tell `jobs --url A list` from a variable.
@@ -45,7 +37,7 @@ Url = Annotated[
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The daemon's data folder (or POCKETLLM_DATA_DIR).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Method = Annotated[
-    TrainingMethod | None,
+    Literal["auto", "exact", "mezo"] | None,
     typer.Option(
         help="exact: gradients, one layer at a time; mezo: forward passes only; auto: exact if it fits in memory."
     ),
@@ -323,17 +315,33 @@ def progress(
     yield print_line if plain else lambda *_: None
 
 
-@contextmanager
-def stored(path: Path) -> "Iterator[Store]":
-    """Yield the store in a database file, without a daemon. Nothing is migrated and no row changes.
+def daemon_settings(options: Common, **changed: Any) -> "Settings":
+    """Return the settings of the daemon that runs on the data folder, or those with which it would start.
 
-    Raises CommandError when there is no such file or it is of another version.
+    changed: settings that stand above both, but for None.
     """
-    if not is_there(path) or not path.is_file():
-        raise CommandError(f"There is no database {path}. Give the daemon's data folder with --data-dir.")
+    from pocketllm.daemon.settings import load_settings
+
+    running = running_settings(options.folder.root) or {}
+    return load_settings(running | given(data_dir=options.data_dir, **changed))
+
+
+def check_database(folder: DataFolder) -> None:
+    """Raise CommandError when there is no database in a data folder."""
+    if not is_there(folder.database) or not folder.database.is_file():
+        raise CommandError(f"There is no database {folder.database}. Give the daemon's data folder with --data-dir.")
+
+
+@contextmanager
+def stored(folder: DataFolder) -> "Iterator[Store]":
+    """Yield the store of a data folder, without a daemon. Nothing is migrated and no row changes.
+
+    Raises CommandError when there is no database or it is of another version.
+    """
     from pocketllm.storage.store import Store
 
-    with closing(Store.open_unchecked(path)) as store:
+    check_database(folder)
+    with closing(Store.open_unchecked(folder.database)) as store:
         yield store
 
 
