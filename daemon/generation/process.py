@@ -220,7 +220,7 @@ class Answerer:
     def _suggest(self, request: dict[str, Any], adapter: Path | None, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """The likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
         ends = time.monotonic() + request["timeout_seconds"]
-        suggester = self._models().suggester(adapter, self._decoding)
+        suggester = self._models().suggester(adapter)
         from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
 
         typed = Typed.of(request["context"], request["prefix"])
@@ -285,7 +285,7 @@ class Answerer:
             try:
                 from pocketllm.daemon.generation.torch_models import TorchModels
 
-                self._torch = TorchModels(self._model_folder)
+                self._torch = TorchModels(self._model_folder, self._decoding)
             finally:
                 self._limit_memory()
         return self._torch

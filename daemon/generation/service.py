@@ -160,7 +160,7 @@ class Generator:
             seconds = request.keep_alive_seconds
             self._keep_alive = self._settings.keep_alive_seconds if seconds is None else seconds
 
-    async def ask(self, request: Request, *, is_gone: Callable[[], Awaitable[bool]] | None = None) -> dict[str, Any]:
+    async def ask(self, request: Request, *, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """The summary of a complete answer. is_gone: whether nobody waits for it any more.
 
         Raises as `generate` does, and ClientGone.
@@ -168,7 +168,7 @@ class Generator:
         asking = asyncio.create_task(self._summary(request))
         try:
             while not (await asyncio.wait({asking}, timeout=_GONE_SECONDS))[0]:
-                if is_gone is not None and await is_gone():
+                if await is_gone():
                     raise ClientGone
             return asking.result()
         finally:
@@ -222,15 +222,15 @@ class Generator:
 
     async def _answers(self, process: Process, request: Request) -> AsyncGenerator[Event]:
         self._last_id += 1
-        number, ended = self._last_id, False
+        number = self._last_id
         await self._send(process, {**asdict(request), "id": number, "task": request.task})
+        event: Event = ""
         try:
-            while not ended:
+            while isinstance(event, str):
                 line = await self._line(process)
                 if line.get("id") != number:
                     continue  # the rest of a cancelled answer
-                event: Event = line.get("event", {})
-                ended = isinstance(event, dict)
+                event = line.get("event", {})
                 if "error" in line:
                     raise BadRequest(line["error"])
                 if "too_large" in line:
@@ -240,7 +240,7 @@ class Generator:
                     self._backend = Backend(**event["backend"])
                 yield event
         finally:
-            if not ended and process.returncode is None:
+            if isinstance(event, str) and process.returncode is None:
                 with suppress(GeneratorFailed):
                     await self._send(process, {"cancel": number})
 
@@ -268,17 +268,13 @@ class Generator:
             reading.cancel()
         if not line.endswith(b"\n"):
             await self.close()
-            await asyncio.to_thread(self._verify_model)
+            try:  # weights that are not what was imported may kill a process, too
+                await asyncio.to_thread(open_model_folder, self._loaded, verify=True)
+            except ModelFileError as error:
+                raise ModelNotReady(str(error)) from error
             raise GeneratorFailed
         parsed: dict[str, Any] = json.loads(line)
         return parsed
-
-    def _verify_model(self) -> None:
-        """Raise ModelNotReady if the weights are not what was imported, which may kill a process, too."""
-        try:
-            open_model_folder(self._loaded, verify=True)
-        except ModelFileError as error:
-            raise ModelNotReady(str(error)) from error
 
 
 def _kill(process: Process) -> None:

@@ -28,7 +28,6 @@ from pocketllm.engine.generate.streaming_text import Sampling
 _POLL_SECONDS = 0.01
 _HEALTH_SECONDS = 1.0
 _END_SECONDS = 5.0
-_TAIL_BYTES = 2000
 #: Set by environment variables, since the server ignores those that its version does not know: no cache of old prompts
 #: (by default up to 8 GB of memory), no web UI, and a log without texts.
 _QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
@@ -181,8 +180,7 @@ class LlamaServer:
 
     def _said(self) -> str:
         """The last line of its log, after a colon."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _TAIL_BYTES))
+        self._log.seek(0)
         return f": {last_words(self._log.read())}"
 
 

@@ -174,7 +174,7 @@ def test_requests_that_nobody_waits_for_any_more_leave_the_queue_and_the_process
 
     bench.run(scenario())
     pid = bench.generator.pid
-    assert bench.run(bench.generator.ask(asked))["replaces"] == len("we")
+    assert bench.answer(asked)["replaces"] == len("we")
     assert bench.generator.pid == pid
 
 
