@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from pocketllm.daemon.errors import ChildFailed
@@ -58,15 +59,16 @@ def child_environment() -> dict[str, str]:
     return {**CHILD_SETTINGS, **os.environ, "RUST_BACKTRACE": "0"}
 
 
-def run(command: Sequence[str], *, timeout_seconds: float, name: str = "", **more: Any) -> str:
-    """The command's standard output. Raises ChildFailed. name: in its message. more: see Popen.
+def run(command: Sequence[str], *, timeout_seconds: float, name: str = "") -> str:
+    """The command's standard output. Raises ChildFailed. name: in its message.
 
     It runs in its own session, so that its children are killed with it: a hung termux-api leaves one.
     """
     name = name or command[0]
-    more |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        process = subprocess.Popen(command, start_new_session=True, **more)
+        process = subprocess.Popen(
+            command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=child_environment(), start_new_session=True
+        )
     except OSError as error:
         raise ChildFailed(f"{name} cannot be run: {error.strerror}") from error
     with process:
@@ -90,7 +92,7 @@ def answer_of(tool: str, *arguments: object, refused: type[Exception]) -> dict[s
     """
     command = [sys.executable, "-m", f"pocketllm.daemon.tools.{tool}", *map(str, arguments)]
     try:
-        said = run(command, timeout_seconds=_TOOL_SECONDS, name=f"The {tool} process", env=child_environment())
+        said = run(command, timeout_seconds=_TOOL_SECONDS, name=f"The {tool} process")
     except ChildFailed as error:
         raise ChildFailed(f"{error}. Perhaps memory or the disk was full; free some, then try again.") from error
     found: dict[str, Any] = json.loads(said.splitlines()[-1])

@@ -2,58 +2,49 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-PROCESSES = Path("/proc")
-#: Places behind the name, from 0.
-_SESSION, _USER_TICKS, _SYSTEM_TICKS, _STARTED_TICKS = 3, 11, 12, 19
+#: Places behind the name and the state, from 0.
+_SESSION, _USER_TICKS, _SYSTEM_TICKS, _STARTED_TICKS = 2, 10, 11, 18
 #: The most time that counts between two looks: whoever looks may have been stopped, too.
 LONGEST_GAP_SECONDS = 10.0
 
 
-def started_ticks(pid: int, processes: Path = PROCESSES) -> int | None:
+def started_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since the boot; None if the system does not say, or it is gone.
 
     Together with its id this names a process: ids are used again.
     """
-    try:
-        return int(_fields(processes / str(pid))[_STARTED_TICKS])
-    except (OSError, ValueError, IndexError):
-        return None
+    numbers = _numbers(pid)
+    return numbers[_STARTED_TICKS] if numbers else None
 
 
-def cpu_seconds(pid: int, processes: Path = PROCESSES) -> float | None:
+def cpu_seconds(pid: int) -> float | None:
     """CPU seconds of a process; None if the system does not say, or the process is gone."""
-    try:
-        return _seconds(_fields(processes / str(pid)))
-    except (OSError, ValueError, IndexError):
-        return None
+    numbers = _numbers(pid)
+    return (numbers[_USER_TICKS] + numbers[_SYSTEM_TICKS]) / os.sysconf("SC_CLK_TCK") if numbers else None
 
 
-def session_cpu_seconds(session: int, processes: Path = PROCESSES) -> float | None:
+def session_cpu_seconds(session: int) -> float | None:
     """CPU seconds of all living processes of a session; None if the system does not say."""
-    found = [cpu_seconds(pid, processes) or 0.0 for pid in session_pids(session, processes)]
+    found = [cpu_seconds(pid) or 0.0 for pid in session_pids(session)]
     return sum(found) if found else None
 
 
-def session_pids(session: int, processes: Path = PROCESSES) -> list[int]:
+def session_pids(session: int) -> list[int]:
     """The living processes of a session."""
-    found = []
-    for folder in processes.glob("[0-9]*"):
-        with suppress(OSError):  # gone meanwhile, or another user's
-            if int(_fields(folder)[_SESSION]) == session:
-                found.append(int(folder.name))
-    return found
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if (numbers := _numbers(pid)) and numbers[_SESSION] == session]
 
 
-def _fields(folder: Path) -> list[str]:
-    """The numbers of a process behind its name, which may contain anything."""
-    return (folder / "stat").read_text().rpartition(")")[2].split()
-
-
-def _seconds(fields: list[str]) -> float:
-    return (int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])) / os.sysconf("SC_CLK_TCK")
+def _numbers(pid: int) -> list[int]:
+    """The numbers of a process behind its name, which may contain anything, and its state; none if it is gone, or the
+    system does not say.
+    """
+    try:
+        return [int(number) for number in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1:]]
+    except (OSError, ValueError):
+        return []
 
 
 class StallWatch:

@@ -1,7 +1,6 @@
 """What the running daemon is made of: built in one place, handed to whoever serves it."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -99,16 +98,7 @@ def build_services(
     places = Places(supplies=settings.power_supplies)
     sensor_set = sensor_set or discover_sensors(folder.root, folder.idle_stamp, places)
     wake_lock = WakeLock(*map(places.command, (TAKE, RELEASE, INHIBIT)))
-    generator = Generator(
-        folder.models / settings.model,
-        database=folder.database,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        max_waiting=settings.max_waiting,
-        clock=time.monotonic,
-        socket=folder.llama_socket,
-        memory_bytes=settings.total_memory_bytes - DAEMON_BYTES,
-        preference=settings.backend,
-    )
+    generator = Generator(folder, settings, memory_bytes=settings.total_memory_bytes - DAEMON_BYTES)
     wake = Waker()
     folder_scans = FolderScans(folder, uptime, wake)
     scheduler = Scheduler(

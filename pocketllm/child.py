@@ -55,7 +55,7 @@ def running_daemon(
         except (NoDaemon, DaemonLost) as error:
             if process.poll() is None:
                 raise
-            raise died(process, log) from error
+            raise failed(process, log) from error
         finally:
             stop(process)
 
@@ -92,20 +92,17 @@ def wait_until_answering(
                 return client
             client.close()
         time.sleep(POLL_SECONDS)
-    if process.poll() is not None:
-        raise died(process, log)
-    raise CommandError(f"The daemon did not answer within {start_seconds:.0f} seconds. {log_tail(log)}")
+    raise failed(process, log)
 
 
-def died(process: "subprocess.Popen[bytes]", log: Path) -> CommandError:
-    """Return the error for a daemon that died."""
-    return CommandError(f"The daemon stopped with exit code {process.returncode}. {log_tail(log)}")
-
-
-def log_tail(log: Path) -> str:
-    """Return the path and the last lines of the daemon's log."""
+def failed(process: "subprocess.Popen[bytes]", log: Path) -> CommandError:
+    """Return the error for a daemon that died or does not answer, with the end of its log."""
+    code = process.poll()
+    happened = "did not answer in time" if code is None else f"stopped with exit code {code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    return "\n".join([f"Last lines of its log, {log}:", *(f"  {line}" for line in lines)])
+    return CommandError(
+        "\n".join([f"The daemon {happened}. Last lines of its log, {log}:", *(f"  {line}" for line in lines)])
+    )
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -17,7 +17,7 @@ from pocketllm.api.errors import problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
+from pocketllm.daemon.generation.service import Event, GenerationRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.passages import Passage
 
@@ -149,16 +149,14 @@ async def asked(request: Request, services: Services, body: GenerateIn) -> tuple
     return generation, about
 
 
-async def _stream(
-    first: Piece | Done, events: AsyncGenerator[Piece | Done], about: dict[str, Any]
-) -> AsyncGenerator[bytes]:
+async def _stream(first: Event, events: AsyncGenerator[Event], about: dict[str, Any]) -> AsyncGenerator[bytes]:
     """The answer as it comes. Starlette closes this when the client goes away, which stops the generation."""
     async with aclosing(events):
         try:
             event = first
-            while isinstance(event, Piece):
-                yield server_sent_event("token", {"text": event.text})
+            while isinstance(event, str):
+                yield server_sent_event("token", {"text": event})
                 event = await anext(events)
-            yield server_sent_event("done", GenerateOut(**event.summary, **about).model_dump())
+            yield server_sent_event("done", GenerateOut(**event, **about).model_dump())
         except DaemonError as error:
             yield server_sent_event("error", problem_of(error).body())

@@ -20,7 +20,7 @@ from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import ChatRequest, CompletionRequest
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.daemon.generation.service import GenerationRequest, Generator, Piece
+from pocketllm.daemon.generation.service import GenerationRequest, Generator
 from pocketllm.daemon.services import Services
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)
@@ -137,11 +137,11 @@ async def _chunks(
                 if not begun:
                     yield {**about, "choices": [as_call(part(is_chat, index, "", role="assistant"), forced)]}
                 begun = True
-                if isinstance(event, Piece):
-                    choice = part(is_chat, index, event.text)
+                if isinstance(event, str):
+                    choice = part(is_chat, index, event)
                 else:
-                    answers.append(event.summary)
-                    choice = part(is_chat, index, "", event.summary["finish_reason"])
+                    answers.append(event)
+                    choice = part(is_chat, index, "", event["finish_reason"])
                 yield {**about, "choices": [as_call(choice, forced)]}
     if body.usage_wanted:
         yield {**about, "choices": [], "usage": Usage.of(answers).model_dump()}

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from bench.common.world import daemon_on, until
 from bench.common.writers import ended
 from pocketllm.cli.demo import sample_notes
 from pocketllm.daemon.generation.backend import LlamaCpp, find_llamacpp
-from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan, Timeouts
+from pocketllm.daemon.generation.llama.server import LlamaServer, ServerPlan
 from pocketllm.engine.formats.model_folder import open_model_folder
 
 if TYPE_CHECKING:
@@ -139,10 +139,17 @@ def llama_speaker(model: Path, lora: Path, scratch: Path, tokens: int) -> Iterat
     assert isinstance(found, LlamaCpp)
     threads, socket = len(os.sched_getaffinity(0)), scratch / "llama.sock"
     plan = ServerPlan(
-        program=found.program, base=found.base, lora=lora, context=_CONTEXT, threads=threads, memory_bytes=10**9
+        program=found.program,
+        base=found.base,
+        socket=socket,
+        encode=lambda _: [],
+        lora=lora,
+        context=_CONTEXT,
+        threads=threads,
+        memory_bytes=10**9,
     )
     with (
-        LlamaServer(plan, socket, lambda _: [], Timeouts()),
+        closing(LlamaServer(plan)),
         httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_LONGEST_SECONDS) as http,
     ):
 

@@ -24,12 +24,16 @@ class LlamaCpp:
     base: Path  #: the model's GGUF file
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Backend:
-    """The decoder, and the reason if it is not llama.cpp."""
+    """The decoder: llama.cpp, or transformers for a reason."""
 
-    name: Literal["transformers", "llamacpp"]
     reason: str | None = None
+
+    @property
+    def name(self) -> Literal["transformers", "llamacpp"]:
+        """As in the setting `backend`."""
+        return "llamacpp" if self.reason is None else "transformers"
 
     @property
     def refusal_of_json(self) -> str:
@@ -40,17 +44,16 @@ class Backend:
 def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> LlamaCpp | Backend:
     """llama.cpp for this model; else the other backend, with the reason."""
     if preference == "transformers":
-        return Backend(name="transformers", reason="the setting backend is transformers")
+        return Backend("the setting backend is transformers")
     try:
         base = find_origin(model_folder.manifest)
     except ModelFileError as changed:
-        return Backend(name="transformers", reason=str(changed))
+        return Backend(str(changed))
     program = shutil.which(EXECUTABLE) or (PACKAGE if find_spec(PACKAGE) else None)
     if program is None:
         return Backend(
-            name="transformers",
-            reason=f"llama.cpp is not installed: neither {EXECUTABLE} (`pkg install llama-cpp` in Termux) nor "
-            f"{PACKAGE} (`pip install 'pocketllm[llamacpp]'`)",
+            f"llama.cpp is not installed: neither {EXECUTABLE} (`pkg install llama-cpp` in Termux) nor "
+            f"{PACKAGE} (`pip install 'pocketllm[llamacpp]'`)"
         )
     return LlamaCpp(program=program, base=base)
 
@@ -58,4 +61,4 @@ def find_llamacpp(model_folder: ModelFolder, preference: BackendPreference) -> L
 def expected_backend(model_folder: ModelFolder, preference: BackendPreference) -> Backend:
     """The expected decoder of this model, without trying it."""
     found = find_llamacpp(model_folder, preference)
-    return Backend(name="llamacpp") if isinstance(found, LlamaCpp) else found
+    return Backend() if isinstance(found, LlamaCpp) else found

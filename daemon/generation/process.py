@@ -1,8 +1,9 @@
 """The generator: answers requests for text, one at a time, from one model in memory.
 
 JSON lines in, JSON lines out (`python -m pocketllm.daemon.generation.process`). In: a request, `{"cancel": ID}`, or
-the end of input, at which the process ends. Out: `{"ready": true}`, then for each request any number of
-`{"id", "text"}` and last `{"id", "done": {...}}` or `{"id", "error": {"kind", "message"}}`.
+the end of input, at which the process ends. Out: `{"ready": true}` or `{"fatal": REASON}`. Then for each request any
+number of `{"id", "event": TEXT}`, and last `{"id", "event": {...}}`, `{"id", "error": REASON}`, or
+`{"id", "too_large": true}`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pocketllm.daemon import process_memory
-from pocketllm.daemon.errors import GenerationTooLarge
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
 from pocketllm.daemon.generation.llama.server import ServerPlan
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.generation.owners_words import OwnersWords
 from pocketllm.daemon.logs import describe_uncaught
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -51,10 +52,9 @@ _LEAST_BYTES = 64 * 10**6
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer requests until the input ends."""
     parser = argparse.ArgumentParser(description="Answers a PocketLLM daemon's requests for text.")
+    parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--database", type=Path, required=True, help="The source of word counts for suggestions.")
-    parser.add_argument("--backend", choices=get_args(BackendPreference), default="auto")
-    parser.add_argument("--socket", type=Path, required=True, help="The socket for llama.cpp.")
+    parser.add_argument("--backend", choices=get_args(BackendPreference), required=True)
     parser.add_argument("--memory-bytes", type=int, required=True, help="Maximum anonymous memory, with llama.cpp's.")
     options = parser.parse_args(arguments)
     # oneDNN generates code for each number of tokens, and by itself keeps 1,024 of these: a megabyte each.
@@ -69,24 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     requests = Requests()
     try:
-        words = OwnersWords(options.database)
-        answerer = Answerer(options.model, options.backend, options.socket, words, options.memory_bytes)
+        answerer = Answerer(DataFolder(options.data_dir), options.model, options.backend, options.memory_bytes)
     except MezoError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
-    say(ready=True, backend=asdict(answerer.backend))
+    say(ready=True)
     while True:
         request = requests.next()
-        if requests.cancelled(request["id"]):
+        cancelled = partial(requests.cancelled, request["id"])
+        if cancelled():
             continue
         try:
-            answerer.answer(request, requests, say)
+            for event in answerer.answer(request, cancelled):
+                say(id=request["id"], event=event)
         except MezoError as error:
-            say(id=request["id"], error={"kind": type(error).__name__, "message": str(error)})
+            say(id=request["id"], error=str(error))
         except (MemoryError, RuntimeError) as error:
             if not process_memory.out_of_memory(error):
                 raise
-            say(id=request["id"], error={"kind": GenerationTooLarge.__name__, "message": GenerationTooLarge.__doc__})
+            say(id=request["id"], too_large=True)
 
 
 class Requests:
@@ -94,7 +95,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._cancelled: set[int] = set()
+        self._last_cancelled = 0
         self._gave_back_at = time.monotonic()
         threading.Thread(target=self._read, daemon=True, name="requests").start()
 
@@ -108,14 +109,14 @@ class Requests:
         return self._queue.get()
 
     def cancelled(self, request_id: int) -> bool:
-        """Whether this request was cancelled."""
-        return request_id in self._cancelled
+        """Whether this request was cancelled. Earlier ones have ended, or were cancelled, too."""
+        return request_id <= self._last_cancelled
 
     def _read(self) -> None:
         for line in sys.stdin:
             message = json.loads(line)
             if "cancel" in message:
-                self._cancelled.add(message["cancel"])
+                self._last_cancelled = message["cancel"]
             else:
                 self._queue.put(message)
         os._exit(os.EX_OK)  # the daemon is gone, or unloads the generator
@@ -124,37 +125,37 @@ class Requests:
 class Answerer:
     """Answers requests with llama.cpp where possible, else with torch."""
 
-    def __init__(
-        self, model: Path, preference: BackendPreference, address: Path, words: OwnersWords, memory_bytes: int
-    ) -> None:
-        """address: of llama.cpp's socket. memory_bytes: anonymous memory of this process and llama.cpp's, at most.
+    def __init__(self, folder: DataFolder, model: Path, preference: BackendPreference, memory_bytes: int) -> None:
+        """memory_bytes: anonymous memory of this process and llama.cpp's, at most.
 
         Raises UnsupportedModel or ModelFileError.
         """
         model_folder = open_model_folder(model)
-        self._words = words
+        self._words = OwnersWords(folder.database)
         if model_folder.manifest.is_mlm:
             raise UnsupportedModel(
                 f"{model_folder.manifest.name} fills in masks and cannot continue a text. Use another model."
             )
         self._model_folder = model_folder
         self._torch: TorchModels | None = None
-        found = find_llamacpp(model_folder, preference)
         self._tokenizer, self._decoding = open_tokenizer(model_folder)
         self._start, self._eos = start_ids(self._tokenizer), eos_id(self._tokenizer)
         #: Of the last contexts: with each letter of a word the same one is asked about.
         self._tokens_of = lru_cache(maxsize=4)(self._encoded)
         self._llama: LlamaDecoder | None = None
         self._memory_bytes = memory_bytes  #: of this process
+        found = find_llamacpp(model_folder, preference)
         if isinstance(found, LlamaCpp):
             self._memory_bytes = memory_bytes // 2
-            threads = len(os.sched_getaffinity(0))
-            self._llama = LlamaDecoder(
-                model_folder,
-                ServerPlan(program=found.program, base=found.base, threads=threads, memory_bytes=self._memory_bytes),
-                address=address,
-                encode=lambda text: self._tokenizer(text, add_special_tokens=False)["input_ids"],
+            plan = ServerPlan(
+                program=found.program,
+                base=found.base,
+                socket=folder.llama_socket,
+                encode=self._plain,
+                threads=len(os.sched_getaffinity(0)),
+                memory_bytes=self._memory_bytes,
             )
+            self._llama = LlamaDecoder(model_folder, plan)
             self._limit_memory()
         elif preference == "llamacpp":
             raise UnsupportedModel(f"The setting backend is llamacpp, but {found.reason}.")
@@ -167,59 +168,59 @@ class Answerer:
         """The decoder of the last answer that llama.cpp could have made."""
         return self._without if self._llama is None else self._llama.backend
 
-    def answer(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Answer a request. Raises MezoError."""
-        tasks = {"suggest": self._suggest, "classify": self._classify}
-        tasks.get(request["task"], self._generate)(request, requests, say)
+    def answer(self, request: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[str | dict[str, Any]]:
+        """Yield pieces of text, and last how the request ended. Raises MezoError."""
+        adapter = Path(request["adapter"]) if request["adapter"] else None
+        if request["task"] == "suggest":
+            yield self._suggest(request, adapter, cancelled)
+        elif request["task"] == "classify":
+            yield self._classify(request, adapter)
+        else:
+            yield from self._generate(request, adapter, cancelled)
 
-    def _generate(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Answer with a text, in pieces."""
-        request_id, alternatives = request["id"], request["alternatives"]
-        sampling = _sampling(request)
+    def _generate(
+        self, request: dict[str, Any], adapter: Path | None, cancelled: Callable[[], bool]
+    ) -> Iterator[str | dict[str, Any]]:
+        sampling = Sampling(**{field.name: request[field.name] for field in fields(Sampling)})
         before, asked = self._prompt(request)
         prompt = [*before, *asked]
         started = time.monotonic()
-        generation = self._generation(_folder(request), prompt, sampling, lambda: requests.cancelled(request_id))
+        generation = self._generation(adapter, prompt, sampling, cancelled)
         echo = asked if request["echo"] else []
         echoed = str(self._tokenizer.decode(echo))
         if echoed:
-            say(id=request_id, text=echoed)
-        for piece in merged(generation.pieces):
-            say(id=request_id, text=piece)
+            yield echoed
+        yield from merged(generation.pieces)
         seconds = time.monotonic() - started
         scored = None
-        if alternatives is not None:
-            of_all = self._models().score(_folder(request), [*prompt, *generation.tokens], alternatives)
+        if (alternatives := request["alternatives"]) is not None:
+            of_all = self._models().score(adapter, [*prompt, *generation.tokens], alternatives)
             scored = [self._shown(one) for one in of_all[len(prompt) - len(echo) :]]
-        say(
-            id=request_id,
-            backend=asdict(self.backend),
-            done={
-                "text": echoed + generation.text,
-                "finish_reason": generation.finish_reason,
-                "prompt_tokens": generation.prompt_tokens,
-                "completion_tokens": generation.completion_tokens,
-                "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
-                "scored": scored,
-                "backend": self.backend.name,
-            },
-        )
+        yield {
+            "text": echoed + generation.text,
+            "finish_reason": generation.finish_reason,
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": generation.completion_tokens,
+            "tokens_per_second": round(generation.completion_tokens / seconds, 2) if seconds else None,
+            "scored": scored,
+            "backend": asdict(self.backend),
+        }
 
     def _generation(
-        self, folder: Path | None, prompt: list[int], sampling: Sampling, cancelled: Callable[[], bool]
+        self, adapter: Path | None, prompt: list[int], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Generation:
         def by_torch() -> TokenSource:
             if sampling.json_schema is not None:
                 raise BadRequest(self.backend.refusal_of_json)
-            return self._models().tokens(folder)
+            return self._models().tokens(adapter)
 
-        source = by_torch() if self._llama is None else partial(self._llama.tokens, folder, by_torch)
+        source = by_torch() if self._llama is None else partial(self._llama.tokens, adapter, by_torch)
         return generate(source, self._decoding, prompt, sampling, cancelled=cancelled)
 
-    def _suggest(self, request: dict[str, Any], requests: Requests, say: Any) -> None:
-        """Answer with the likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
+    def _suggest(self, request: dict[str, Any], adapter: Path | None, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """The likeliest words behind a text, by torch: llama.cpp does not look at several at once."""
         ends = time.monotonic() + request["timeout_seconds"]
-        suggester = self._models().suggester(_folder(request), self._decoding)
+        suggester = self._models().suggester(adapter)
         from pocketllm.engine.generate.suggestions import MAX_CHARACTERS, Typed, cut
 
         typed = Typed.of(request["context"], request["prefix"])
@@ -229,24 +230,22 @@ class Answerer:
             self._tokens_of(recent),
             typed,
             n=request["n"],
-            late=lambda: time.monotonic() > ends or requests.cancelled(request["id"]),
+            late=lambda: time.monotonic() > ends or cancelled(),
             counts=counts,
         )
         replaces = 0 if found and found[0].text.startswith(" ") else len(typed.beginning.lstrip())
-        done = {"suggestions": [asdict(one) for one in found], "replaces": replaces, "complete": complete}
-        say(id=request["id"], done=done)
+        return {"suggestions": [asdict(one) for one in found], "replaces": replaces, "complete": complete}
 
-    def _classify(self, request: dict[str, Any], _requests: Requests, say: Any) -> None:
-        """Answer with the probability of each label, as the examples say."""
+    def _classify(self, request: dict[str, Any], adapter: Path | None) -> dict[str, Any]:
+        """The probability of each label, as the examples say."""
         texts, labels = zip(*request["examples"], strict=True)
-        *examples, asked = self._models().features(_folder(request), [*texts, request["text"]], self._encoded)
+        *examples, asked = self._models().features(adapter, [*texts, request["text"]], self._encoded)
         import torch
 
         from pocketllm.engine.generate.label_probe import LabelProbe
 
         probe = LabelProbe(torch.stack(examples), labels)
-        done = {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy, "threshold": probe.threshold}
-        say(id=request["id"], done=done)
+        return {"probabilities": probe.probabilities(asked), "accuracy": probe.accuracy, "threshold": probe.threshold}
 
     def _prompt(self, request: dict[str, Any]) -> tuple[Sequence[int], list[int]]:
         """What is put before the tokens to continue, and these: the given ones, a chat's in the model's template, or a
@@ -262,7 +261,7 @@ class Answerer:
             return (), list(given)
         is_chat = request["messages"] is not None
         text = chat_prompt(self._tokenizer, request["messages"]) if is_chat else request["prompt"]
-        tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = self._plain(text)
         if is_chat:
             return (), tokens
         begins = request["begins_text"] or not tokens
@@ -270,7 +269,12 @@ class Answerer:
 
     def _encoded(self, text: str) -> list[int]:
         """Its tokens, behind what every text begins with."""
-        return [*(self._start or (self._eos,)), *self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [*(self._start or (self._eos,)), *self._plain(text)]
+
+    def _plain(self, text: str) -> list[int]:
+        """Its tokens alone."""
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
 
     def _models(self) -> TorchModels:
         """The models in torch, imported when needed, since that takes seconds and hundreds of MB. To be called before
@@ -281,7 +285,7 @@ class Answerer:
             try:
                 from pocketllm.daemon.generation.torch_models import TorchModels
 
-                self._torch = TorchModels(self._model_folder)
+                self._torch = TorchModels(self._model_folder, self._decoding)
             finally:
                 self._limit_memory()
         return self._torch
@@ -310,15 +314,6 @@ def merged(pieces: Iterator[str], *, clock: Callable[[], float] = time.monotonic
             kept, last = "", now
     if kept:
         yield kept
-
-
-def _sampling(request: dict[str, Any]) -> Sampling:
-    values = {field.name: request[field.name] for field in fields(Sampling)}
-    return Sampling(**values | {"stop": tuple(values["stop"])})
-
-
-def _folder(request: dict[str, Any]) -> Path | None:
-    return Path(request["adapter"]) if request["adapter"] else None
 
 
 if __name__ == "__main__":

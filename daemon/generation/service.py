@@ -3,22 +3,23 @@
 import asyncio
 import json
 import logging
-import os
-import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from math import inf, isinf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pocketllm.daemon.child import child_environment
 from pocketllm.daemon.errors import ClientGone, GenerationTooLarge, GeneratorBusy, GeneratorFailed, ModelNotReady
-from pocketllm.daemon.generation.backend import Backend, BackendPreference, expected_backend
+from pocketllm.daemon.generation.backend import Backend, expected_backend
+from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.processes import StallWatch, session_cpu_seconds, session_pids
+from pocketllm.daemon.settings import Settings
 from pocketllm.engine.errors import BadRequest, ModelFileError
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 #: The longest line of the protocol, which holds a whole answer.
 _LINE_BYTES = 16 * 2**20
 _EXIT_SECONDS = 5.0
-#: A process that has used no processor for so long, while an answer is due, is killed.
-_STALL_SECONDS = 60.0
+#: A process that has used no processor for so long, while an answer is due, is killed; and the time between looks.
+_STALL_SECONDS, _LOOK_SECONDS = 60.0, 5.0
 #: The time between looks at whether anybody still waits for an answer.
 _GONE_SECONDS = 0.05
 #: Expected memory of the process at its start (measured with SmolLM2: 227 MB).
@@ -40,6 +41,7 @@ _START_BYTES = 250_000_000
 class GenerationRequest(Sampling):
     """A prompt, tokens or chat messages to continue, with an adapter (its folder) or the base model."""
 
+    task: ClassVar = "generate"
     prompt: str | None = None
     begins_text: bool = True  #: put before the prompt what separates texts in training
     tokens: list[int] | None = None  #: in place of a prompt; used as they are
@@ -52,8 +54,9 @@ class GenerationRequest(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestionRequest:
-    """The likeliest words behind a text. The answer is Done, with `suggestions`, `replaces` and `complete`."""
+    """The likeliest words behind a text. The answer is a dict of `suggestions`, `replaces` and `complete`."""
 
+    task: ClassVar = "suggest"
     context: str
     prefix: str | None  #: see engine/generate/suggestions.py
     n: int
@@ -65,8 +68,9 @@ class SuggestionRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRequest:
-    """The probability of each label of a text. The answer is Done, with `probabilities`, `accuracy` and `threshold`."""
+    """The probability of each label of a text. The answer is a dict of `probabilities`, `accuracy` and `threshold`."""
 
+    task: ClassVar = "classify"
     text: str
     examples: list[tuple[str, str]]  #: texts and their labels
     adapter: Path | None = None
@@ -74,59 +78,22 @@ class ClassifyRequest:
 
 
 Request = GenerationRequest | SuggestionRequest | ClassifyRequest
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The answer is complete."""
-
-    summary: dict[str, Any]
-
-
-def _line(request: Request, request_id: int) -> bytes:
-    """The request as a line of the protocol."""
-    tasks = {GenerationRequest: "generate", SuggestionRequest: "suggest", ClassifyRequest: "classify"}
-    adapter = str(request.adapter) if request.adapter else None
-    return (
-        json.dumps({**asdict(request), "id": request_id, "adapter": adapter, "task": tasks[type(request)]}).encode()
-        + b"\n"
-    )
+#: What a request yields: pieces of text, and last a summary of the whole answer.
+Event = str | dict[str, Any]
 
 
 class Generator:
     """Starts the process on demand, passes it one request at a time, and unloads it when idle. One event loop."""
 
     def __init__(
-        self,
-        model: Path,
-        *,
-        database: Path,
-        keep_alive_seconds: float,
-        max_waiting: int,
-        clock: Callable[[], float],
-        socket: Path,
-        memory_bytes: int = 10**9,
-        preference: BackendPreference = "auto",
-        look_seconds: float = 5.0,
+        self, folder: DataFolder, settings: Settings, *, memory_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """database: whose words suggestions count. socket: for llama.cpp, if the process uses it. memory_bytes: private
-        memory of both, at most. preference: the decoder. look_seconds: the time between looks at whether a process
-        that is to answer hangs.
-        """
-        self._database, self._default_keep_alive = database, keep_alive_seconds
+        """memory_bytes: private memory of the process and llama.cpp, at most."""
+        self._folder, self._settings, self._memory_bytes, self._clock = folder, settings, memory_bytes, clock
         #: What answers. Set another one: an answer under way is finished, and those that wait raise ModelNotReady.
-        self.model = self._loaded = model
-        self._socket, self._preference, self._look_seconds = socket, preference, look_seconds
-        self._backend: Backend | None = None
-        self._max_waiting, self._clock, self._memory_bytes = max_waiting, clock, memory_bytes
-        self._keep_alive = keep_alive_seconds  # of the last request
+        self.model = self._loaded = folder.models / settings.model
+        self._backend: Backend | None = None  # of the last answer
+        self._keep_alive = settings.keep_alive_seconds  # of the last request
         self._process: Process | None = None
         self._lock = asyncio.Lock()
         self._waiting = 0
@@ -141,7 +108,8 @@ class Generator:
     @property
     def pid(self) -> int | None:
         """The process id while it runs."""
-        return self._process.pid if self._alive and self._process else None
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
     @property
     def held_bytes(self) -> int:
@@ -153,10 +121,10 @@ class Generator:
     @property
     def backend(self) -> Backend | None:
         """The decoder of the last answer while the process runs, else the expected one; None without a model."""
-        if self._alive and self._backend:
+        if self.pid is not None and self._backend is not None:
             return self._backend
         try:
-            return expected_backend(open_model_folder(self.model), self._preference)
+            return expected_backend(open_model_folder(self.model), self._settings.backend)
         except ModelFileError:
             return None
 
@@ -164,16 +132,16 @@ class Generator:
     def idle_seconds_left(self) -> float | None:
         """Seconds until it is unloaded; None while it does not run, is busy, or stays loaded for ever."""
         keep_alive = min(self._keep_alive, self.max_keep_alive) if self._loaded == self.model else 0.0
-        if not self._alive or self._waiting or isinf(keep_alive):
+        if self.pid is None or self._waiting or isinf(keep_alive):
             return None
         return max(0.0, self._last_used + keep_alive - self._clock())
 
-    async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
-        """Yield pieces and then Done. Closing the iterator early cancels the generation.
+    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+        """Yield pieces of text, and last a summary. Closing the iterator early cancels the generation.
 
         Raises GeneratorBusy, GeneratorFailed, ModelNotReady, or BadRequest.
         """
-        if self._waiting > self._max_waiting:
+        if self._waiting > self._settings.max_waiting:
             raise GeneratorBusy
         self._waiting += 1
         model = self.model  # that its adapter is of
@@ -182,18 +150,17 @@ class Generator:
                 process = await self._running()
                 if model != self._loaded:
                     raise ModelNotReady(f"{self.model.name} has become the model meanwhile. Send the request again.")
-                self._last_id += 1
                 # aclosing: when the caller goes away, the inner iterator is closed now, and cancels.
-                async with aclosing(self._answers(process, self._last_id, request)) as events:
+                async with aclosing(self._answers(process, request)) as events:
                     async for event in events:
                         yield event
         finally:
             self._waiting -= 1
             self._last_used = self._clock()
             seconds = request.keep_alive_seconds
-            self._keep_alive = self._default_keep_alive if seconds is None else seconds
+            self._keep_alive = self._settings.keep_alive_seconds if seconds is None else seconds
 
-    async def ask(self, request: Request, *, is_gone: Callable[[], Awaitable[bool]] | None = None) -> dict[str, Any]:
+    async def ask(self, request: Request, *, is_gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """The summary of a complete answer. is_gone: whether nobody waits for it any more.
 
         Raises as `generate` does, and ClientGone.
@@ -201,7 +168,7 @@ class Generator:
         asking = asyncio.create_task(self._summary(request))
         try:
             while not (await asyncio.wait({asking}, timeout=_GONE_SECONDS))[0]:
-                if is_gone is not None and await is_gone():
+                if await is_gone():
                     raise ClientGone
             return asking.result()
         finally:
@@ -209,7 +176,7 @@ class Generator:
 
     async def _summary(self, request: Request) -> dict[str, Any]:
         async with aclosing(self.generate(request)) as events:
-            return await anext(event.summary async for event in events if isinstance(event, Done))
+            return await anext(event async for event in events if not isinstance(event, str))
 
     async def unload_if_idle(self) -> bool:
         """Unload the process after the keep-alive time without use; returns whether it did."""
@@ -226,36 +193,22 @@ class Generator:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
+        _kill(process)  # it has no state
+        with suppress(TimeoutError):  # it waits for a device, and dies when that answers
             await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
-        except TimeoutError:
-            process.kill()
-            with suppress(TimeoutError):  # it waits for a device, and dies when that answers
-                await asyncio.wait_for(process.wait(), _EXIT_SECONDS)
-        self._socket.unlink(missing_ok=True)  # a killed server leaves it
-
-    @property
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        self._folder.llama_socket.unlink(missing_ok=True)  # a killed server leaves it
 
     async def _running(self) -> Process:
-        if self._alive and self._process and self._loaded == self.model:
+        if self._process is not None and self.pid is not None and self._loaded == self.model:
             return self._process
         await self.close()
-        self._starting = True
+        self._starting, self._backend = True, None
         try:
             await asyncio.to_thread(self.before_start)
             self._loaded = self.model
-            command = [sys.executable, "-m", "pocketllm.daemon.generation.process", "--model", str(self._loaded)]
-            options = {
-                "--database": self._database,
-                "--backend": self._preference,
-                "--socket": self._socket,
-                "--memory-bytes": self._memory_bytes,
-            }
-            command += [str(part) for option in options.items() for part in option]
+            command = [sys.executable, "-m", "pocketllm.daemon.generation.process"]
+            command += ["--data-dir", str(self._folder.root), "--model", str(self._loaded)]
+            command += ["--backend", self._settings.backend, "--memory-bytes", str(self._memory_bytes)]
             self._process = process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, env=child_environment(), limit=_LINE_BYTES, start_new_session=True
             )
@@ -265,68 +218,66 @@ class Generator:
         if "fatal" in first:
             await self.close()
             raise ModelNotReady(first["fatal"])
-        self._backend = Backend(**first["backend"])
         return process
 
-    async def _answers(self, process: Process, request_id: int, request: Request) -> AsyncGenerator[Piece | Done]:
-        await self._send(process, _line(request, request_id))
-        finished = False
+    async def _answers(self, process: Process, request: Request) -> AsyncGenerator[Event]:
+        self._last_id += 1
+        number = self._last_id
+        await self._send(process, {**asdict(request), "id": number, "task": request.task})
+        event: Event = ""
         try:
-            while not finished:
+            while isinstance(event, str):
                 line = await self._line(process)
-                if line.get("id") != request_id:
+                if line.get("id") != number:
                     continue  # the rest of a cancelled answer
-                finished = "text" not in line
+                event = line.get("event", {})
                 if "error" in line:
-                    if line["error"]["kind"] == GenerationTooLarge.__name__:
-                        await self.close()  # what is left of its memory is full of holes
-                        raise GenerationTooLarge
-                    raise BadRequest(line["error"]["message"])
-                if "backend" in line:
-                    self._backend = Backend(**line["backend"])
-                yield Done(line["done"]) if finished else Piece(line["text"])
+                    raise BadRequest(line["error"])
+                if "too_large" in line:
+                    await self.close()  # what is left of its memory is full of holes
+                    raise GenerationTooLarge
+                if isinstance(event, dict) and "backend" in event:
+                    self._backend = Backend(**event["backend"])
+                yield event
         finally:
-            if not finished and process.returncode is None:
+            if isinstance(event, str) and process.returncode is None:
                 with suppress(GeneratorFailed):
-                    await self._send(process, json.dumps({"cancel": request_id}).encode() + b"\n")
+                    await self._send(process, {"cancel": number})
 
-    async def _send(self, process: Process, line: bytes) -> None:
+    async def _send(self, process: Process, message: dict[str, Any]) -> None:
         assert process.stdin is not None
         try:
-            process.stdin.write(line)
+            process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
             await process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise GeneratorFailed from error
 
     async def _line(self, process: Process) -> dict[str, Any]:
-        line = await self._read(process)
-        if not line.endswith(b"\n"):  # end of file: it died
-            await self.close()
-            await asyncio.to_thread(self._verify_model)
-            raise GeneratorFailed
-        parsed: dict[str, Any] = json.loads(line)
-        return parsed
-
-    def _verify_model(self) -> None:
-        """Raise ModelNotReady if the weights are not what was imported, which may kill a process, too."""
-        try:
-            open_model_folder(self._loaded, verify=True)
-        except ModelFileError as error:
-            raise ModelNotReady(str(error)) from error
-
-    async def _read(self, process: Process) -> bytes:
-        """The next line; kills the process, and whatever it has started, if it hangs."""
+        """The next line. Kills a process that hangs. Raises GeneratorFailed or ModelNotReady where the process died."""
         assert process.stdout is not None
         reading = asyncio.ensure_future(process.stdout.readline())
         watch = StallWatch(self._clock)
         try:
-            while not reading.done():
-                await asyncio.wait({reading}, timeout=self._look_seconds)
-                if not reading.done() and watch.idle_seconds(session_cpu_seconds(process.pid)) >= _STALL_SECONDS:
+            while not (await asyncio.wait({reading}, timeout=_LOOK_SECONDS))[0]:
+                if watch.idle_seconds(session_cpu_seconds(process.pid)) >= _STALL_SECONDS:
                     log.warning("killed the generator, which hung")
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)  # it leads its session
+                    _kill(process)
                     break
-            return await reading
+            line = await reading
         finally:
             reading.cancel()
+        if not line.endswith(b"\n"):
+            await self.close()
+            try:  # weights that are not what was imported may kill a process, too
+                await asyncio.to_thread(open_model_folder, self._loaded, verify=True)
+            except ModelFileError as error:
+                raise ModelNotReady(str(error)) from error
+            raise GeneratorFailed
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed
+
+
+def _kill(process: Process) -> None:
+    """Kill it, and with it its llama.cpp, by the kernel."""
+    with suppress(ProcessLookupError):
+        process.kill()

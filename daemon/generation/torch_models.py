@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -20,18 +20,13 @@ from pocketllm.engine.streamed.model import LanguageModel
 class TorchModels:
     """The base model, the last used adapter or full-parameter model, and the base model in fp32 once it was used."""
 
-    def __init__(self, model_folder: ModelFolder) -> None:
+    def __init__(self, model_folder: ModelFolder, decoding: Decoding) -> None:
         """Build the base model. Raises UnsupportedModel or ModelFileError."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._model_folder = model_folder
+        self._model_folder, self._decoding = model_folder, decoding
         self._base = LanguageModel(model_folder)
-        self._in_fp32: LanguageModel | None = None
-        self._used: tuple[tuple[Path, bool], Adapter | LanguageModel] | None = (
-            None  #: the last used one, by (folder, exact)
-        )
-
-        self._words: tuple[Vocabulary, Dictionary] | None = None
-        self._suggester: tuple[Path | None, Suggester] | None = None  #: the last used one, by folder
+        self._load = lru_cache(maxsize=1)(_load)
+        self._suggester = lru_cache(maxsize=1)(self._new_suggester)
         self._features: tuple[Path | None, dict[str, torch.Tensor]] = None, {}  #: of the last texts, by folder
 
     def at(self, folder: Path | None, *, exact: bool) -> LanguageModel:
@@ -39,12 +34,10 @@ class TorchModels:
 
         exact: compute in fp32, for scores: in bf16 log-probabilities are off by some hundredths.
         """
-        if folder is not None and (self._used is None or self._used[0] != (folder, exact)):
-            self._used = (folder, exact), _load(folder, torch.float32 if exact else None)
-        used = self._used[1] if self._used and folder is not None else None
+        used = None if folder is None else self._load(folder, torch.float32 if exact else None)
         if isinstance(used, LanguageModel):
             return used
-        model = self._exact() if exact else self._base
+        model = self._in_fp32 if exact else self._base
         model.set_parameters(used)
         return model
 
@@ -56,15 +49,18 @@ class TorchModels:
         """See engine.generate.sampling.score; in fp32."""
         return score(self.at(folder, exact=True), tokens, alternatives)
 
-    def suggester(self, folder: Path | None, decoding: Decoding) -> Suggester:
+    def suggester(self, folder: Path | None) -> Suggester:
         """The same as a source of next words, which remembers the last context."""
-        model = self.at(folder, exact=False)
-        if self._words is None:
-            vocabulary = Vocabulary(decoding.tokenizer, model.head.at(None).vocabulary, decoding.stop_ids)
-            self._words = vocabulary, Dictionary()
-        if self._suggester is None or self._suggester[0] != folder:
-            self._suggester = folder, Suggester(model, *self._words)
-        return self._suggester[1]
+        self.at(folder, exact=False)  # another request may have set the base model to another adapter
+        return self._suggester(folder)
+
+    def _new_suggester(self, folder: Path | None) -> Suggester:
+        return Suggester(self.at(folder, exact=False), *self._words)
+
+    @cached_property
+    def _words(self) -> tuple[Vocabulary, Dictionary]:
+        size = self._base.head.at(None).vocabulary
+        return Vocabulary(self._decoding.tokenizer, size, self._decoding.stop_ids), Dictionary()
 
     def features(
         self, folder: Path | None, texts: Sequence[str], encode: Callable[[str], Sequence[int]]
@@ -82,11 +78,10 @@ class TorchModels:
         self._features = folder, {text: known[text] for text in texts}
         return [known[text] for text in texts]
 
-    def _exact(self) -> LanguageModel:
+    @cached_property
+    def _in_fp32(self) -> LanguageModel:
         """The base model in fp32, on the same mapped weights."""
-        if self._in_fp32 is None:
-            self._in_fp32 = LanguageModel(self._model_folder, dtype=torch.float32)
-        return self._in_fp32
+        return LanguageModel(self._model_folder, dtype=torch.float32)
 
 
 def _load(folder: Path, dtype: torch.dtype | None) -> Adapter | LanguageModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: What it does instead of answering.
-Trouble = Literal["none", "exits", "hangs", "loads", "crashes", "rubbish", "refuses", "silent", "foreign", "pings"]
+Trouble = Literal["none", "exits", "loads", "crashes", "rubbish", "refuses", "silent", "foreign", "pings"]
 #: Tokens that are given before it crashes.
 BEFORE_THE_CRASH = 3
 #: It counts within these, and counts down with an adapter: printable characters of `byte_tokens`.
@@ -69,8 +69,6 @@ class Handler(BaseHTTPRequestHandler):
 note(arguments=sys.argv[1:])
 if TROUBLE == "exits":
     sys.exit("it is no model of mine")
-if TROUBLE == "hangs":
-    time.sleep(600)
 ThreadingUnixStreamServer(options["--host"], Handler).serve_forever()
 """
 

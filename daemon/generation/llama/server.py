@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from pocketllm.daemon.child import last_words
 from pocketllm.daemon.generation.llama import child as llama_child
 from pocketllm.daemon.process_memory import UNTOUCHED_BYTES
 from pocketllm.engine.errors import BadRequest
@@ -27,7 +28,6 @@ from pocketllm.engine.generate.streaming_text import Sampling
 _POLL_SECONDS = 0.01
 _HEALTH_SECONDS = 1.0
 _END_SECONDS = 5.0
-_TAIL_BYTES = 2000
 #: Set by environment variables, since the server ignores those that its version does not know: no cache of old prompts
 #: (by default up to 8 GB of memory), no web UI, and a log without texts.
 _QUIET = {"LLAMA_ARG_CACHE_RAM": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_ARG_UI": "0", "LLAMA_LOG_VERBOSITY": "1"}
@@ -43,41 +43,33 @@ class LlamaFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timeouts:
-    """Timeouts."""
-
-    start_seconds: float = 60.0  #: for the server to load the model
-    token_seconds: float = 120.0  #: for the next token, or the first after a long prompt
-
-
-@dataclass(frozen=True, kw_only=True)
 class ServerPlan:
-    """The parameters of a server."""
+    """The parameters of a server, and of what is asked of it."""
 
     program: str  #: see daemon/generation/backend.py
     base: Path
+    socket: Path
+    encode: Callable[[str], list[int]]  #: tokenizes a text
     threads: int
     memory_bytes: int  #: touched private memory, at most
     lora: Path | None = None  #: the adapter that requests can use
     #: Tokens of prompt and answer together: all are allocated at once (SmolLM2-135M: 47 MB for these).
     context: int = 2048
+    start_seconds: float = 60.0  #: for the server to load the model
+    token_seconds: float = 120.0  #: for the next token, or the first after a long prompt
 
 
 class LlamaServer:
     """A running server. Close it after use; if this process is killed, the kernel kills it."""
 
-    def __init__(self, plan: ServerPlan, address: Path, encode: Callable[[str], list[int]], timeouts: Timeouts) -> None:
-        """Start it and wait until the model is loaded. Raises LlamaFailed.
-
-        address: of its socket. encode: tokenizes a text.
-        """
+    def __init__(self, plan: ServerPlan) -> None:
+        """Start it and wait until the model is loaded. Raises LlamaFailed."""
         self.plan = plan
-        self._address, self._encode, self._timeouts = address, encode, timeouts
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
-        address.unlink(missing_ok=True)
+        plan.socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            _command(plan, address.name),
-            cwd=address.parent,  # a socket's path may have only 107 bytes
+            _command(plan),
+            cwd=plan.socket.parent,  # a socket's path may have only 107 bytes
             # This process has child_environment's settings; endless spinning is many times slower beside a job.
             env=os.environ | _SPIN | _QUIET,
             stdin=subprocess.DEVNULL,
@@ -89,17 +81,6 @@ class LlamaServer:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -135,20 +116,23 @@ class LlamaServer:
         if self.alive:
             self._process.kill()  # it has no state
         self._process.wait(_END_SECONDS)
-        self._address.unlink(missing_ok=True)
+        self.plan.socket.unlink(missing_ok=True)
         self._log.close()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + self._timeouts.start_seconds
+        deadline = time.monotonic() + self.plan.start_seconds
         while True:
-            with suppress(OSError, HTTPException), closing(_Connection(self._address, _HEALTH_SECONDS)) as connection:
+            with (
+                suppress(OSError, HTTPException),
+                closing(_Connection(self.plan.socket, _HEALTH_SECONDS)) as connection,
+            ):
                 connection.request("GET", "/health")
                 if connection.getresponse().status == HTTPStatus.OK:
                     return
             if not self.alive:
                 raise LlamaFailed(f"llama.cpp exited at startup with code {self._process.returncode}{self._said()}")
             if time.monotonic() > deadline:
-                raise LlamaFailed(f"llama.cpp was not ready within {self._timeouts.start_seconds:g} s{self._said()}")
+                raise LlamaFailed(f"llama.cpp was not ready within {self.plan.start_seconds:g} s{self._said()}")
             time.sleep(_POLL_SECONDS)
 
     def _events(self, body: dict[str, Any]) -> Generator[dict[str, Any]]:
@@ -156,7 +140,7 @@ class LlamaServer:
         with self._asked(body | {"stream": True}) as response:
             heard = time.monotonic()
             while line := response.readline():
-                if time.monotonic() - heard > self._timeouts.token_seconds:
+                if time.monotonic() - heard > self.plan.token_seconds:
                     raise LlamaFailed("llama.cpp sends no more tokens")  # only keep-alive lines
                 if line.startswith(b"data:"):
                     heard = time.monotonic()
@@ -169,7 +153,7 @@ class LlamaServer:
     @contextmanager
     def _asked(self, body: dict[str, Any]) -> Iterator[HTTPResponse]:
         """The response to a completion request. Leaving early cancels it."""
-        with closing(_Connection(self._address, self._timeouts.token_seconds)) as connection:
+        with closing(_Connection(self.plan.socket, self.plan.token_seconds)) as connection:
             connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 if response.status == HTTPStatus.BAD_REQUEST and "json_schema" in body:
@@ -185,7 +169,7 @@ class LlamaServer:
         """
         tokens = self._ids(event)
         if tokens and int(event.get("tokens_predicted", 0)) > count + len(tokens):
-            return self._encode(str(event.get("content", "")))
+            return self.plan.encode(str(event.get("content", "")))
         return tokens
 
     def _ids(self, event: dict[str, Any]) -> list[int]:
@@ -196,11 +180,8 @@ class LlamaServer:
 
     def _said(self) -> str:
         """The last line of its log, after a colon."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _TAIL_BYTES))
-        lines = self._log.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f": {last}" if last else ""
+        self._log.seek(0)
+        return f": {last_words(self._log.read())}"
 
 
 class _Connection(HTTPConnection):
@@ -224,10 +205,10 @@ class _Connection(HTTPConnection):
             os.close(folder)
 
 
-def _command(plan: ServerPlan, host: str) -> list[str]:
+def _command(plan: ServerPlan) -> list[str]:
     limit = plan.memory_bytes + UNTOUCHED_BYTES
     child = [sys.executable, "-P", llama_child.__file__, str(os.getpid()), str(limit), plan.program]
-    options = {"--model": plan.base, "--host": host, "--ctx-size": plan.context, "--parallel": 1}
+    options = {"--model": plan.base, "--host": plan.socket.name, "--ctx-size": plan.context, "--parallel": 1}
     options |= {"--threads": plan.threads} | ({"--lora": plan.lora} if plan.lora else {})
     return [*child, *(str(part) for option in options.items() for part in option), "--no-warmup"]
 

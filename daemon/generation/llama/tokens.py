@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketllm.daemon.generation.backend import Backend
-from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan, Timeouts
+from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan
 from pocketllm.engine.errors import MezoError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import Sampling, TokenSource
@@ -25,21 +25,13 @@ class LlamaDecoder:
     """llama.cpp with one model: starts a server when needed, and another one for another adapter."""
 
     def __init__(
-        self,
-        model_folder: ModelFolder,
-        plan: ServerPlan,
-        *,
-        address: Path,
-        encode: Callable[[str], list[int]],
-        timeouts: Timeouts | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, model_folder: ModelFolder, plan: ServerPlan, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """plan: of a server without an adapter. address: of its socket. encode: tokenizes a text."""
-        self._model_folder, self._plan, self._address = model_folder, plan, address
-        self._encode, self._timeouts, self._clock = encode, timeouts or Timeouts(), clock
+        """plan: of a server without an adapter."""
+        self._model_folder, self._plan, self._clock = model_folder, plan, clock
         self._server: LlamaServer | None = None
         self._failures, self._not_before = 0, 0.0
-        self.backend = Backend(name="llamacpp")  #: of the last answer
+        self.backend = Backend()  #: of the last answer
 
     def tokens(
         self, adapter: Path | None, otherwise: Callable[[], TokenSource], prompt: Sequence[int], sampling: Sampling
@@ -71,7 +63,7 @@ class LlamaDecoder:
         lora = None if adapter is None else self._lora(adapter)
         try:
             server = self._serving(lora, len(prompt) + sampling.max_tokens)
-            self.backend = Backend(name="llamacpp")
+            self.backend = Backend()
             yield from server.tokens(prompt, sampling, personal=lora is not None)
         except LlamaFailed as error:
             self._note(error)
@@ -85,7 +77,7 @@ class LlamaDecoder:
         self.close()
         pause = min(_FIRST_PAUSE_SECONDS * 2**self._failures, _LONGEST_PAUSE_SECONDS)
         self._failures, self._not_before = self._failures + 1, self._clock() + pause
-        self.backend = Backend(name="transformers", reason=str(error))
+        self.backend = Backend(str(error))
         log.warning("%s; transformers answers for at least %g s", error, pause)
 
     def _lora(self, adapter: Path) -> Path:
@@ -98,7 +90,7 @@ class LlamaDecoder:
             if not lora.exists():
                 write_gguf_lora(adapter, self._model_folder, lora)
         except (MezoError, OSError) as error:
-            self.backend = Backend(name="transformers", reason=str(error))
+            self.backend = Backend(str(error))
             raise LlamaFailed(str(error)) from error
         return lora
 
@@ -109,5 +101,5 @@ class LlamaDecoder:
             return server
         self.close()
         plan = replace(self._plan, lora=lora, context=max(self._plan.context, 1 << (tokens - 1).bit_length()))
-        self._server = LlamaServer(plan, self._address, self._encode, self._timeouts)
+        self._server = LlamaServer(plan)
         return self._server

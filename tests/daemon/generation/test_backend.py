@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.generation.backend import PACKAGE, Backend, LlamaCpp, expected_backend, find_llamacpp
-from pocketllm.daemon.generation.owners_words import OwnersWords
 from pocketllm.daemon.generation.process import Answerer
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
@@ -82,7 +81,7 @@ def test_a_program_on_the_path_goes_before_the_package(
     double = llama_double(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert find_llamacpp(model_folder, "auto") == LlamaCpp(program=str(double.path), base=base)
-    assert expected_backend(model_folder, "auto") == Backend(name="llamacpp")
+    assert expected_backend(model_folder, "auto") == Backend()
     assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend is transformers"
 
 
@@ -93,8 +92,7 @@ def test_llama_cpp_asked_for_in_vain_is_an_error_that_says_why(
     with pytest.raises(
         UnsupportedModel, match=r"The setting backend is llamacpp, but .*gguf, which mine was imported from"
     ):
-        words = OwnersWords(tmp_path / "none.db")
-        Answerer(model_folder.path, "llamacpp", tmp_path / "llama.sock", words, 10**9)
+        Answerer(DataFolder(tmp_path), model_folder.path, "llamacpp", 10**9)
 
 
 def test_the_doctor_says_what_answers(

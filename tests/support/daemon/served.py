@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketllm import __version__
 from pocketllm.connections import BoundedProtocol
-from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, Request, SuggestionRequest
-from pocketllm.daemon.paths import DataFolder, adapter_id_of
+from pocketllm.daemon.generation.service import Event, GenerationRequest, Generator, Request, SuggestionRequest
+from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.processes import started_ticks
+from pocketllm.daemon.services import Services
 from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.tables import Adapter, Outcome, Report, Step
 from tests.support.daemon.daemon_documents import REPORT, Document
@@ -73,30 +73,23 @@ def open_port() -> Iterator[Port]:
 class Words(Generator):
     """A generator that gives the same words whatever it is asked, and notes what that was."""
 
-    def __init__(self, folder: DataFolder) -> None:
-        super().__init__(
-            folder.models / "tiny",
-            database=folder.database,
-            keep_alive_seconds=60,
-            max_waiting=1,
-            clock=time.monotonic,
-            socket=folder.llama_socket,
-        )
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.folder, services.settings, memory_bytes=10**9)
         self.words = [" two", "\u2028mugs", " of tea"]
         self.asked: list[GenerationRequest] = []
 
-    async def generate(self, request: Request) -> AsyncGenerator[Piece | Done]:
+    async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """See Generator."""
         if isinstance(request, SuggestionRequest):
             next_word = {"text": " day", "probability": 0.004, "share": 0.91}
-            yield Done({"suggestions": [next_word], "replaces": 0, "complete": True})
+            yield {"suggestions": [next_word], "replaces": 0, "complete": True}
             return
         assert isinstance(request, GenerationRequest)
         self.asked.append(request)
         for word in self.words:
-            yield Piece(word)
+            yield word
         numbers = {"prompt_tokens": 4, "completion_tokens": 3, "tokens_per_second": 12.5}
-        yield Done({"text": "".join(self.words), "finish_reason": "length", **numbers})
+        yield {"text": "".join(self.words), "finish_reason": "length", **numbers}
 
 
 @dataclass(kw_only=True)
@@ -261,7 +254,7 @@ def announcement(url: str) -> Document:
 def serving(folder: Path, port: Port, **settings: Any) -> Iterator[Served]:
     """Serve the application on a data folder, which then says where it is."""
     with in_process_app(folder, **settings) as api:
-        words = Words(api.services.folder)
+        words = Words(api.services)
         api.services.generator = words
         api.services.scheduler.recover(api.clock.now)  # as the daemon does at its start
         served = Served(api=api, words=words, url=port.url)
