@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import Label, Words
 from pocketllm.api.native.schemas.jobs import Data
@@ -91,7 +91,7 @@ def list_labels(services: ServicesDep) -> Data[LabelExamplesOut]:
     return Data(data=rows)
 
 
-@router.post("/classify")
+@router.post("/classify", openapi_extra=needs("generate"))
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
     """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
     labels are enough; no job is needed. Nothing is stored.

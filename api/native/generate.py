@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
@@ -107,7 +107,12 @@ class GenerateOut(BaseModel):
     recalled: list[RecalledOut] = Field(description="With `context`: the passages read before the prompt, best first.")
 
 
-@router.post("/generate", response_model=GenerateOut, responses={200: {"content": {"text/event-stream": {}}}})
+@router.post(
+    "/generate",
+    response_model=GenerateOut,
+    responses={200: {"content": {"text/event-stream": {}}}},
+    openapi_extra=needs("generate"),
+)
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.dependencies import NO_TOKEN, ServicesDep, needs
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.jobs import job_out
 from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
@@ -106,13 +106,13 @@ class StatusOut(BaseModel, revalidate_instances="always"):
     open_job: JobOut | None = Field(description="The job that runs, or runs next.")
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=NO_TOKEN)
 def health() -> HealthOut:
     """Check that the daemon is running. No token needed."""
     return HealthOut(version=version("pocketllm"), pid=os.getpid())
 
 
-@router.get("/status")
+@router.get("/status", openapi_extra=needs("monitor"))
 def status(services: ServicesDep) -> StatusOut:
     """Return the daemon's processes, readings and blockers."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
@@ -187,7 +187,7 @@ class SnoozeOut(BaseModel):
     snoozed_until: datetime | None
 
 
-@router.post("/status/screen")
+@router.post("/status/screen", openapi_extra=needs("ingest"))
 def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     """Report that the screen went on or off: for automation apps, on phones that do not reveal it otherwise."""
     services.scheduler.screen(body.on, services.now())
@@ -211,7 +211,7 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     return SnoozeOut(snoozed_until=until)
 
 
-@router.get("/models")
+@router.get("/models", openapi_extra=needs("generate"))
 def models(services: ServicesDep) -> Data[ModelOut]:
     """List the imported models."""
     found = [one.manifest for one in list_model_folders(services.folder.models)]

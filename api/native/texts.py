@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import unless_large
-from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
+from pocketllm.api.dependencies import ServicesDep, TextId, app_of, needs, owner_of
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
@@ -59,7 +59,7 @@ _BODY_DOC = {
 }
 
 
-@router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC)
+@router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC | needs("ingest"))
 async def add_texts(
     request: Request,
     services: ServicesDep,
@@ -103,7 +103,7 @@ def list_texts(
     return Page.of([TextOut.of(row, files) for row in rows], limit)
 
 
-@router.get("/passages")
+@router.get("/passages", openapi_extra=needs("recall"))
 def search_passages(
     services: ServicesDep,
     query: Annotated[str, Query(max_length=1000)] = "",

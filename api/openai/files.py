@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep, owner_of, sees
+from pocketllm.api.dependencies import ServicesDep, needs, owner_of, sees
 from pocketllm.api.errors import Problem, explain
 from pocketllm.api.native.examples import Example, parse_lines, validated
 from pocketllm.api.native.schemas.jobs import Identified
@@ -62,7 +62,7 @@ class FileOut(Identified):
         return cls(id=row.id, bytes=row.size, created_at=int(row.created_at.timestamp()), filename=row.filename)
 
 
-@router.post("")
+@router.post("", openapi_extra=needs("train"))
 async def upload(
     request: Request, services: ServicesDep, file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()]
 ) -> FileOut:
@@ -84,7 +84,7 @@ async def upload(
     return FileOut.of(row)
 
 
-@router.get("")
+@router.get("", openapi_extra=needs("train"))
 def files(
     request: Request,
     services: ServicesDep,
@@ -96,13 +96,13 @@ def files(
     return page_of(rows, after=after, limit=limit)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", openapi_extra=needs("train"))
 def file(services: ServicesDep, file_id: str) -> FileOut:
     """Return a file's metadata."""
     return FileOut.of(services.store.files.get(file_id))
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", openapi_extra=needs("train"))
 def delete(services: ServicesDep, file_id: str) -> Deleted:
     """Delete a file and the texts that jobs have taken from it, with the effects of deleting one text."""
     now = services.now()

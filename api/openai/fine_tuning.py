@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep, owner_of, sees
+from pocketllm.api.dependencies import ServicesDep, needs, owner_of, sees
 from pocketllm.api.errors import Problem
 from pocketllm.api.openai.files import INBOX, check_own, check_path, examples_in
 from pocketllm.api.openai.fine_tuning_schemas import FineTuningRequest, Hyperparameters, TuningEvent, TuningJob
@@ -39,7 +39,7 @@ _LEVELS: dict[str, Literal["warn", "error"]] = {
 }
 
 
-@router.post("")
+@router.post("", openapi_extra=needs("train"))
 def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> TuningJob:
     """Request a job that trains on an uploaded file. `model` names the model to start from.
 
@@ -70,7 +70,7 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
     return _out(services, job)
 
 
-@router.get("")
+@router.get("", openapi_extra=needs("train"))
 def list_jobs(
     request: Request, services: ServicesDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=200)] = 20
 ) -> Listing[TuningJob]:
@@ -86,31 +86,31 @@ def list_jobs(
     return Listing[TuningJob].of([_out(services, job) for job in found[:limit]], has_more=len(found) > limit)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", openapi_extra=needs("train"))
 def get(services: ServicesDep, job_id: str) -> TuningJob:
     """Return one job."""
     return _out(services, _job(services, job_id))
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", openapi_extra=needs("train"))
 def cancel(services: ServicesDep, job_id: str) -> TuningJob:
     """Cancel a job. Its worker stops at once, and its progress is deleted."""
     return _changed(services, job_id, services.scheduler.cancel)
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", openapi_extra=needs("train"))
 def pause(services: ServicesDep, job_id: str) -> TuningJob:
     """Pause a job until you resume it. Its progress is kept, and its status is `queued`."""
     return _changed(services, job_id, services.scheduler.pause)
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", openapi_extra=needs("train"))
 def resume(services: ServicesDep, job_id: str) -> TuningJob:
     """Resume a paused job."""
     return _changed(services, job_id, services.scheduler.resume)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", openapi_extra=needs("train"))
 def events(
     services: ServicesDep, job_id: str, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> Listing[TuningEvent]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pocketllm.api.security.guard import Rate, scopes_for
+from pocketllm.api.security.guard import Rate
 from pocketllm.api.security.tokens import Scope
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.daemon.routes import OPEN, routes
@@ -61,7 +61,6 @@ def test_a_scope_lets_in_what_it_says_and_nothing_else(api: InProcessApp, subtes
 def test_near_a_route_that_is_allowed_nothing_is(api: InProcessApp) -> None:
     token = token_for(api, "ingest", "generate")
     for path in ("/Texts", "/texts/", "/texts/text-1", "//texts", "/generatex"):
-        assert scopes_for("POST", path) == {Scope.ADMIN}
         assert api.post(path, token=token).status_code in (404, 405)
 
 
