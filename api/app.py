@@ -13,7 +13,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from pocketllm.api import errors as problems
 from pocketllm.api.dashboard import page as dashboard
 from pocketllm.api.dependencies import NO_TOKEN, needs
-from pocketllm.api.native import adapters, classify, examples, generate, jobs, nights, status, suggest, texts, tokens
+from pocketllm.api.native import adapters, classify, generate, jobs, nights, status, suggest, texts, tokens
 from pocketllm.api.native.ingest import Ingest, ReadPriorityMiddleware
 from pocketllm.api.openai import completions as openai_completions
 from pocketllm.api.openai import files as openai_files
@@ -88,7 +88,7 @@ def _document(app: FastAPI, settings: Settings) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            schema["components"]["schemas"] |= examples.schemas()
+            schema["components"]["schemas"] |= texts.KINDS["$defs"]
             token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's token."}
             schema["components"]["securitySchemes"] = {"token": token}
             for operations in schema["paths"].values():

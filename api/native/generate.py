@@ -11,11 +11,12 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
+from pocketllm.api.bodies import MAX_SEED, JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Piece
 from pocketllm.daemon.services import Services

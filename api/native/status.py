@@ -2,7 +2,6 @@
 
 import os
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any, Literal
@@ -10,14 +9,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
-from pocketllm.api.bodies import Body, JSONRoute
+from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import NO_TOKEN, ServicesDep, needs
-from pocketllm.api.errors import Problem
 from pocketllm.api.native.jobs import job_out
 from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.documents import Body
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
@@ -203,8 +203,7 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     now = services.now()
     latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
     if latest > now + timedelta(minutes=_MAX_SNOOZE_MINUTES):
-        detail = f"until: at most {_MAX_SNOOZE_MINUTES // (24 * 60)} days from now are allowed."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="until")
+        raise InvalidValue(f"until: at most {_MAX_SNOOZE_MINUTES // (24 * 60)} days from now are allowed.", "until")
     until = latest if latest > now else None
     services.store.preferences.snooze(until, now)
     services.wake()

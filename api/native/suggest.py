@@ -7,9 +7,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body, JSONRoute
+from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, needs, resolve_adapter
 from pocketllm.api.errors import Problem
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.generation.service import SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)

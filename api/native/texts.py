@@ -6,15 +6,16 @@ from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
-from pocketllm.api.bodies import unless_large
+from pocketllm.api.bodies import MAX_TEXTS, parse, unless_large
 from pocketllm.api.dependencies import ServicesDep, TextId, app_of, needs, owner_of
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.recall import PASSAGES, RecalledOut, described
 from pocketllm.api.native.schemas.jobs import AddedOut, Data, Identified, Page, TextOut
+from pocketllm.daemon.documents import DEFAULT_SOURCE, Example
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
@@ -34,6 +35,8 @@ _EXAMPLES: dict[str, Any] = {
     },
 }
 _EXAMPLES["several"] = list(_EXAMPLES.values())
+#: The JSON schemas of the kinds, and in `$defs` of their parts, which are among the OpenAPI document's components.
+KINDS = TypeAdapter[Any](Example).json_schema(ref_template="#/components/schemas/{model}")
 _BODY_DOC = {
     "requestBody": {
         "required": True,
@@ -41,10 +44,10 @@ _BODY_DOC = {
             "application/json": {
                 "schema": {
                     "anyOf": [
-                        *references(),
+                        *KINDS["anyOf"],
                         {
                             "type": "array",
-                            "items": {"anyOf": references()},
+                            "items": {"anyOf": KINDS["anyOf"]},
                             "minItems": 1,
                             # Tools that test this document would spend minutes on a maxItems.
                             "description": f"At most {MAX_TEXTS:,}.",
@@ -212,7 +215,7 @@ def delete_texts(
     """Delete every text from a source, or the texts with these ids. The effects are those of deleting one text."""
     deletions = services.store.deletions
     if source is not None and ids:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Send either source or id, not both.", param="source")
+        raise InvalidValue("Send either source or id, not both.", "source")
     if source is not None:
         return _forgotten(services, lambda now: deletions.source(source, now=now))
     found = [services.store.texts.get(identity).id for identity in ids]

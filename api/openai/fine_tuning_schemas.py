@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from pocketllm.api.bodies import MAX_SEED, Body
+from pocketllm.api.bodies import MAX_SEED
 from pocketllm.api.native.schemas.jobs import Identified
 from pocketllm.api.openai.files import INBOX
+from pocketllm.daemon.documents import Body
 from pocketllm.storage.tables import JobState
 
 _MetadataKey = Annotated[str, Field(max_length=64)]

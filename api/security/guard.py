@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from pocketllm.api.bodies import LARGE_BYTES
-from pocketllm.api.errors import TOO_LARGE, Problem
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.security.sessions import credential_of
 from pocketllm.api.security.tokens import OWNER, Caller, Credentials, Scope
+from pocketllm.daemon.errors import TooLarge
 
 #: The GET route that needs no token unless the setting open_routes is false. Without one it answers in numbers alone.
 OPEN_ROUTE = "GET", "/jobs"
@@ -106,8 +107,8 @@ class Guard:
         try:
             _check_origin(request, self._origins, has_no_content=scopes == frozenset())
             caller = self._admitted(request, scopes) if scopes else None
-        except Problem as problem:
-            await problem.response()(connection, receive, send)
+        except (Problem, TooLarge) as error:
+            await problem_of(error).response()(connection, receive, send)
             return
         if not scopes:  # the answer costs next to nothing and is everybody's, also 404 and 405
             await self._app(connection, receive, _not_stored(send))
@@ -152,7 +153,7 @@ class Guard:
         # A body of unknown length is counted while it is read (app.py).
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+            raise TooLarge
         if name == OWNER:
             return
         of_apps = sum(count for other, count in self._running.items() if other != OWNER)

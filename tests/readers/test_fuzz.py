@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import parse
-from pocketllm.daemon.errors import BadSettings, DaemonError
+from pocketllm.api.bodies import parse
+from pocketllm.daemon.errors import BadSettings, DaemonError, InvalidValue
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.backup import read_backup, write_backup
@@ -123,7 +122,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
             sound=sound,
             name="body",
             reads=lambda path, kind=kind: list(parse(path.read_bytes(), kind, "test", 10**6)),  # type: ignore[misc]
-            raises=(Problem,),
+            raises=(InvalidValue,),
         )
     return made | {name: Parser(sound=sound, name=name, reads=imported) for name, sound in IMPORTED.items()}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pocketllm.api.native.examples import MAX_TEXTS
+from pocketllm.api.bodies import MAX_TEXTS
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 NDJSON = "application/x-ndjson"

@@ -7,7 +7,6 @@ import httpx
 import pytest
 
 from pocketllm.api.security.guard import Rate
-from pocketllm.api.security.tokens import Scope
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 from tests.support.daemon.routes import OPEN, routes
 

@@ -7,8 +7,9 @@ from http import HTTPStatus
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from pocketllm.api.errors import STATUSES, Problem, explain, problem_of
+from pocketllm.api.errors import STATUSES, Problem, problem_of
 from pocketllm.daemon import errors as daemon
+from pocketllm.daemon.documents import explain
 from pocketllm.storage import errors as storage
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from pocketllm.api.bodies import MAX_FIELDS
 from pocketllm.api.security.guard import _weight
+from pocketllm.daemon.documents import MAX_FIELDS
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
 HALF = "\\ud83d"  # half of a pair
