@@ -13,7 +13,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from pocketllm.api import errors as problems
 from pocketllm.api.dashboard import page as dashboard
 from pocketllm.api.dependencies import NO_TOKEN, needs
-from pocketllm.api.native import adapters, classify, generate, jobs, nights, status, suggest, texts, tokens
+from pocketllm.api.native import adapters, classify, generate, jobs, status, suggest, texts, tokens
 from pocketllm.api.native.ingest import Ingest, ReadPriorityMiddleware
 from pocketllm.api.openai import completions as openai_completions
 from pocketllm.api.openai import files as openai_files
@@ -48,7 +48,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.state.credentials = credentials = Credentials(token, services.store.tokens, sessions)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     for module in (
-        *(dashboard, status, nights, texts, jobs, adapters, generate, suggest, classify, tokens),
+        *(dashboard, status, texts, jobs, adapters, generate, suggest, classify, tokens),
         *(openai_models, openai_completions, openai_files, fine_tuning),
     ):
         app.include_router(module.router)

@@ -11,10 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import compile_path
 
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
@@ -177,10 +177,9 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> set[str]:
-    """The methods of the documented path that fits the request's best: that with the fewest parameters."""
-    paths = request.app.openapi()["paths"]
-    fitting = [path for path in paths if compile_path(path)[0].match(request.url.path)]
-    return set(map(str.upper, paths[min(fitting, key=lambda path: path.count("{"))])) if fitting else set()
+    """The methods of all routes that fit the request's path."""
+    fitting = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(request.url.path))
+    return {method for route in fitting for method in route.methods or ()}
 
 
 _HINTS = {

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import AdapterId, ServicesDep, needs
-from pocketllm.api.native.schemas.jobs import AdapterOut, Data
+from pocketllm.api.native.schemas import AdapterOut, Data
 from pocketllm.daemon.documents import Body
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.schemas.jobs import Data
+from pocketllm.api.native.schemas import Data
 from pocketllm.daemon.documents import Body, Label, Words
 from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.generation.service import ClassifyRequest

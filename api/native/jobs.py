@@ -13,9 +13,18 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import MAX_SEED, JSONRoute
 from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor, needs
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, seconds_left
-from pocketllm.api.native.schemas.plan import PlanOut
-from pocketllm.api.native.schemas.reports import ReportNumbersOut, ReportOut
+from pocketllm.api.native.schemas import (
+    EventOut,
+    JobDetailOut,
+    JobOut,
+    JobProgressOut,
+    Page,
+    PlanOut,
+    ReportNumbersOut,
+    ReportOut,
+    RunOut,
+    seconds_left,
+)
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.documents import Body
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod

@@ -1,4 +1,4 @@
-"""/health, /status, /models: the daemon's state, readings, and models."""
+"""/health, /status, /nights, /models: the daemon's state, readings, last nights, and models."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -6,18 +6,19 @@ from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import NO_TOKEN, ServicesDep, needs
 from pocketllm.api.native.jobs import job_out
-from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
+from pocketllm.api.native.schemas import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.documents import Body
 from pocketllm.daemon.errors import InvalidValue
+from pocketllm.daemon.scheduling.nights import Night
 from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
@@ -151,6 +152,14 @@ def status(services: ServicesDep) -> StatusOut:
         jobs=services.store.jobs.counts(),
         open_job=job_out(services, opened[0]) if opened else None,
     )
+
+
+@router.get("/nights", openapi_extra=needs("monitor"))
+def nights(services: ServicesDep, days: Annotated[int, Query(ge=1, le=30)] = 14) -> Data[Night]:
+    """List the last nights, the present one first: when a job could run, what ran, what ended, and for how long what
+    held a job back while nobody used the device. A night lasts from noon to noon of your time; its date is its end's.
+    """
+    return Data[Night](data=services.scheduler.nights.recent(services.now(), days=days))
 
 
 class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep
-from pocketllm.api.native.schemas.jobs import Data
+from pocketllm.api.native.schemas import Data
 from pocketllm.api.security.tokens import Credentials, Scope
 from pocketllm.daemon.documents import Body
 

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import parse_lines
 from pocketllm.api.dependencies import ServicesDep, needs, owner_of, sees
-from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.native.schemas import Identified
 from pocketllm.api.openai.schemas import ChatMessage, Deleted, Listing, page_of
 from pocketllm.daemon.documents import Example, checked, validated
 from pocketllm.daemon.errors import InvalidValue

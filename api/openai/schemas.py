@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from pocketllm.api.native.generate import StopStrings
-from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.native.schemas import Identified
 from pocketllm.daemon.documents import Body
 from pocketllm.storage.errors import NotFound
 
