@@ -151,12 +151,6 @@ def test_too_long_a_list_is_refused_as_a_whole(api: InProcessApp) -> None:
     assert count(api) == 0
 
 
-def test_a_list_of_nothing_but_faults_gets_a_short_answer(api: InProcessApp) -> None:
-    response = api.post("/texts", json=[{}] * MAX_TEXTS)
-    assert_problem(response, 422, "invalid_value")
-    assert len(response.content) < 1000
-
-
 def test_a_text_for_a_deleted_database_is_not_answered_201(api: InProcessApp) -> None:
     api.add("from before")
     shutil.rmtree(api.services.folder.root)
