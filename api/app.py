@@ -12,16 +12,17 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from pocketllm.api import errors as problems
 from pocketllm.api.dashboard import page as dashboard
-from pocketllm.api.native import adapters, classify, examples, generate, jobs, nights, status, suggest, texts, tokens
+from pocketllm.api.dependencies import NO_TOKEN, needs
+from pocketllm.api.native import adapters, classify, generate, jobs, status, suggest, texts, tokens
 from pocketllm.api.native.ingest import Ingest, ReadPriorityMiddleware
 from pocketllm.api.openai import completions as openai_completions
 from pocketllm.api.openai import files as openai_files
 from pocketllm.api.openai import fine_tuning
 from pocketllm.api.openai import models as openai_models
 from pocketllm.api.responses import PrettyJSONResponse
-from pocketllm.api.security.guard import Guard, Rate, add_security, pattern_of
+from pocketllm.api.security.guard import OPEN_ROUTE, Guard, Rate, pattern_of
 from pocketllm.api.security.sessions import Sessions
-from pocketllm.api.security.tokens import Credentials
+from pocketllm.api.security.tokens import Credentials, Scope
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.settings import Settings
 
@@ -29,7 +30,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(services: Services, *, token: str, lifespan: Lifespan | None = None) -> FastAPI:
-    """The daemon's HTTP interface. token: the owner's; security/guard.py lists the routes that need none."""
+    """The daemon's HTTP interface. token: the owner's."""
     app = FastAPI(
         title="PocketLLM",
         version=version("pocketllm"),
@@ -47,7 +48,7 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
     app.state.credentials = credentials = Credentials(token, services.store.tokens, sessions)
     app.state.ingest = ingest = Ingest(services.store.texts, services.now)
     for module in (
-        *(dashboard, status, nights, texts, jobs, adapters, generate, suggest, classify, tokens),
+        *(dashboard, status, texts, jobs, adapters, generate, suggest, classify, tokens),
         *(openai_models, openai_completions, openai_files, fine_tuning),
     ):
         app.include_router(module.router)
@@ -81,14 +82,21 @@ def create_app(services: Services, *, token: str, lifespan: Lifespan | None = No
 
 
 def _document(app: FastAPI, settings: Settings) -> None:
-    """Let /openapi.json say what FastAPI does not know: the kinds of text, and which routes need a token."""
+    """Let /openapi.json say what FastAPI does not know: the kinds of text, and what the guard does by default."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
-            schema["components"]["schemas"] |= examples.schemas()
-            add_security(schema, open_routes=settings.open_routes)
+            schema["components"]["schemas"] |= texts.KINDS["$defs"]
+            token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's token."}
+            schema["components"]["securitySchemes"] = {"token": token}
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation.setdefault("security", needs(Scope.ADMIN)["security"])
+            if settings.open_routes:
+                method, path = OPEN_ROUTE
+                schema["paths"][path][method.lower()] |= NO_TOKEN
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -22,6 +22,14 @@ async def services_of(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
+
+#: What a route that needs no token says of itself in OpenAPI: it has no content, or is the page that asks for one.
+NO_TOKEN: dict[str, Any] = {"security": []}
+
+
+def needs(scope: str) -> dict[str, Any]:
+    """What a route says of itself in OpenAPI that this scope allows, beside admin. The guard goes by it."""
+    return {"security": [{"token": sorted({Scope.ADMIN, Scope(scope)})}]}
 
 
 def _job_id(job_id: str, services: ServicesDep) -> str:

@@ -5,20 +5,20 @@ The shape is RFC 9457's, with an `error` object beside it for OpenAI's clients.
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
-from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import compile_path
 
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
+from pocketllm.daemon.documents import explain
 from pocketllm.engine import errors as mezo
 from pocketllm.storage import errors as storage
 
@@ -30,6 +30,8 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (storage.DatabaseFull, HTTPStatus.INSUFFICIENT_STORAGE),
     (storage.StorageTrouble, HTTPStatus.SERVICE_UNAVAILABLE),
     (storage.StorageError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (daemon.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    (daemon.InvalidValue, HTTPStatus.UNPROCESSABLE_ENTITY),
     (daemon.NothingToLearn, HTTPStatus.CONFLICT),
     (daemon.BadSettings, HTTPStatus.CONFLICT),
     (daemon.ModelNotReady, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -50,17 +52,6 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
 #: Requests with these statuses may succeed after this time.
 _RETRIABLE = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
 _RETRY_SECONDS = 5
-#: The most validation errors in a response, and the most characters of a refused name or value in it.
-_FINDINGS = 5
-_VALUE_CHARACTERS = 60
-#: Shows the beginning of a value, however large it is.
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 4 * _VALUE_CHARACTERS
-
-TOO_LARGE = "The request is larger than the setting max_body_bytes allows. Send it in parts."
-
-#: Error codes that are not the status's name; these two names depend on Python's version.
-_CODES = {HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_value", HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large"}
 
 
 class ErrorOut(BaseModel):
@@ -116,7 +107,7 @@ class Problem(HTTPException):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """code: for programs; by default from the status. retry_seconds: until it may succeed; by default likewise."""
-        self.status, self.param, self.code = status, param, code or _CODES.get(status, status.name.lower())
+        self.status, self.param, self.code = status, param, code or status.name.lower()
         named = dict(headers or {})
         if retry_seconds is not None or status in _RETRIABLE or code == "not_yet":
             named["Retry-After"] = str(retry_seconds or _RETRY_SECONDS)
@@ -145,8 +136,11 @@ def problem_of(error: Exception) -> Problem:
             return error
         case RequestValidationError():
             # Without the first part of each location: body, query or path.
-            detail, param = explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
-            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param=param)
+            error = daemon.InvalidValue(
+                *explain([{**finding, "loc": finding["loc"][1:]} for finding in error.errors()])
+            )
+        case HTTPException(status_code=HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            error = daemon.TooLarge()
         case HTTPException():
             status = HTTPStatus(error.status_code)
             return Problem(status, _HINTS.get(status, error.detail), headers=error.headers)
@@ -156,7 +150,7 @@ def problem_of(error: Exception) -> Problem:
     for kind, status in STATUSES:
         if isinstance(error, kind):
             code = re.sub("(?!^)([A-Z])", r"_\1", type(error).__name__).lower()  # NothingToLearn is nothing_to_learn
-            return Problem(status, str(error), code=code)
+            return Problem(status, str(error), code=code, param=getattr(error, "param", None))
     raise error
 
 
@@ -183,42 +177,13 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> set[str]:
-    """The methods of the documented path that fits the request's best: that with the fewest parameters."""
-    paths = request.app.openapi()["paths"]
-    fitting = [path for path in paths if compile_path(path)[0].match(request.url.path)]
-    return set(map(str.upper, paths[min(fitting, key=lambda path: path.count("{"))])) if fitting else set()
+    """The methods of all routes that fit the request's path."""
+    fitting = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(request.url.path))
+    return {method for route in fitting for method in route.methods or ()}
 
 
 _HINTS = {
     HTTPStatus.BAD_REQUEST: "The body cannot be read. Send JSON in UTF-8, or a file as multipart/form-data.",
     HTTPStatus.NOT_FOUND: "There is no such route. docs/api.md and GET /openapi.json list all routes.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This route does not support that method; the Allow header lists those it does.",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TOO_LARGE,
 }
-
-
-#: Errors whose message names Python's classes.
-_NO_OBJECT = ("model_type", "model_attributes_type")
-
-
-def explain(findings: Sequence[Any]) -> tuple[str, str | None]:
-    """pydantic's errors as sentences, with shortened values, and the field of the first one."""
-    sentences = [_sentence(finding) for finding in findings[:_FINDINGS]]
-    if len(findings) > _FINDINGS:
-        sentences.append(f"And {len(findings) - _FINDINGS} more.")
-    return " ".join(sentences), _field(findings[0])
-
-
-def _sentence(finding: Any) -> str:
-    message = "Input should be a JSON object" if finding["type"] in _NO_OBJECT else finding["msg"]
-    message = message.removeprefix("Value error, ")
-    return f"{_field(finding) or 'body'}: {message} (got {_cut(_SHORT.repr(finding.get('input')))})."
-
-
-def _field(finding: Any) -> str | None:
-    """The field's name, with dots between its parts; None for the whole document."""
-    return _cut(".".join(str(part) for part in finding["loc"])) or None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "..."

@@ -12,6 +12,19 @@ class BadSettings(DaemonError):
     """A setting has an invalid value."""
 
 
+class InvalidValue(DaemonError):
+    """A value is invalid."""
+
+    def __init__(self, message: str | None = None, param: str | None = None) -> None:
+        """param: the field that has it."""
+        super().__init__(message)
+        self.param = param
+
+
+class TooLarge(InvalidValue):
+    """The request is larger than the setting max_body_bytes allows. Send it in parts."""
+
+
 class NothingToLearn(DaemonError):
     """There is no text to train on. Add some with `pocketllm add` or POST /texts."""
 

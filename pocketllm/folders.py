@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
+from pocketllm.daemon.documents import validated
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.folders import Scan, WatchedFolder, scans, watched_folders, write_scans
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.readers.base import Example, Found, Kind, Ownerless, ReadOptions, Skipped, name_key
@@ -179,10 +181,7 @@ def texts_of(kind: Kind | None, found: Iterable[Found], source: str, max_bytes: 
         elif kind is Kind.NOTES:
             yield from (NewText(text=part, source=source) for part in pieces(one.item["text"]))
         else:
-            from pocketllm.api.errors import Problem  # with 20 MB of libraries, which notes can do without
-            from pocketllm.api.native.examples import validated
-
-            with suppress(Problem):
+            with suppress(InvalidValue):
                 yield validated({**one.item, "source": source}, "", max_bytes).new()
 
 

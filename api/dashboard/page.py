@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from pocketllm.api.dependencies import NO_TOKEN
 from pocketllm.api.errors import Problem
 from pocketllm.api.security.sessions import CODE, SESSION, Sessions, cookie_name
 
@@ -30,13 +31,13 @@ _HEADERS = {
 }
 
 
-@router.get("/", response_class=Response)
+@router.get("/", response_class=Response, openapi_extra=NO_TOKEN)
 def page() -> Response:
     """The dashboard. No token needed: the page contains no data and asks you to sign in."""
     return _file("page.html")
 
 
-@router.get("/dashboard/{name}", response_class=Response)
+@router.get("/dashboard/{name}", response_class=Response, openapi_extra=NO_TOKEN)
 def part(name: str) -> Response:
     """A file of the dashboard."""
     if name not in _FILES:

@@ -14,9 +14,10 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import AdapterId, ServicesDep
-from pocketllm.api.native.schemas.jobs import AdapterOut, Data
+from pocketllm.api.bodies import JSONRoute
+from pocketllm.api.dependencies import AdapterId, ServicesDep, needs
+from pocketllm.api.native.schemas import AdapterOut, Data
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.generation.llama.tokens import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
@@ -44,7 +45,7 @@ class RollbackIn(Body):
     model: str | None = Field(None, min_length=1, description="Default: the setting model.")
 
 
-@router.get("/adapters")
+@router.get("/adapters", openapi_extra=needs("generate"))
 def adapters(services: ServicesDep) -> Data[AdapterOut]:
     """List adapters, newest first, with their parents and folders."""
     rows, folder = services.store.adapters.all(), services.folder.adapter

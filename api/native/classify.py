@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
+from pocketllm.api.bodies import JSONRoute
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import Label, Words
-from pocketllm.api.native.schemas.jobs import Data
+from pocketllm.api.native.schemas import Data
+from pocketllm.daemon.documents import Body, Label, Words
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.generation.service import ClassifyRequest
 from pocketllm.daemon.services import Services
 
@@ -91,7 +92,7 @@ def list_labels(services: ServicesDep) -> Data[LabelExamplesOut]:
     return Data(data=rows)
 
 
-@router.post("/classify")
+@router.post("/classify", openapi_extra=needs("generate"))
 async def classify(request: Request, body: ClassifyIn, services: ServicesDep) -> ClassifyOut:
     """Return each label's probability for a text, judged by the stored texts with labels. Three examples each of two
     labels are enough; no job is needed. Nothing is stored.
@@ -116,10 +117,10 @@ async def classify(request: Request, body: ClassifyIn, services: ServicesDep) ->
 
 
 def _examples(services: Services, labels: Sequence[str] | None, is_app: bool) -> dict[str, list[str]]:
-    """The newest texts of each label, as many of each. Raises Problem where they are too few, where there are too many
-    labels, and for an app that names none. An app is not told how many there are.
+    """The newest texts of each label, as many of each. Raises Problem where they are too few, and InvalidValue
+    where there are too many labels, and for an app that names none. An app is not told how many there are.
     """
-    unnamed = Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Give 2 to {_MAX_LABELS} labels.", param="labels")
+    unnamed = InvalidValue(f"Give 2 to {_MAX_LABELS} labels.", "labels")
     if labels is None and is_app:
         raise unnamed
     found = services.store.texts.labelled(labels)

@@ -11,11 +11,12 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, resolve_adapter
+from pocketllm.api.bodies import MAX_SEED, JSONRoute
+from pocketllm.api.dependencies import SERVING, ServicesDep, app_of, needs, resolve_adapter
 from pocketllm.api.errors import problem_of
 from pocketllm.api.native.recall import RecalledOut, before_question, described, front, recall
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.errors import DaemonError
 from pocketllm.daemon.generation.service import Event, GenerationRequest
 from pocketllm.daemon.services import Services
@@ -107,7 +108,12 @@ class GenerateOut(BaseModel):
     recalled: list[RecalledOut] = Field(description="With `context`: the passages read before the prompt, best first.")
 
 
-@router.post("/generate", response_model=GenerateOut, responses={200: {"content": {"text/event-stream": {}}}})
+@router.post(
+    "/generate",
+    response_model=GenerateOut,
+    responses={200: {"content": {"text/event-stream": {}}}},
+    openapi_extra=needs("generate"),
+)
 async def generate(request: Request, body: GenerateIn, services: ServicesDep) -> Response:
     """Generate text. With `stream`, send `token` events ({"text"}), then `done` (the whole answer) or `error`."""
     generation, about = await asked(request, services, body)

@@ -11,12 +11,22 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import MAX_SEED, Body, JSONRoute
-from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor
-from pocketllm.api.native.schemas.jobs import EventOut, JobDetailOut, JobOut, JobProgressOut, Page, RunOut, seconds_left
-from pocketllm.api.native.schemas.plan import PlanOut
-from pocketllm.api.native.schemas.reports import ReportNumbersOut, ReportOut
+from pocketllm.api.bodies import MAX_SEED, JSONRoute
+from pocketllm.api.dependencies import JobId, ServicesDep, may_monitor, needs
+from pocketllm.api.native.schemas import (
+    EventOut,
+    JobDetailOut,
+    JobOut,
+    JobProgressOut,
+    Page,
+    PlanOut,
+    ReportNumbersOut,
+    ReportOut,
+    RunOut,
+    seconds_left,
+)
 from pocketllm.api.responses import PrettyJSONResponse
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.scheduling.planning import JobRequest, RequestedMethod
 from pocketllm.daemon.services import Services
 from pocketllm.engine.planning.memory_model import Mode
@@ -82,7 +92,7 @@ def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     return PlanOut.of(planned, model=services.settings.model, texts=counts.texts, new_words=counts.new_words)
 
 
-@router.get("/jobs", response_model=Page[JobOut] | Page[JobProgressOut])
+@router.get("/jobs", response_model=Page[JobOut] | Page[JobProgressOut], openapi_extra=needs("monitor"))
 def list_jobs(
     request: Request, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=200)] = 20, after: str | None = None
 ) -> Response:
@@ -113,7 +123,7 @@ async def _wait_for_end(
         await asyncio.sleep(min(left, _POLL_SECONDS))
 
 
-@router.get("/jobs/{job_id}", dependencies=[Depends(_wait_for_end)])
+@router.get("/jobs/{job_id}", dependencies=[Depends(_wait_for_end)], openapi_extra=needs("monitor"))
 def get_job(job_id: JobId, services: ServicesDep) -> JobDetailOut:
     """Return a job with its settings, losses, events and results in numbers.
 

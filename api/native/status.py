@@ -1,23 +1,24 @@
-"""/health, /status, /models: the daemon's state, readings, and models."""
+"""/health, /status, /nights, /models: the daemon's state, readings, last nights, and models."""
 
 import os
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 from importlib.metadata import version
 from math import ceil
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
-from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import ServicesDep
-from pocketllm.api.errors import Problem
+from pocketllm.api.bodies import JSONRoute
+from pocketllm.api.dependencies import NO_TOKEN, ServicesDep, needs
 from pocketllm.api.native.jobs import job_out
-from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
+from pocketllm.api.native.schemas import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
+from pocketllm.daemon.documents import Body
+from pocketllm.daemon.errors import InvalidValue
+from pocketllm.daemon.scheduling.nights import Night
 from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
@@ -106,13 +107,13 @@ class StatusOut(BaseModel, revalidate_instances="always"):
     open_job: JobOut | None = Field(description="The job that runs, or runs next.")
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=NO_TOKEN)
 def health() -> HealthOut:
     """Check that the daemon is running. No token needed."""
     return HealthOut(version=version("pocketllm"), pid=os.getpid())
 
 
-@router.get("/status")
+@router.get("/status", openapi_extra=needs("monitor"))
 def status(services: ServicesDep) -> StatusOut:
     """Return the daemon's processes, readings and blockers."""
     scheduler, generator, counts = services.scheduler, services.generator, services.store.texts.counts()
@@ -153,6 +154,14 @@ def status(services: ServicesDep) -> StatusOut:
     )
 
 
+@router.get("/nights", openapi_extra=needs("monitor"))
+def nights(services: ServicesDep, days: Annotated[int, Query(ge=1, le=30)] = 14) -> Data[Night]:
+    """List the last nights, the present one first: when a job could run, what ran, what ended, and for how long what
+    held a job back while nobody used the device. A night lasts from noon to noon of your time; its date is its end's.
+    """
+    return Data[Night](data=services.scheduler.nights.recent(services.now(), days=days))
+
+
 class ScreenIn(Body, json_schema_extra={"example": {"on": False}}):
     """The screen's state, as reported by an automation app."""
 
@@ -187,7 +196,7 @@ class SnoozeOut(BaseModel):
     snoozed_until: datetime | None
 
 
-@router.post("/status/screen")
+@router.post("/status/screen", openapi_extra=needs("ingest"))
 def screen(services: ServicesDep, body: ScreenIn) -> ScreenIn:
     """Report that the screen went on or off: for automation apps, on phones that do not reveal it otherwise."""
     services.scheduler.screen(body.on, services.now())
@@ -203,15 +212,14 @@ def snooze(services: ServicesDep, body: SnoozeIn) -> SnoozeOut:
     now = services.now()
     latest = max(body.until or now, now + timedelta(minutes=body.minutes or 0))
     if latest > now + timedelta(minutes=_MAX_SNOOZE_MINUTES):
-        detail = f"until: at most {_MAX_SNOOZE_MINUTES // (24 * 60)} days from now are allowed."
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, param="until")
+        raise InvalidValue(f"until: at most {_MAX_SNOOZE_MINUTES // (24 * 60)} days from now are allowed.", "until")
     until = latest if latest > now else None
     services.store.preferences.snooze(until, now)
     services.wake()
     return SnoozeOut(snoozed_until=until)
 
 
-@router.get("/models")
+@router.get("/models", openapi_extra=needs("generate"))
 def models(services: ServicesDep) -> Data[ModelOut]:
     """List the imported models."""
     found = [one.manifest for one in list_model_folders(services.folder.models)]

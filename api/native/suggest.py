@@ -7,9 +7,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.bodies import Body, JSONRoute
-from pocketllm.api.dependencies import SERVING, ServicesDep, resolve_adapter
+from pocketllm.api.bodies import JSONRoute
+from pocketllm.api.dependencies import SERVING, ServicesDep, needs, resolve_adapter
 from pocketllm.api.errors import Problem
+from pocketllm.daemon.documents import Body
 from pocketllm.daemon.generation.service import SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
@@ -62,7 +63,7 @@ class SuggestOut(BaseModel):
     adapter: str | None = Field(description="The adapter used; null for the base model.")
 
 
-@router.post("/suggest")
+@router.post("/suggest", openapi_extra=needs("generate"))
 async def suggest(request: Request, body: SuggestIn, services: ServicesDep) -> SuggestOut:
     """Suggest the likeliest next words, or endings of the word being typed. Nothing typed is stored.
 

@@ -6,34 +6,27 @@ from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
-from pocketllm.api.bodies import unless_large
-from pocketllm.api.dependencies import ServicesDep, TextId, app_of, owner_of
+from pocketllm.api.bodies import MAX_TEXTS, parse, unless_large
+from pocketllm.api.dependencies import ServicesDep, TextId, app_of, needs, owner_of
 from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import DEFAULT_SOURCE, MAX_TEXTS, parse, references
 from pocketllm.api.native.ingest import Ingest
 from pocketllm.api.native.recall import PASSAGES, RecalledOut, described
-from pocketllm.api.native.schemas.jobs import AddedOut, Data, Identified, Page, TextOut
+from pocketllm.api.native.schemas import AddedOut, Data, Identified, Page, TextOut
+from pocketllm.daemon.documents import DEFAULT_SOURCE, Example
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.folders import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.texts import SourceCount
-from pocketllm.storage.tables import PERSON, Deletion, JobState, Outcome
+from pocketllm.storage.tables import PERSON, Deletion
 
 router = APIRouter(tags=["texts"])
 Ids = Annotated[Sequence[str], Query(alias="id", max_length=500)]
 
-_EXAMPLES: dict[str, Any] = {
-    "plain": {"text": "Wind west, glass rising.", "source": "notes"},
-    "completion": {"prompt": "Who has the watch tonight?", "completion": "Anna until four.", "source": "chat"},
-    "labelled": {"text": "Two mugs of tea and the shed to myself.", "label": "positive", "source": "diary"},
-    "chat": {
-        "messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always."}],
-        "source": "chat",
-    },
-}
-_EXAMPLES["several"] = list(_EXAMPLES.values())
+#: The JSON schemas of the kinds, and in `$defs` of their parts, which are among the OpenAPI document's components.
+KINDS = TypeAdapter[Any](Example).json_schema(ref_template="#/components/schemas/{model}")
 _BODY_DOC = {
     "requestBody": {
         "required": True,
@@ -41,17 +34,16 @@ _BODY_DOC = {
             "application/json": {
                 "schema": {
                     "anyOf": [
-                        *references(),
+                        *KINDS["anyOf"],
                         {
                             "type": "array",
-                            "items": {"anyOf": references()},
+                            "items": {"anyOf": KINDS["anyOf"]},
                             "minItems": 1,
                             # Tools that test this document would spend minutes on a maxItems.
                             "description": f"At most {MAX_TEXTS:,}.",
                         },
                     ]
-                },
-                "examples": {name: {"value": value} for name, value in _EXAMPLES.items()},
+                }
             },
             "text/plain": {"schema": {"type": "string", "pattern": r"\S"}},
         },
@@ -59,7 +51,7 @@ _BODY_DOC = {
 }
 
 
-@router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC)
+@router.post("/texts", status_code=HTTPStatus.CREATED, openapi_extra=_BODY_DOC | needs("ingest"))
 async def add_texts(
     request: Request,
     services: ServicesDep,
@@ -103,7 +95,7 @@ def list_texts(
     return Page.of([TextOut.of(row, files) for row in rows], limit)
 
 
-@router.get("/passages")
+@router.get("/passages", openapi_extra=needs("recall"))
 def search_passages(
     services: ServicesDep,
     query: Annotated[str, Query(max_length=1000)] = "",
@@ -150,8 +142,6 @@ class DeletionOut(BaseModel):
     )
     serving: str | None = Field(description="The serving adapter; null is the base model.")
     job: str | None = Field(description="The job that trains on the remaining texts; null if none is needed.")
-    job_state: JobState | None
-    outcome: Outcome | None = Field(description="The outcome of that job.")
     copies: list[str] = Field(
         description="Copies of the database that may still contain the texts: known backups, and files that a restore "
         "replaced. The daemon does not change them."
@@ -162,7 +152,6 @@ class DeletionOut(BaseModel):
     @classmethod
     def of(cls, services: Services, row: Deletion) -> Self:
         """From storage."""
-        job = None if row.job is None else services.store.jobs.get(row.job)
         serving = services.store.adapters.serving(services.settings.model)
         kept = copies(services.folder)
         parts = [f"Deleted {row.texts:,} {'text' if row.texts == 1 else 'texts'}."]
@@ -179,14 +168,7 @@ class DeletionOut(BaseModel):
             parts.append(f"These copies may still contain them; delete those you do not need: {', '.join(kept)}.")
         if not row.erased:
             parts.append("The last traces on disk go in ten minutes, or once no job runs.")
-        return cls(
-            **row.model_dump(),
-            serving=serving.id if serving else None,
-            job_state=job.state if job else None,
-            outcome=job.outcome if job else None,
-            copies=kept,
-            summary=" ".join(parts),
-        )
+        return cls(**row.model_dump(), serving=serving.id if serving else None, copies=kept, summary=" ".join(parts))
 
 
 class TextDeletedOut(Identified):
@@ -212,7 +194,7 @@ def delete_texts(
     """Delete every text from a source, or the texts with these ids. The effects are those of deleting one text."""
     deletions = services.store.deletions
     if source is not None and ids:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Send either source or id, not both.", param="source")
+        raise InvalidValue("Send either source or id, not both.", "source")
     if source is not None:
         return _forgotten(services, lambda now: deletions.source(source, now=now))
     found = [services.store.texts.get(identity).id for identity in ids]
@@ -261,5 +243,5 @@ def get_deletion_cost(services: ServicesDep, ids: Ids = (), source: str = "", ap
 
 @router.get("/deletions/{deletion_id}")
 def get_deletion(deletion_id: str, services: ServicesDep) -> DeletionOut:
-    """Return the current receipt of a deletion: whether its bytes are erased, and the state of the job it queued."""
+    """Return the current receipt of a deletion: whether its bytes are erased, and the job it queued."""
     return DeletionOut.of(services, services.store.deletions.get(deletion_id))

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, Field
 
-from pocketllm.api.bodies import Body, JSONRoute
+from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import ServicesDep
-from pocketllm.api.native.schemas.jobs import Data
+from pocketllm.api.native.schemas import Data
 from pocketllm.api.security.tokens import Credentials, Scope
+from pocketllm.daemon.documents import Body
 
 router = APIRouter(tags=["tokens"], route_class=JSONRoute)
 

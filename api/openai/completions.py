@@ -12,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pocketllm.api.bodies import JSONRoute
-from pocketllm.api.dependencies import ServicesDep
+from pocketllm.api.dependencies import ServicesDep, needs
 from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.native.recall import before_question, described, recall
 from pocketllm.api.openai.answers import ChatAnswer, ChatChoice, Summary, TextAnswer, TextChoice, Usage, as_call, part
@@ -35,7 +35,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/chat/completions", response_model=ChatAnswer, responses=_STREAM)
+@router.post("/chat/completions", response_model=ChatAnswer, responses=_STREAM, openapi_extra=needs("generate"))
 async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Response:
     """Answer a chat. With `stream`, send chunks as server-sent events, then `[DONE]`."""
     messages, remarks = [message.plain() for message in body.messages], dict[str, Any]()
@@ -45,7 +45,7 @@ async def chat(request: Request, body: ChatRequest, services: ServicesDep) -> Re
     return await _answered(request, services, body, [{"messages": messages}], remarks)
 
 
-@router.post("/completions", response_model=TextAnswer, responses=_STREAM)
+@router.post("/completions", response_model=TextAnswer, responses=_STREAM, openapi_extra=needs("generate"))
 async def complete(request: Request, body: CompletionRequest, services: ServicesDep) -> Response:
     """Continue one or several texts. With `stream`, send chunks as server-sent events, then `[DONE]`."""
     return await _answered(request, services, body, [one | {"echo": bool(body.echo)} for one in body.inputs], {})

@@ -3,18 +3,17 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from pocketllm.api.dependencies import ServicesDep, owner_of, sees
-from pocketllm.api.errors import Problem, explain
-from pocketllm.api.native.examples import Example, parse_lines, validated
-from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.bodies import parse_lines
+from pocketllm.api.dependencies import ServicesDep, needs, owner_of, sees
+from pocketllm.api.native.schemas import Identified
 from pocketllm.api.openai.schemas import ChatMessage, Deleted, Listing, page_of
+from pocketllm.daemon.documents import Example, checked, validated
+from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.services import Services
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import PERSON, UploadedFile
@@ -62,7 +61,7 @@ class FileOut(Identified):
         return cls(id=row.id, bytes=row.size, created_at=int(row.created_at.timestamp()), filename=row.filename)
 
 
-@router.post("")
+@router.post("", openapi_extra=needs("train"))
 async def upload(
     request: Request, services: ServicesDep, file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()]
 ) -> FileOut:
@@ -84,7 +83,7 @@ async def upload(
     return FileOut.of(row)
 
 
-@router.get("")
+@router.get("", openapi_extra=needs("train"))
 def files(
     request: Request,
     services: ServicesDep,
@@ -96,13 +95,13 @@ def files(
     return page_of(rows, after=after, limit=limit)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", openapi_extra=needs("train"))
 def file(services: ServicesDep, file_id: str) -> FileOut:
     """Return a file's metadata."""
     return FileOut.of(services.store.files.get(file_id))
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", openapi_extra=needs("train"))
 def delete(services: ServicesDep, file_id: str) -> Deleted:
     """Delete a file and the texts that jobs have taken from it, with the effects of deleting one text."""
     now = services.now()
@@ -112,16 +111,16 @@ def delete(services: ServicesDep, file_id: str) -> Deleted:
 
 
 def examples_in(data: bytes, *, source: str, max_bytes: int) -> Iterator[Example]:
-    """The examples in a file, as texts from `source`. Raises Problem, which names the line that is wrong."""
+    """The examples in a file, as texts from `source`. Raises InvalidValue, which names the line that is wrong."""
     for place, document in parse_lines(data.removeprefix(b"\xef\xbb\xbf")):
         yield validated(_as_text(document, place, source), place, max_bytes)
 
 
 def _as_text(document: Any, place: str, source: str) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}This is not a JSON object. {_EXPECTED}")
+        raise InvalidValue(f"{place}This is not a JSON object. {_EXPECTED}")
     if not document.keys() & {"messages", "prompt", "completion", "text"}:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}There is no text to train on. {_EXPECTED}")
+        raise InvalidValue(f"{place}There is no text to train on. {_EXPECTED}")
     kept = {name: value for name, value in document.items() if name not in _BESIDE} | {"source": source}
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(message, place) for message in kept["messages"]]
@@ -130,10 +129,6 @@ def _as_text(document: Any, place: str, source: str) -> dict[str, Any]:
 
 def _message(message: Any, place: str) -> dict[str, Any]:
     """A message as OpenAI's files hold it, as one that can be learned."""
-    try:
-        plain: dict[str, Any] = dict(ChatMessage.model_validate(message).plain())
-    except ValidationError as error:
-        detail, param = explain(error.errors(include_url=False))
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, place + detail, param=param) from error
+    plain: dict[str, Any] = {**checked(ChatMessage, message, place).plain()}
     weight = message.get("weight")
     return plain if weight is None else plain | {"weight": weight}

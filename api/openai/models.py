@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from pocketllm.api import dependencies
-from pocketllm.api.dependencies import ServicesDep, resolve_adapter
+from pocketllm.api.dependencies import ServicesDep, needs, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.api.native.adapters import delete_adapter
 from pocketllm.api.openai.schemas import Deleted
@@ -38,13 +38,13 @@ class OpenAIModels(BaseModel):
     data: list[OpenAIModel]
 
 
-@router.get("/models")
+@router.get("/models", openapi_extra=needs("generate"))
 def models(services: ServicesDep) -> OpenAIModels:
     """List the serving model, the base model, and each adapter of the model in use, newest first."""
     return OpenAIModels(data=_all(services))
 
 
-@router.get("/models/{model_id:path}")
+@router.get("/models/{model_id:path}", openapi_extra=needs("generate"))
 def model(services: ServicesDep, model_id: str) -> OpenAIModel:
     """Return one model."""
     for found in _all(services):

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from pocketllm.api.bodies import Body
 from pocketllm.api.native.generate import StopStrings
-from pocketllm.api.native.schemas.jobs import Identified
+from pocketllm.api.native.schemas import Identified
+from pocketllm.daemon.documents import Body
 from pocketllm.storage.errors import NotFound
 
 #: OpenAI's own for the older route; a chat's is ours, since theirs is "until the model ends".

@@ -1,6 +1,6 @@
 """Access: loopback host names only, no foreign origins, and a token with the right scope.
 
-On a phone every app reaches 127.0.0.1, so the token is the boundary. A route that is not listed here needs admin.
+On a phone every app reaches 127.0.0.1, so the token is the boundary. A route that names no scope needs admin.
 """
 
 import math
@@ -11,6 +11,7 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
 
+from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, Match
@@ -18,14 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from pocketllm.api.bodies import LARGE_BYTES
-from pocketllm.api.errors import TOO_LARGE, Problem
+from pocketllm.api.errors import Problem, problem_of
 from pocketllm.api.security.sessions import credential_of
 from pocketllm.api.security.tokens import OWNER, Caller, Credentials, Scope
+from pocketllm.daemon.errors import TooLarge
 
-#: GET routes without content, which never need a token; the dashboard's page asks for one.
-_EMPTY = re.compile(r"/health|/|/dashboard/[^/]+")
 #: The GET route that needs no token unless the setting open_routes is false. Without one it answers in numbers alone.
-OPEN_ROUTE = "/jobs"
+OPEN_ROUTE = "GET", "/jobs"
 
 #: The name under which callers without a token are counted; no app can have it.
 _ANONYMOUS = ""
@@ -42,43 +42,13 @@ _HOST = re.compile(r"(?P<name>[a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", re.IGN
 #: The code of a WebSocket that is refused (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 
-#: The routes of the scopes below admin. Files and fine-tuning jobs show each app its own.
-_ALLOWED = {
-    Scope.INGEST: re.compile(r"POST /(texts|status/screen)"),
-    Scope.GENERATE: re.compile(
-        r"POST /(generate|suggest|classify|v1/chat/completions|v1/completions)"
-        r"|GET /(models|adapters|v1/models(/.+)?)"
-    ),
-    Scope.RECALL: re.compile(r"GET /passages"),
-    Scope.TRAIN: re.compile(r"(GET|POST|DELETE) /v1/(files|fine_tuning/jobs)(/.*)?"),
-    Scope.MONITOR: re.compile(r"GET /(status|nights|jobs|jobs/[^/]+)"),
-}
-#: What every token may read.
-_DOCUMENT = "GET /openapi.json"
 
-
-def needs_token(method: str, path: str, *, open_routes: bool) -> bool:
-    """Whether a route needs a token. open_routes: the setting."""
-    if method == "GET" and _EMPTY.fullmatch(path):
-        return False
-    return not (open_routes and method in ("GET", "HEAD") and path == OPEN_ROUTE)
-
-
-def scopes_for(method: str, path: str) -> frozenset[Scope]:
-    """The scopes that allow a route; admin always does."""
-    route = f"{method} {path}"
-    allowed = (scope for scope, routes in _ALLOWED.items() if route == _DOCUMENT or routes.fullmatch(route))
-    return frozenset([*allowed, Scope.ADMIN])
-
-
-def add_security(schema: dict[str, Any], *, open_routes: bool) -> None:
-    """Add to an OpenAPI document which routes need a token, and the scopes that allow each."""
-    token = {"type": "http", "scheme": "bearer", "description": "`pocketllm token` prints the owner's token."}
-    schema["components"]["securitySchemes"] = {"token": token}
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
-            needed = needs_token(method.upper(), path, open_routes=open_routes)
-            operation["security"] = [{"token": sorted(scopes_for(method.upper(), path))}] if needed else []
+def _scopes(route: Any) -> frozenset[Scope]:
+    """The scopes that allow a route, by what stands beside it; none where it needs no token."""
+    if not hasattr(route, "openapi_extra"):  # /openapi.json, which every token may read
+        return frozenset(Scope)
+    security = (route.openapi_extra or {}).get("security", [{"token": [Scope.ADMIN]}])
+    return frozenset(scope for one in security for scope in one["token"])
 
 
 class Rate:
@@ -119,7 +89,8 @@ class Guard:
         """rate: per app. max_requests: concurrent ones of all apps. open_routes: whether OPEN_ROUTE needs no token.
         origins: beside this device's own, from which requests may come.
         """
-        self._app, self._routes, self._credentials, self._rate = app, routes, credentials, rate
+        self._app, self._credentials, self._rate = app, credentials, rate
+        self._routes = [(route, _scopes(route)) for route in iter_route_contexts(routes)]
         self._max_body_bytes, self._max_requests, self._open_routes = max_body_bytes, max_requests, open_routes
         self._origins = origins
         self._running: Counter[str] = Counter()  #: by caller
@@ -132,15 +103,14 @@ class Guard:
         if connection["type"] != "http":
             await self._app(connection, receive, send)
             return
-        request = HTTPConnection(connection)
+        request, scopes = HTTPConnection(connection), self._scopes(connection)
         try:
-            _check_origin(request, self._origins)
-            is_free = self._is_free(connection)
-            caller = None if is_free else self._admitted(request)
-        except Problem as problem:
-            await problem.response()(connection, receive, send)
+            _check_origin(request, self._origins, has_no_content=scopes == frozenset())
+            caller = self._admitted(request, scopes) if scopes else None
+        except (Problem, TooLarge) as error:
+            await problem_of(error).response()(connection, receive, send)
             return
-        if is_free:
+        if not scopes:  # the answer costs next to nothing and is everybody's, also 404 and 405
             await self._app(connection, receive, _not_stored(send))
             return
         name = caller.name if caller else _ANONYMOUS
@@ -155,13 +125,11 @@ class Guard:
             if not self._running[name]:
                 del self._running[name]
 
-    def _is_free(self, connection: Connection) -> bool:
-        """Whether the answer costs next to nothing and is everybody's: an empty route's, or 404 or 405 for no route."""
-        if connection["method"] == "GET" and _EMPTY.fullmatch(connection["path"]):
-            return True
-        return not any(route.matches(dict(connection))[0] is Match.FULL for route in self._routes)
+    def _scopes(self, connection: Connection) -> frozenset[Scope] | None:
+        """The scopes that allow a request's route: none if it needs no token. None where there is no route."""
+        return next((scopes for route, scopes in self._routes if route.matches(connection)[0] is Match.FULL), None)
 
-    def _admitted(self, request: HTTPConnection) -> Caller | None:
+    def _admitted(self, request: HTTPConnection, scopes: frozenset[Scope]) -> Caller | None:
         """Who sends a request that may be answered; None without a token. Raises Problem for one that may not."""
         credential = credential_of(request)
         caller = None if credential is None else self._credentials.caller(credential)
@@ -171,7 +139,8 @@ class Guard:
                 "token; `pocketllm dashboard` signs a browser in."
             )
             raise Problem(HTTPStatus.UNAUTHORIZED, detail, code="bad_token")
-        self._check_scope(caller, request.scope["method"], request.scope["path"])
+        if not (self._open_routes and (request.scope["method"], request.scope["path"]) == OPEN_ROUTE):
+            _check_scope(caller, scopes)
         name = caller.name if caller else _ANONYMOUS
         self._check_load(name, request.headers)
         if name != OWNER and (wait := self._rate.wait_seconds(name)) > 0:
@@ -180,29 +149,11 @@ class Guard:
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, code="too_often", retry_seconds=math.ceil(wait))
         return caller
 
-    def _check_scope(self, caller: Caller | None, method: str, path: str) -> None:
-        if not needs_token(method, path, open_routes=self._open_routes):
-            return
-        if caller is None:
-            detail = (
-                'An access token is required: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
-                "`pocketllm dashboard` signs a browser in."
-            )
-            raise Problem(HTTPStatus.UNAUTHORIZED, detail, code="missing_token")
-        needed = scopes_for(method, path)
-        if not caller.scopes & needed:
-            has, least = " and ".join(sorted(caller.scopes)), min(needed, key=list(Scope).index)
-            detail = (
-                f"The access token {caller.name!r} has the scope {has}; this route requires {least}. "
-                f"`pocketllm token create NAME --scope {least}` creates one."
-            )
-            raise Problem(HTTPStatus.FORBIDDEN, detail, code="out_of_scope")
-
     def _check_load(self, name: str, headers: Headers) -> None:
         # A body of unknown length is counted while it is read (app.py).
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > _LENGTH_DIGITS or int(length) > self._max_body_bytes):
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+            raise TooLarge
         if name == OWNER:
             return
         of_apps = sum(count for other, count in self._running.items() if other != OWNER)
@@ -214,6 +165,23 @@ class Guard:
             return
         detail = f"Too many requests at once: at most {at_most}. Try again in a second."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, code="busy", retry_seconds=1)
+
+
+def _check_scope(caller: Caller | None, scopes: frozenset[Scope]) -> None:
+    """Refuse a caller without a token, or without one of these scopes. Raises Problem."""
+    if caller is None:
+        detail = (
+            'An access token is required: send "Authorization: Bearer TOKEN"; `pocketllm token` prints it. '
+            "`pocketllm dashboard` signs a browser in."
+        )
+        raise Problem(HTTPStatus.UNAUTHORIZED, detail, code="missing_token")
+    if not caller.scopes & scopes:
+        has, least = " and ".join(sorted(caller.scopes)), min(scopes, key=list(Scope).index)
+        detail = (
+            f"The access token {caller.name!r} has the scope {has}; this route requires {least}. "
+            f"`pocketllm token create NAME --scope {least}` creates one."
+        )
+        raise Problem(HTTPStatus.FORBIDDEN, detail, code="out_of_scope")
 
 
 def _weight(headers: Headers) -> int:
@@ -240,7 +208,7 @@ def pattern_of(origins: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(parts) or "(?!)")
 
 
-def _check_origin(request: HTTPConnection, origins: re.Pattern[str]) -> None:
+def _check_origin(request: HTTPConnection, origins: re.Pattern[str], *, has_no_content: bool) -> None:
     """Refuse a foreign Host (DNS rebinding) or Origin, and other websites but for links to the page. Raises Problem."""
     headers = request.headers
     host = headers.get("host", "")
@@ -258,7 +226,7 @@ def _check_origin(request: HTTPConnection, origins: re.Pattern[str]) -> None:
         return
     # The file by which `pocketllm dashboard` signs in is another website, too.
     is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")) == ("navigate", "document")
-    if not is_link or needs_token(request.scope["method"], request.scope["path"], open_routes=False):
+    if not (is_link and has_no_content):
         raise Problem(HTTPStatus.FORBIDDEN, "Requests from other websites are not allowed.", code="cross_site")
 
 

@@ -68,7 +68,7 @@ def plan(
 
     Starts nothing. Uses the settings of the daemon running on the data folder, or those that it would start with.
     """
-    from pocketllm.api.native.schemas.plan import PlanOut
+    from pocketllm.api.native.schemas import PlanOut
     from pocketllm.cli.job_views import plan_view
     from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead
     from pocketllm.daemon.scheduling.planning import JobRequest, plan_job, with_request

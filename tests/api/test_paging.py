@@ -49,4 +49,6 @@ def test_each_item_is_on_one_page(api: InProcessApp, subtests: pytest.Subtests, 
 
 
 def test_the_empty_list(api: InProcessApp) -> None:
-    assert api.get("/texts").json() == {"data": [], "has_more": False, "next": None}
+    """As every document, it is indented, and ends with a newline."""
+    for path in ("/texts", "/jobs"):
+        assert api.get(path).text == '{\n  "data": [],\n  "has_more": false,\n  "next": null\n}\n'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import TOKEN, InProcessApp
 
 KEY = {"idempotency-key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 
@@ -28,20 +28,6 @@ def test_a_job_that_is_asked_for_twice_is_one(api: InProcessApp) -> None:
     assert jobs(api) == 3
 
 
-def test_a_job_that_has_ended_is_not_made_again(api: InProcessApp) -> None:
-    job = api.post("/jobs", json={}, headers=KEY).json()["id"]
-    api.post(f"/jobs/{job}/cancel")
-    again = api.post("/jobs", json={}, headers=KEY).json()
-    assert (again["id"], again["state"], jobs(api)) == (job, "cancelled", 1)
-
-
-def test_a_job_that_is_open_is_gone_on_with_and_remembers_the_key(api: InProcessApp) -> None:
-    job = api.post("/jobs", json={}).json()["id"]
-    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job
-    api.post(f"/jobs/{job}/cancel")
-    assert api.post("/jobs", json={}, headers=KEY).json()["id"] == job and jobs(api) == 1
-
-
 def test_every_key_of_a_job_that_is_gone_on_with_is_remembered(api: InProcessApp) -> None:
     first, second = ({"idempotency-key": key} for key in ("first", "second"))
     job = api.post("/jobs", json={"now": False}, headers=first).json()["id"]
@@ -63,15 +49,3 @@ def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
     for sent in (TOKEN, token):
         assert api.post("/jobs", json={"steps": 3}, headers=KEY, token=sent).status_code == 202
     assert jobs(api) == 2
-
-
-def test_nothing_is_queued_for_a_plan(api: InProcessApp) -> None:
-    assert api.post("/jobs/plan", json={}, headers=KEY).status_code == 200
-    assert api.post("/jobs", json={}, headers=KEY).status_code == 202 and jobs(api) == 1
-
-
-def test_what_is_no_key(api: InProcessApp) -> None:
-    for key in ("", "two words", "x" * 256, "é"):
-        response = api.post("/jobs", json={}, headers={"idempotency-key": key.encode("latin-1")})
-        assert_problem(response, 422, "invalid_value")
-    assert jobs(api) == 0

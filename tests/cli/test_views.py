@@ -9,9 +9,7 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
 
-from pocketllm.api.native.schemas.jobs import JobDetailOut, JobOut, RunOut, TextOut
-from pocketllm.api.native.schemas.plan import PlanOut
-from pocketllm.api.native.schemas.reports import ReportOut
+from pocketllm.api.native.schemas import JobDetailOut, JobOut, PlanOut, ReportOut, RunOut, TextOut
 from pocketllm.api.native.status import StatusOut
 from pocketllm.cli.job_views import (
     answers_view,

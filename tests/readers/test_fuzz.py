@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketllm.api.errors import Problem
-from pocketllm.api.native.examples import parse
-from pocketllm.daemon.errors import BadSettings, DaemonError
+from pocketllm.api.bodies import parse
+from pocketllm.daemon.errors import BadSettings, DaemonError, InvalidValue
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.backup import read_backup, write_backup
@@ -104,7 +103,7 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
         "manifest": Parser("a", manifest, lambda path: Manifest.model_validate_json(path.read_bytes()), (ValueError,)),
         "backup": Parser("a.tar", backup(folder / "backup"), unpacked, (DaemonError,)),
         "settings": Parser("config.toml", toml, configured, (BadSettings, DaemonError)),
-        **{kind: Parser("body", sound, partial(parsed, kind), (Problem,)) for kind, sound in bodies.items()},
+        **{kind: Parser("body", sound, partial(parsed, kind), (InvalidValue,)) for kind, sound in bodies.items()},
         **{name: Parser(name, sound, imported) for name, sound in IMPORTED.items()},
     }
 

@@ -113,11 +113,6 @@ def test_words_of_either_model(trained: TrainedDaemon) -> None:
     assert answers["base"] != answers[trained.adapter.name]
 
 
-def test_the_space_before_a_prefix_makes_no_difference(trained: TrainedDaemon) -> None:
-    apart, together = (ask(trained, "/suggest", context=words, prefix="we") for words in ("Vinden ", "Vinden"))
-    assert apart["suggestions"] == together["suggestions"]
-
-
 def test_the_owners_words_are_offered_before_any_job_unless_they_are_not_wanted(trained: TrainedDaemon) -> None:
     add(trained, "Quillfeather rowed. " * 20)
     asked = {"context": "Then", "prefix": "Qui"}
@@ -215,17 +210,6 @@ def test_where_nothing_fits_nothing_is_put_before(trained: TrainedDaemon) -> Non
     assert found["recalled"] == [] and without_time(found) == without_time(generated(trained, prompt="Xylophone"))
 
 
-def test_an_app_gets_no_words_of_others(trained: TrainedDaemon) -> None:
-    add(trained, "The safe opens with 4711.")
-    notes, other = app(trained, "notes"), app(trained, "other")
-    add(trained, "The safe is behind the clock.", headers=notes)
-    asked: dict[str, Any] = {"prompt": "Safe", "context": "recall"}
-    assert len(generated(trained, **asked)["recalled"]) == 2
-    for headers in (notes, other):
-        assert_problem(trained.daemon.client.post("/generate", json=asked, headers=headers), 403, "out_of_scope")
-    assert trained.daemon.client.get("/texts", params={"query": "safe"}, headers=notes).status_code == 403
-
-
 def test_a_deleted_text_is_not_recalled(trained: TrainedDaemon) -> None:
     [identity] = add(trained, "The marmalade is in the cellar.")
     asked: dict[str, Any] = {"prompt": "Marmalade", "context": "recall"}
@@ -238,12 +222,3 @@ def test_the_best_passages_are_recalled_and_no_more(trained: TrainedDaemon) -> N
     add(trained, *(f"Buoy {number} rings." for number in range(PASSAGES + 2)))
     found = generated(trained, prompt="Buoy 4 rings", context="recall")["recalled"]
     assert len(found) == PASSAGES and found[0]["passage"] == "Buoy 4 rings."
-
-
-def test_texts_are_searched(trained: TrainedDaemon) -> None:
-    client = trained.daemon.client
-    add(trained, "The lighthouse keeper plays the oboe.", "The oboe is out of tune, says the lighthouse keeper's wife.")
-    page = client.get("/texts", params={"query": "oboe tune"}).json()
-    assert [one["text"][:8] for one in page["data"]] == ["The oboe", "The ligh"]
-    assert client.get("/texts", params={"query": "?"}).json()["data"] == []
-    assert_problem(client.get("/texts", params={"query": "oboe", "after": "x"}), 404, "not_found")

@@ -57,13 +57,6 @@ def test_what_a_killed_daemon_was_writing_goes_at_the_next_start(api: InProcessA
     assert not half.parent.exists()
 
 
-def test_peft_is_the_default(api: InProcessApp) -> None:
-    learn(api.services.folder.root, api.services.store)
-    default, named = api.get("/adapters/adapter-1/export"), api.get("/adapters/adapter-1/export?format=peft")
-    assert default.headers["content-type"] == named.headers["content-type"] == "application/x-tar"
-    assert default.content == named.content
-
-
 @pytest.mark.parametrize(
     ("gone", "says"),
     [("models/tiny/pocketllm.json", "models add"), (f"adapters/adapter-1/{WEIGHTS_NAME}", "adapter-1 cannot be read")],

@@ -12,10 +12,6 @@ from tests.support.daemon.real_daemon import eventually
 from tests.support.executables import executable
 
 
-def test_an_app_can_tell_of_the_screen(api: InProcessApp) -> None:
-    assert api.post("/status/screen", json={"on": True}).json() == {"on": True}
-
-
 def running_job(api: InProcessApp) -> str:
     """A job that a worker is at."""
     api.add("words " * 50)
@@ -51,8 +47,8 @@ def test_a_snooze_can_be_ended(api: InProcessApp) -> None:
 
 
 def test_a_snooze_until_what_is_no_moment(api: InProcessApp) -> None:
-    # The second is before UTC's first; the last would be beyond the last local time.
-    for until in ("tomorrow", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59Z"):
+    # The first has no zone; the third is before UTC's first; the last would be beyond the last local time.
+    for until in ("2030-01-01T00:00:00", "tomorrow", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59Z"):
         refused = assert_problem(api.post("/status/snooze", json={"until": until}), 422, "invalid_value")
         assert refused["error"]["param"] == "until"
     assert api.get("/status").json()["training"]["snoozed_until"] is None

@@ -99,35 +99,11 @@ def test_a_prompt_is_continued(daemon: Daemon) -> None:
     assert document["text"]
 
 
-def test_a_chat_is_answered_in_the_models_template(daemon: Daemon) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!"}]
-    document = generate(daemon, messages=messages, temperature=0)
-    rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
-    special = "<|im_start|>", "<|im_end|>"
-    tokens = len(rendered) - sum((len(token) - 1) * rendered.count(token) for token in special)
-    assert document["prompt_tokens"] == tokens
-    assert document["text"]
-
-
-def test_seed_and_temperature_arrive(daemon: Daemon) -> None:
+def test_the_seed_that_was_drawn_gives_the_same_text_again(daemon: Daemon) -> None:
     drawn = generate(daemon, prompt=PROMPT, temperature=1.5)
-    texts = {drawn["seed"]: drawn["text"]}
-    for seed in (0, 7, 2**53 - 1, drawn["seed"]):
-        found = generate(daemon, prompt=PROMPT, temperature=1.5, seed=seed)
-        assert found["seed"] == seed
-        assert texts.setdefault(seed, found["text"]) == found["text"]
-        assert generate(daemon, prompt=PROMPT, temperature=1.5, seed=seed)["text"] == found["text"]
-    assert len(set(texts.values())) > 1
-    assert len({generate(daemon, prompt=PROMPT, temperature=0, seed=seed)["text"] for seed in (1, 2)}) == 1
-
-
-def test_a_stop_string_ends_the_text_before_it(daemon: Daemon) -> None:
-    requested = {"prompt": PROMPT, "temperature": 0, "max_tokens": 40}
-    free = generate(daemon, **requested)["text"]
-    for stop in (free[10:12], ["never seen", free[10:12]]):
-        document = generate(daemon, **requested, stop=stop)
-        assert document["finish_reason"] == "stop"
-        assert document["text"] == free[: free.index(free[10:12])]
+    again = generate(daemon, prompt=PROMPT, temperature=1.5, seed=drawn["seed"])
+    assert (again["seed"], again["text"]) == (drawn["seed"], drawn["text"])
+    assert generate(daemon, prompt=PROMPT, temperature=1.5)["seed"] != drawn["seed"]
 
 
 def test_a_stream_ends_with_the_whole(daemon: Daemon) -> None:
@@ -145,7 +121,7 @@ def test_a_stream_ends_with_the_whole(daemon: Daemon) -> None:
 def test_more_than_the_context_is_refused(daemon: Daemon) -> None:
     prompt = {"prompt": "a" * (CONTEXT + 10), "max_tokens": 1}
     chat = {"messages": [{"role": "user", "content": "a" * CONTEXT}]}
-    for requested in (prompt, chat, prompt | {"stream": True}, chat | {"stream": True}):
+    for requested in (prompt, chat | {"stream": True}):
         document = assert_problem(daemon.client.post("/generate", json=requested), 422, "bad_request")
         assert f"context of {CONTEXT} tokens" in document["detail"] and "Shorten the prompt" in document["detail"]
 

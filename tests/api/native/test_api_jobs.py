@@ -1,8 +1,6 @@
 """Jobs over HTTP: asked for, listed, explained while they wait, withdrawn."""
 
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,10 +32,6 @@ def job(api: InProcessApp, identity: str) -> Document:
     """The job as anybody sees it."""
     document: Document = api.get(f"/jobs/{identity}").json()
     return document
-
-
-def kinds(document: Document) -> list[str]:
-    return [event["kind"] for event in document["events"]]
 
 
 def test_a_request_is_answered_with_the_queued_job(api: InProcessApp) -> None:
@@ -97,13 +91,6 @@ def test_everything_is_optional(api: InProcessApp) -> None:
         assert 0 <= document["seed"] < 2**31
 
 
-def test_without_text_there_is_nothing_to_learn(bare: InProcessApp, models: Path) -> None:
-    shutil.copytree(models, bare.services.folder.models)
-    document = assert_problem(bare.post("/jobs"), 409, "nothing_to_learn")
-    assert "POST /texts" in document["detail"]
-    assert bare.get("/jobs").json()["data"] == []
-
-
 def test_without_a_model_there_is_nothing_to_teach(bare: InProcessApp) -> None:
     bare.add("Wind west.")
     response = bare.post("/jobs")
@@ -111,14 +98,6 @@ def test_without_a_model_there_is_nothing_to_teach(bare: InProcessApp) -> None:
     assert "'tiny'" in document["detail"] and "`pocketllm models add`" in document["detail"]
     assert int(response.headers["retry-after"]) > 0
     assert bare.get("/jobs").json()["data"] == []
-
-
-def test_lists_are_pretty_and_end_with_a_newline(api: InProcessApp) -> None:
-    assert api.get("/jobs").text == '{\n  "data": [],\n  "has_more": false,\n  "next": null\n}\n'
-    ask(api, steps=5)
-    text = api.get("/jobs").text
-    assert text.startswith('{\n  "data": [\n    {\n      "id": "job-')
-    assert text.endswith("\n}\n")
 
 
 def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> None:
@@ -179,40 +158,3 @@ def test_a_paused_job_says_what_is_left_of_it_in_nights_like_the_last_ones(api: 
         assert (document["state"], document["eta_seconds"], document["eta_nights"]) == ("paused", 32400, 2)
     api.post(f"/jobs/{job}/cancel")
     assert (api.get(f"/jobs/{job}").json()["eta_seconds"], api.get("/status").json()["open_job"]) == (None, None)
-
-
-def test_a_queued_job_can_be_withdrawn_once(api: InProcessApp) -> None:
-    identity = ask(api)["id"]
-    api.clock.advance(60)
-    response = api.post(f"/jobs/{identity}/cancel")
-    assert response.status_code == 200
-    assert response.json()["state"] == "cancelled"
-    assert response.json()["finished_at"] == "2026-03-01T12:01:00Z"
-    assert kinds(job(api, identity)) == ["queued", "cancelled"]
-
-    document = assert_problem(api.post(f"/jobs/{identity}/cancel"), 409, "wrong_state")
-    assert "is cancelled" in document["detail"]
-    api.tick()
-    assert api.runner.started == []
-
-
-@pytest.mark.parametrize(
-    ("now", "reasons"),
-    [
-        (False, ["not on external power", "battery 20 % is below 40 %"]),
-        # 'Now' does not wait for the charger, but it does not drain the battery either.
-        (True, ["battery 20 % is below 30 %"]),
-    ],
-)
-def test_a_job_that_waits_says_why(api: InProcessApp, now: bool, reasons: list[str]) -> None:
-    api.power.value, api.battery.value = False, 20.0
-    identity = ask(api, now=now)["id"]
-    api.tick()
-    document = job(api, identity)
-    assert (document["state"], document["reasons"]) == ("queued", reasons)
-    assert api.get("/jobs").json()["data"][0]["reasons"] == reasons
-
-    api.power.value, api.battery.value = True, 90.0
-    api.tick()
-    document = job(api, identity)
-    assert (document["state"], document["reasons"]) == ("running", [])

@@ -14,8 +14,8 @@ PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
 TEXT = {"text": "The shed to myself."}
 
 
-def upload(api: InProcessApp, data: bytes, *, purpose: str = "fine-tune", name: str = "a.jsonl") -> httpx.Response:
-    return api.post("/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
+def upload(api: InProcessApp, data: bytes, *, name: str = "a.jsonl") -> httpx.Response:
+    return api.post("/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"})
 
 
 def uploaded(api: InProcessApp, *documents: Any, name: str = "a.jsonl") -> str:
@@ -33,7 +33,6 @@ def job(api: InProcessApp, **fields: Any) -> Document:
 
 BAD = {
     "nothing": (b"", "The body contains no text"),
-    "blank lines": (b"\n \n", "The body contains no text"),
     "no JSON": (b'{"text": "a"}\n{"text": \n', "line 2: This is not valid JSON"),
     "no object": (b'{"text": "a"}\n\n[1]\n', "line 3: This is not a JSON object"),
     "unknown fields": (b'{"input": "a"}', "line 1: There is no text to train on"),
@@ -48,11 +47,7 @@ BAD = {
         "line 1: messages: no assistant message has words to train on",
     ),
     "an unknown role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "line 1: role: "),
-    "messages of text": (b'{"messages": "a"}', "line 1: messages: Input should be a valid list"),
     "an empty text": (b'{"text": " "}', "line 1: The text is empty"),
-    "no completion": (b'{"prompt": "a"}', "line 1: completion: Field required"),
-    "not UTF-8": (b'{"text": "\xff"}', "The body is not UTF-8"),
-    "half a surrogate pair": (b'{"text": "\\ud800"}', "line 1: This is not valid JSON"),
 }
 
 
@@ -91,10 +86,6 @@ def test_what_openai_writes_is_taken(api: InProcessApp) -> None:
     assert {text["source"] for text in texts} == {document["training_file"]}
 
 
-def test_a_file_begins_with_a_byte_order_mark(api: InProcessApp) -> None:
-    assert upload(api, b"\xef\xbb\xbf" + json.dumps(TEXT).encode()).status_code == 200
-
-
 def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
     for kind, data in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=a", b"--b\r\n")):
         refused = api.post("/v1/files", content=data, headers={"content-type": kind})
@@ -102,14 +93,8 @@ def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
         assert "multipart/form-data" in problem["detail"]
 
 
-def test_a_file_of_another_purpose_is_refused(api: InProcessApp) -> None:
-    refused = upload(api, json.dumps(TEXT).encode(), purpose="user_data")
-    assert "fine-tune" in assert_problem(refused, 422, "invalid_value")["detail"]
-    assert api.get("/v1/files").json()["data"] == []
-
-
 def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
-    file = uploaded(api, CHAT, PAIR)
+    file = upload(api, b"\xef\xbb\xbf" + b"\n".join(json.dumps(one).encode() for one in (CHAT, PAIR))).json()["id"]
     api.add("Wind west, glass rising.")
     job(api, training_file=file)
     assert len(api.get("/texts").json()["data"]) == 3
@@ -119,13 +104,11 @@ def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
     assert_problem(api.delete("/v1/files/file-inbox"), 404, "not_found")
 
 
-#: Beyond what the document says of each field: see test_validation.py.
+#: Beyond what the document says of each field.
 REFUSED: list[tuple[Document, int, str, str | None]] = [
     ({"training_file": "file-none"}, 404, "not_found", "training_file"),
     ({"model": "gpt-4"}, 404, "model_not_found", "model"),
     ({"method": {"type": "dpo"}}, 422, "invalid_value", "method.type"),
-    ({"hyperparameters": {"n_epochs": 0}}, 422, "invalid_value", None),
-    ({"metadata": {str(i): "" for i in range(17)}}, 422, "invalid_value", "metadata"),
 ]
 
 
@@ -207,11 +190,3 @@ def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None
     started = api.services.store.jobs.start(job_id, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
     assert api.services.store.texts.of_job(job_id) == []
-
-
-def test_a_file_does_not_expire(api: InProcessApp) -> None:
-    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
-    file = api.post("/v1/files", files={"file": ("a.jsonl", json.dumps(TEXT).encode())}, data=form).json()
-    api.clock.advance(3601)
-    api.tick()
-    assert api.get(f"/v1/files/{file['id']}").json() == file

@@ -1,6 +1,5 @@
 """OpenAI's own client, unmodified and strict, sync and async, against a real daemon with a tiny model."""
 
-import asyncio
 import json
 import os
 import subprocess
@@ -185,11 +184,6 @@ def test_json_takes_llama_cpp(client: openai.OpenAI) -> None:
     assert refused.value.param == "tools"
 
 
-def test_a_suffix_is_ignored_and_said_to_be(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=BASE, prompt="Wind", suffix="rising", max_tokens=2)
-    assert answer.model_extra == {"warnings": ["suffix is ignored"]}
-
-
 def test_a_picture_is_refused_by_name(client: openai.OpenAI) -> None:
     image: ChatCompletionMessageParam = {
         "role": "user",
@@ -205,18 +199,6 @@ def test_text_is_no_other_format(client: openai.OpenAI) -> None:
         model=BASE, messages=CHAT, max_tokens=1, response_format={"type": "text"}, tool_choice="none"
     )
     assert answer.choices
-
-
-def test_the_asynchronous_client(daemon: Daemon) -> None:
-    async def talk() -> tuple[str, str]:
-        async with openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.token) as client:
-            whole = await client.chat.completions.create(model=BASE, messages=CHAT, max_tokens=4, seed=2)
-            stream = await client.chat.completions.create(model=BASE, messages=CHAT, max_tokens=4, seed=2, stream=True)
-            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
-            return whole.choices[0].message.content or "", "".join(pieces)
-
-    whole, streamed = asyncio.run(talk())
-    assert whole == streamed
 
 
 def test_llm_with_an_entry_for_it(daemon: Daemon, tmp_path: Path) -> None:

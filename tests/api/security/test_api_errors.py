@@ -7,8 +7,9 @@ from http import HTTPStatus
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from pocketllm.api.errors import STATUSES, Problem, explain, problem_of
+from pocketllm.api.errors import STATUSES, problem_of
 from pocketllm.daemon import errors as daemon
+from pocketllm.daemon.documents import explain
 from pocketllm.storage import errors as storage
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 
@@ -16,17 +17,6 @@ from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 def subclasses(of: type[Exception]) -> set[type[Exception]]:
     found = set(of.__subclasses__())
     return found.union(*map(subclasses, found))
-
-
-def test_requests_that_lead_nowhere(api: InProcessApp) -> None:
-    for path in ("/nothing", "/texts/a/b"):
-        response = api.get(path)
-        assert_problem(response, 404, "not_found")
-        assert "allow" not in response.headers
-    for method, path in (("PUT", "/texts"), ("GET", "/generate"), ("PATCH", "/jobs/job-0"), ("POST", "/status")):
-        response = api.request(method, path)
-        assert_problem(response, 405, "method_not_allowed")
-        assert "allow" in response.headers
 
 
 def test_every_exception_of_ours_has_a_status() -> None:
@@ -42,21 +32,6 @@ def test_special_cases_stand_before_general_ones() -> None:
     kinds = [kind for kind, _ in STATUSES]
     for number, kind in enumerate(kinds):
         assert not any(issubclass(later, kind) for later in kinds[number + 1 :])
-
-
-def test_codes_are_words() -> None:
-    assert problem_of(daemon.NothingToLearn()).code == "nothing_to_learn"
-    assert problem_of(storage.NotFound()).code == "not_found"
-
-
-def test_statuses_that_need_a_header_have_it() -> None:
-    needed = {
-        HTTPStatus.SERVICE_UNAVAILABLE: ("retry-after", "5"),
-        HTTPStatus.UNAUTHORIZED: ("www-authenticate", "Bearer"),
-    }
-    for status, (header, value) in needed.items():
-        assert Problem(status, "No.").response().headers[header] == value
-        assert header not in Problem(HTTPStatus.CONFLICT, "No.").response().headers
 
 
 def test_many_findings_are_counted_and_long_values_cut() -> None:

@@ -1,1 +1,0 @@
-"""The documents that PocketLLM's own routes take and return."""
