@@ -18,7 +18,7 @@ from pocketllm.api.native.schemas.jobs import Data, JobOut, ModelOut
 from pocketllm.daemon.adapter_files import set_aside_problem
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.conditions.readings import Reading
-from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
+from pocketllm.daemon.scheduling.queueing import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState

@@ -1,7 +1,6 @@
 """The scheduler: `tick(now)` reads the sensors once and starts, pauses or queues jobs. A timer calls it."""
 
 import logging
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -9,14 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import inf
-from typing import Any
 
 from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide, hours_edges
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.wake_lock import WakeLock
-from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
@@ -24,24 +21,21 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling import admission
 from pocketllm.daemon.scheduling.admission import GENERATOR, HELD_BACK
 from pocketllm.daemon.scheduling.attempts import Attempts
-from pocketllm.daemon.scheduling.night import MAX_NIGHTS, Ahead
+from pocketllm.daemon.scheduling.night import MAX_NIGHTS
 from pocketllm.daemon.scheduling.nights import Nights, night_of
-from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
+from pocketllm.daemon.scheduling.queueing import JobQueue, Planner
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.engine.formats.atomic import final_name
 from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, StorageTrouble
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
 PAUSED_BY_OWNER = "paused by the owner"
-#: This share of `training.new_words` is enough if the oldest of them have waited for so long.
-ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
 #: The first of several deletions waits for the others as long, since to erase them writes the whole database.
 _ERASE_AFTER = timedelta(minutes=10)
 #: What to do with the job that is next, given why and when.
@@ -67,13 +61,15 @@ class Scheduler:
         local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans. generator_bytes: see beside_generator. scan: scans the watched folders if
-        the last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
+        """model_problem, planner: see JobQueue. generator_bytes: see beside_generator. scan: scans the watched folders
+        if the last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
         """
         self._store, self._folder, self._sensor_set, self._runner = store, folder, sensor_set, runner
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
-        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner, ahead=self._ahead)
+        self.queue = JobQueue(
+            store, settings, model_problem=model_problem, planner=planner, usual_night=lambda: self.usual_night
+        )
         self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
         self._runs, self.nights = RunRecorder(store.runs, local), Nights(store, local)
@@ -116,7 +112,7 @@ class Scheduler:
             self._attempts.pause([f"switched to {settings.model}"])
             self._settle(now)
             self._store.texts.use_model(settings.model)
-            self._settings = settings
+            self._settings = self.queue.settings = settings
 
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and see to files that are left."""
@@ -154,7 +150,7 @@ class Scheduler:
         opened, model = self._store.jobs.open(), self._settings.model
         waiting = [job for job in opened if job.model == model]
         failed = None if waiting else admission.came_to_nothing(self._store.jobs.last(), now)
-        if not waiting and (job := self._queue_if_due(failed, now)):
+        if not waiting and (job := self.queue.add_if_due(failed, now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work, self._awaited = bool(queue), bool(queue) and queue[0].immediate
@@ -172,7 +168,6 @@ class Scheduler:
         self._attempts.observe(now)
         blocked = {blocker.name for blocker in self.verdict.blockers} if waiting else set()
         self._runs.hold(blocked, night_of(self._local(now)), now)
-        self.nights.watch(now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -218,7 +213,7 @@ class Scheduler:
             if deletion.restarts:
                 self._store.deletions.update([deletion.id], restarts=[])
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                job = self._queue(now, request_key=deletion.id)  # found again after a kill in between
+                job = self.queue.add(now, request_key=deletion.id)  # found again after a kill in between
                 self._store.deletions.update([deletion.id], job=job.id)
         if deletions and sweep(self._folder):
             self._erase(deletions, now)
@@ -237,32 +232,6 @@ class Scheduler:
         self.readings = [sensor.read(now) for sensor in self._sensor_set.sensors]
         by_name = {reading.name: reading for reading in self.readings}
         self._charge = self._charge.after(by_name, self._settings.gate, running=running)
-
-    def request(
-        self,
-        requested: JobRequest,
-        *,
-        seed: int | None,
-        immediate: bool,
-        now: datetime,
-        tuning: dict[str, Any] | None = None,
-        texts: Sequence[NewText] | None = None,
-        start_from: str | None = None,
-        request_key: str | None = None,
-    ) -> Job:
-        """Queue a job for the owner, once for each key; where nothing particular is requested, an open job on new text
-        proceeds instead. Raises NothingToLearn, and what `Plans.plan` raises.
-        """
-        if texts is None and self._store.texts.counts().texts == 0:
-            raise NothingToLearn
-        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "immediate": immediate}
-        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, **more)
-        proceed = (requested, seed, tuning) == (JobRequest(), None, None)
-        return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
-
-    def _ahead(self) -> Ahead:
-        """What a job has ahead of it that would be queued now."""
-        return Ahead(words=self._store.texts.counts().new_words, seconds=self.usual_night)
 
     @property
     def usual_night(self) -> float:
@@ -320,28 +289,6 @@ class Scheduler:
             with suppress(StorageTrouble):  # `recover` makes up for it
                 self._settle(now)
 
-    def _queue_if_due(self, failed: Job | None, now: datetime) -> Job | None:
-        """Queue a job where there is enough new text beside a failed job's, or the night has ended the last one."""
-        due = self._enough(now, beside=failed.id if failed else "")
-        if not due and not failed:
-            due = self._store.jobs.to_follow(self._new_job(Requester.THRESHOLD, None, now)) is not None
-        return self._queue(now) if due and self._model_problem() is None else None
-
-    def _enough(self, now: datetime, *, beside: str = "") -> bool:
-        """Whether there is enough new text for a job in the texts that this job does not have."""
-        counts, enough = self._store.texts.counts, self._settings.training.new_words
-        words = counts(beside=beside).new_words
-        if not enough * ENOUGH_SHARE <= words < enough:
-            return words >= enough
-        return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
-
-    def _queue(self, now: datetime, request_key: str | None = None) -> Job:
-        """Queue a job on new text with the default settings, once for each key."""
-        job = self._new_job(Requester.THRESHOLD, self.plans.default(), now)
-        job = self._store.jobs.add(job, request_key=request_key)
-        log.info("job %s queued on new text", job.id)
-        return job
-
     def _choose(
         self, waiting: Sequence[Job], queue: Sequence[Job], failed: Job | None, now: datetime
     ) -> tuple[_Action | None, list[str]]:
@@ -356,7 +303,7 @@ class Scheduler:
             hold = None if running else admission.between_tries(job, now)
         elif waiting:
             hold = admission.paused_by_owner(waiting[0], now)
-        elif failed is not None and self._enough(now):
+        elif failed is not None and self.queue.enough(now):
             hold = admission.given_up(failed, now, self._local)
         problem = self._model_problem()
         missing = Blocker(name="model", message=problem, since=now) if problem else None
@@ -422,20 +369,3 @@ class Scheduler:
             self._store.jobs.cut(job.id, step=step, message=message, now=now)
         seconds = min(self._runs.night_left(now), self.usual_night if self._settings.gate.minutes_per_day else inf)
         self._attempts.start(job, because=", ".join(why), seconds=seconds, now=now)
-
-    def _new_job(
-        self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any
-    ) -> Job:
-        """A job, by default with the default settings. more: other columns."""
-        training = planned.training if planned else self._settings.training
-        return Job(
-            requested_by=by,
-            model=self._settings.model,
-            mode=training.mode,
-            seed=secrets.randbits(31) if seed is None else seed,
-            settings=training.model_dump(mode="json"),
-            total_steps=None if training.steps == "auto" else training.steps,
-            predicted_bytes=planned.prediction.peak_bytes if planned else None,
-            created_at=now,
-            **more,
-        )

@@ -100,19 +100,3 @@ def test_a_job_that_the_owner_waits_for_does_not_wait_for_the_keep_alive_time(tm
             world.tick()
             wanted.append(world.scheduler.wants_generators_memory)
         assert (wanted, len(world.runner.started)) == ([False, True, False], 1)
-
-
-def test_the_gate_says_since_when_there_is_no_room(tmp_path: Path) -> None:
-    with scheduler_world(tmp_path) as world:
-        world.add(30)
-        world.tick()
-        job_id = world.only_job().id
-        world.generator_bytes = 10**12
-        began = world.tick()
-        assert world.runner.killed == [job_id] and world.job(job_id).state is JobState.PAUSED
-        world.tick(70)
-        [blocker] = world.scheduler.verdict.blockers
-        assert (blocker.name, blocker.since) == ("generator", began)
-        world.generator_bytes = 0
-        world.tick()
-        assert world.runner.started == [job_id, job_id]

@@ -57,7 +57,8 @@ class Daemon(RuleBasedStateMachine):
     def ask_for_job(self, immediate: bool) -> None:
         now = self.world.clock.advance(1)  # of jobs made at one time, their random ids would choose the first
         self.suppressing(
-            lambda: self.world.scheduler.request(JobRequest(), seed=1, immediate=immediate, now=now), NothingToLearn
+            lambda: self.world.scheduler.queue.request(JobRequest(), seed=1, immediate=immediate, now=now),
+            NothingToLearn,
         )
 
     @rule(seconds=st.sampled_from([2.0, 2.0, 90.0, _LONG_ENOUGH]))

@@ -49,12 +49,6 @@ def idle(runner: WorkerProcess) -> bool:
     return (runner.pid, runner.job_id, runner.reap()) == (None, None, None)
 
 
-def test_at_first_nothing_runs_and_there_is_nothing_to_kill(runner: WorkerProcess) -> None:
-    assert idle(runner)
-    runner.kill()
-    assert idle(runner)
-
-
 def test_a_started_worker_is_a_process_in_a_session_of_its_own(runner: WorkerProcess) -> None:
     pid = start(runner)
     assert (runner.job_id, runner.reap()) == (NO_JOB, None)
@@ -71,16 +65,13 @@ def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerP
     assert idle(runner)
 
 
-def test_a_worker_has_the_lowest_priority(runner: WorkerProcess) -> None:
-    pid = start(runner)
+@pytest.mark.parametrize(("immediate", "priority"), [(False, (os.SCHED_IDLE, 19)), (True, (os.SCHED_OTHER, 10))])
+def test_a_workers_priority_is_low_and_the_lowest_unless_somebody_waits_for_it(
+    runner: WorkerProcess, immediate: bool, priority: tuple[int, int]
+) -> None:
+    pid = start(runner, immediate=immediate)
     wait_for_end(pid)
-    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == (os.SCHED_IDLE, 19)
-
-
-def test_a_worker_that_somebody_waits_for_has_a_share_of_a_busy_processor(runner: WorkerProcess) -> None:
-    pid = start(runner, immediate=True)
-    wait_for_end(pid)
-    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == (os.SCHED_OTHER, 10)
+    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == priority
 
 
 def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:
@@ -105,21 +96,13 @@ def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(runner: W
     assert idle(runner)
 
 
-def test_a_worker_that_has_ended_can_be_killed_all_the_same(runner: WorkerProcess) -> None:
-    pid = start(runner)
-    os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
-    runner.kill()
-    assert idle(runner)
-
-
 def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: DataFolder) -> None:
     folder.worker_log.write_text("of the one before\n" * 1000)
     pid = start(runner)
     os.kill(pid, signal.SIGKILL)
     wait_for_end(pid)
-    ended = runner.reap()
-    assert ended is not None and "of the one before" not in ended.last_words
+    ended = runner.kill()  # which finds that it has ended
+    assert ended is not None and "of the one before" not in ended.last_words and idle(runner)
     assert "of the one before" not in folder.worker_log.read_text()
 
 
@@ -134,6 +117,7 @@ def test_an_exit_is_described_in_a_sentence() -> None:
     descriptions = {
         (-9, "Segmentation fault"): "the worker was killed by signal 9",
         (1, "MemoryError"): "the worker exited with code 1: MemoryError",
+        (75, "another worker is using this data folder"): "another worker is using this data folder",
         (75, ""): "the disk is too full for the worker's log",
         (0, ""): "the worker exited with code 0: no output",
     }

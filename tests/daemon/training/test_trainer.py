@@ -32,7 +32,8 @@ class Recorded(StoredRun):
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.job_id = store, queue_job(store, steps=STEPS).id
-        super().__init__(store, self.job_id, folder / self.job_id)
+        self.folder = folder / self.job_id
+        super().__init__(store, self.job_id, self.folder)
         self.went_back: list[tuple[int, int]] = []  #: from which step, to which
         self.forgotten: list[Sequence[StepRecord]] = []
 
@@ -209,6 +210,58 @@ def test_a_run_that_has_ended_is_only_made_again(make: Make, runs: Runs) -> None
 
 class Cut(Exception):
     """In place of a kill."""
+
+
+class CutRun(StoredRun):
+    """A run whose process is killed in front of, or right behind, a number of writes."""
+
+    def __init__(self, of: Recorded, *, at: int, behind: bool) -> None:
+        super().__init__(of.store, of.job_id, of.folder)
+        self.writes, self._at, self._behind = 0, at, behind
+
+    def append(self, record: StepRecord, *, seconds: float) -> None:
+        self._cut(lambda: super(CutRun, self).append(record, seconds=seconds))
+
+    def keep(self, stopping: EarlyStopping) -> None:
+        self._cut(lambda: super(CutRun, self).keep(stopping))
+
+    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
+        self._cut(lambda: super(CutRun, self).go_back(stopping, step=step))
+
+    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
+        self._cut(lambda: super(CutRun, self).save(checkpoint, stopping))
+
+    def _cut(self, write: Callable[[], None]) -> None:
+        self.writes += 1
+        if self.writes == self._at and not self._behind:
+            raise Cut
+        write()
+        if self.writes == self._at:
+            raise Cut
+
+
+@pytest.mark.smoke
+@every_method
+def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(make: Make, runs: Runs) -> None:
+    """MeZO's run ends early; the other goes back once, and writes checkpoints between its checks, too."""
+
+    def start(memory: StoredRun) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
+        def check(b: torch.Tensor) -> float:
+            return 9 + abs(float(b.mean()) - 0.1)
+
+        return run(memory, make, check=check, steps=12, every=2, clock=ticks(CHECKPOINT_SECONDS / 3))
+
+    undisturbed = CutRun(runs(), at=0, behind=False)
+    expected, stopping, _ = start(undisturbed)
+    assert stopping.halvings == (MAX_HALVINGS + 1 if make is mezo else 1)
+    for at in range(1, undisturbed.writes + 1):
+        for behind in (False, True):
+            memory = runs()
+            with suppress(Cut):
+                start(CutRun(memory, at=at, behind=behind))
+            b, again, _ = start(memory)
+            assert torch.equal(b, expected) and again == stopping, (at, behind)
+            assert memory.records() == undisturbed.records(), (at, behind)
 
 
 def ticks(seconds: float) -> Callable[[], float]:
