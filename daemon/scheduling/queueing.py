@@ -91,17 +91,13 @@ class JobQueue:
 
     def add(self, now: datetime, request_key: str | None = None) -> Job:
         """Queue a job on new text with the default settings, once for each key."""
-        job = self._new_job(Requester.THRESHOLD, self._default_plan(), now)
-        job = self._store.jobs.add(job, request_key=request_key)
+        try:
+            planned = self.plan(JobRequest())
+        except (ModelNotReady, MezoError):  # it is left to the worker to say why
+            planned = None
+        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, planned, now), request_key=request_key)
         log.info("job %s queued on new text", job.id)
         return job
-
-    def _default_plan(self) -> Planned | None:
-        """The plan of a job with the default settings; None if it cannot be planned."""
-        try:
-            return self.plan(JobRequest())
-        except (ModelNotReady, MezoError):
-            return None
 
     def _new_job(
         self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any

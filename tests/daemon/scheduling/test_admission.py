@@ -8,26 +8,13 @@ import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.admission import IMMEDIATE_KEEP_ALIVE, beside_generator
-from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.real_daemon import Daemon, eventually, running
 from tests.support.daemon.scheduler_world import scheduler_world
+from tests.support.daemon.workers import new_job
 from tests.support.models.tiny_models import tiny_model_folder
 
 MB = 10**6
-
-
-def job(predicted_bytes: int | None) -> Job:
-    return Job(
-        id="job-1",
-        state=JobState.QUEUED,
-        requested_by=Requester.OWNER,
-        model="tiny",
-        seed=0,
-        total_steps=1,
-        predicted_bytes=predicted_bytes,
-        created_at=NOON,
-    )
 
 
 def test_who_fits() -> None:
@@ -38,7 +25,7 @@ def test_who_fits() -> None:
         "a job that nobody could plan": (300 * MB, None, True),
     }
     for row, (generator, predicted, fits) in rows.items():
-        found = beside_generator(job(predicted), generator, 1000 * MB, NOON)
+        found = beside_generator(new_job(predicted_bytes=predicted), generator, 1000 * MB, NOON)
         assert (found is None) == fits, row
         if found:
             assert found.name == "generator" and found.threshold == 1000 * MB

@@ -178,11 +178,6 @@ class TestMethods:
         found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}, steps=3))
         assert found.prediction.working_bytes <= enough
 
-    def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: ModelFolder) -> None:
-        found = plan_job(tiny, settings(method="mezo", steps=3))
-        assert found.plan.method == "mezo"
-        assert method_message(found).startswith("mezo (") and "; exact: " in method_message(found)
-
     def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
         assert plan_job(tiny, settings(method="auto", mode="full", steps=3)).plan.method == "mezo"
         with pytest.raises(BadRequest, match="Exact gradients train an adapter only"):

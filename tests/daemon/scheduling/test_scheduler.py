@@ -122,13 +122,6 @@ def test_the_owners_now_does_not_interrupt_the_job_that_runs_and_says_that_it_wa
     assert world.runner.started == [running, now]
 
 
-def test_a_job_starts_from_what_is_served_when_it_first_starts(world: SchedulerWorld, running: str) -> None:
-    second = world.request()
-    world.succeed(running)
-    world.tick()
-    assert world.job(second).parent == f"of-{running}"
-
-
 def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     world.add(19)
     world.tick()

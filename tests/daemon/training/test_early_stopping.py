@@ -48,10 +48,3 @@ def test_without_a_best_there_is_nothing_to_go_back_to() -> None:
     for loss in (nan, inf):
         with pytest.raises(TrainingDiverged, match=f"The initial loss is {loss}"):
             EarlyStopping().check(0, loss)
-
-
-def test_the_end_of_a_run_keeps_the_best_without_a_halving() -> None:
-    stopping = EarlyStopping()
-    verdicts(stopping, [1.0, 0.5, 0.6])
-    assert stopping.end() is GO_BACK
-    assert (stopping.ended, stopping.halvings, stopping.best_step, stopping.looked_at) == (True, 0, 1, 1)

@@ -72,20 +72,6 @@ def rising(b: torch.Tensor) -> float:
     return 1 + 0.01 * float(b.double().abs().sum())
 
 
-def run_of(steps: int, check_every: int) -> Run:
-    return Run(
-        steps=steps,
-        batch=lambda _step: BLOCK,
-        remaining=lambda step: 1 - (step - 1) / steps,
-        validation_loss=lambda: 1.0,
-        validated_on="",
-        check_every=check_every,
-        measure=lambda _step: None,
-        measure_every=10,
-        clock=lambda: 0.0,
-    )
-
-
 def run(
     memory: StoredRun,
     make: Make = mezo,
@@ -100,16 +86,18 @@ def run(
 ) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
     """B at the end, early stopping, and after which steps was measured."""
     b, measured = torch.zeros(4, 2), list[int]()
-    parts = run_of(steps, every)
     stopping = train(
         make(b, loss),
         memory,
-        replace(
-            parts,
-            remaining=remaining or parts.remaining,
+        Run(
+            steps=steps,
+            batch=lambda _step: BLOCK,
+            remaining=remaining or (lambda step: 1 - (step - 1) / steps),
             validation_loss=lambda: check(b),
             validated_on=validated_on,
+            check_every=every,
             measure=measured.append,
+            measure_every=10,
             clock=clock,
         ),
     )
@@ -162,24 +150,6 @@ def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make, runs: Runs) 
     assert all(isfinite(record.loss) for record in memory.records())
 
 
-def test_where_only_some_points_have_no_loss_it_goes_back_too(runs: Runs) -> None:
-    """At trainable itself there is one, and the check finds nothing wrong."""
-    edge = 0.25
-
-    def torn(b: torch.Tensor) -> float:
-        return nan if float(b.abs().max()) > edge else distance(b)
-
-    def many(b: torch.Tensor, loss: Function) -> Method:
-        adapter = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b})
-        return mezo_on(adapter, loss, plan=MeZOPlan(seed=1, probes=15, epsilon=0.02, step_size=0.01))
-
-    memory = runs()
-    b, stopping, _ = run(memory, many, loss=torn)
-    assert stopping.halvings > 0 and stopping.best_step > 0
-    assert float(b.abs().max()) <= edge
-    assert all(isfinite(scalar) for record in memory.records() for scalar in record.scalars)
-
-
 @every_method
 def test_the_best_is_left_where_the_last_step_is_not(make: Make, runs: Runs) -> None:
     """The check is best when B has come 0.2 far."""
@@ -196,16 +166,6 @@ def test_where_nothing_of_the_run_lies_ahead_it_is_checked_once_more(make: Make,
     memory = runs()
     _, stopping, _ = run(memory, make, remaining=lambda step: 1 - (step - 1) / 7)
     assert stopping.best_step == 7
-
-
-@every_method
-def test_a_run_that_has_ended_is_only_made_again(make: Make, runs: Runs) -> None:
-    memory = runs()
-    expected, stopping, _ = run(memory, make)
-    records = memory.records()
-    b, again, measured = run(memory, make)
-    assert torch.equal(b, expected)
-    assert (again, memory.records(), measured) == (stopping, records, [stopping.best_step])
 
 
 class Cut(Exception):
