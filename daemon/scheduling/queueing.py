@@ -92,7 +92,7 @@ class JobQueue:
     def add(self, now: datetime, request_key: str | None = None) -> Job:
         """Queue a job on new text with the default settings, once for each key."""
         try:
-            planned = self.plan(JobRequest())
+            planned: Planned | None = self.plan(JobRequest())
         except (ModelNotReady, MezoError):  # it is left to the worker to say why
             planned = None
         job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, planned, now), request_key=request_key)
