@@ -72,7 +72,7 @@ def request_job(
     A job that does not fit into training.memory_bytes is refused; the error names the smallest sufficient value.
     """
     asked = body or JobIn()
-    job = services.scheduler.request(
+    job = services.scheduler.queue.request(
         asked.requested(),
         seed=asked.seed,
         immediate=asked.now,
@@ -88,7 +88,7 @@ def request_job(
 @router.post("/jobs/plan")
 def plan_job(services: ServicesDep, body: JobIn | None = None) -> PlanOut:
     """Predict a job's memory and time. Nothing is queued."""
-    planned, counts = services.scheduler.plans.plan((body or JobIn()).requested()), services.store.texts.counts()
+    planned, counts = services.scheduler.queue.plan((body or JobIn()).requested()), services.store.texts.counts()
     return PlanOut.of(planned, model=services.settings.model, texts=counts.texts, new_words=counts.new_words)
 
 

@@ -19,7 +19,7 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.documents import Body
 from pocketllm.daemon.errors import InvalidValue
 from pocketllm.daemon.scheduling.nights import Night
-from pocketllm.daemon.scheduling.scheduler import ENOUGH_SHARE
+from pocketllm.daemon.scheduling.queueing import ENOUGH_SHARE
 from pocketllm.daemon.services import Services
 from pocketllm.engine.formats.model_folder import list_model_folders
 from pocketllm.storage.tables import JobState

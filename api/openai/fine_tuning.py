@@ -156,7 +156,7 @@ def create(request: Request, services: ServicesDep, body: FineTuningRequest) -> 
         raise Problem(HTTPStatus.FORBIDDEN, detail, param="model", code="out_of_scope")
     texts, requested = _texts(services, body), body.requested_hyperparameters
     epochs, batch = requested.get("n_epochs"), requested.get("batch_size")
-    job = services.scheduler.request(
+    job = services.scheduler.queue.request(
         JobRequest(steps=None if epochs is None else _steps(services, texts or [], epochs, batch), batch=batch),
         seed=body.seed,
         immediate=body.now,

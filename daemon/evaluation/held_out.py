@@ -72,15 +72,6 @@ class HeldOutEvaluation:
         """The number of targets of each held-out block."""
         return [count for bucket in self.held_out for count in bucket.target_counts.tolist()]
 
-    def refresh(self, job: Job, trainable: Adapter | FullWeights) -> None:
-        """Repeat the evaluation before the first step if the held-out blocks have changed: a text was deleted.
-
-        trainable: the job's initial parameters.
-        """
-        before = self.store.step_log.evaluation(job.id, 0)
-        if before is not None and not self.covers(before):
-            self.evaluate(job, 0, trainable)
-
     def covers(self, evaluation: Evaluation) -> bool:
         """Whether it was on the current held-out blocks."""
         return list(evaluation.block_losses) == block_keys(self.held_out)

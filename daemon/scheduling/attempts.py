@@ -5,8 +5,9 @@ then it is tried again at the next tick.
 """
 
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pocketllm.daemon.conditions.wake_lock import WakeLock
@@ -27,16 +28,6 @@ RETRY_SECONDS, LONGEST_RETRY = 15, timedelta(minutes=15)
 STALL_SECONDS = 120.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _End:
-    """The end of a worker that the store does not have yet."""
-
-    exit: Exit
-    because: str
-    reasons: list[str] | None = None  #: its job is paused for these; None: it is tried again
-    is_crash: bool = False
-
-
 class Attempts:
     """Runs one worker at a time."""
 
@@ -47,18 +38,8 @@ class Attempts:
         self._store, self._runner, self._runs, self._wake_lock = store, runner, runs, wake_lock
         self._stall = StallWatch(uptime)
         self._step_at_start = 0
-        self._end: _End | None = None
+        self._ended: Exit | None = None  #: the end of a worker that the store does not have yet
         self._tries = 0  #: in a row, without a step between them
-
-    @property
-    def pid(self) -> int | None:
-        """The worker's process id while one runs."""
-        return self._runner.pid
-
-    @property
-    def job_id(self) -> str | None:
-        """The worker's job while one runs."""
-        return self._runner.job_id
 
     def start(self, job: Job, *, because: str, seconds: float, now: datetime) -> None:
         """Start a worker on a waiting job. None must be running. seconds: what is probably left of the night. Raises
@@ -69,7 +50,8 @@ class Attempts:
         try:
             self._runner.start(job.id, started.starts, seconds=seconds, immediate=started.immediate)
         except OSError as error:  # out of processes, memory or disk
-            self._try_again(started, f"the worker could not be started: {error}", now)
+            self._note(_interrupted(job, f"the worker could not be started: {error}"))
+            self.settle(now)
             return
         self._wake_lock.take()
         self._runs.begin(job.id, because=because, now=now)
@@ -78,52 +60,56 @@ class Attempts:
     def watch(self) -> None:
         """Notice that the worker has ended, or kill it when it hangs."""
         if ended := self._runner.reap():
-            self._note(_End(exit=ended, because=ended.description, is_crash=ended.is_crash))
+            self._note(ended)
             return
         idle = self._stall.idle_seconds(self._runner.cpu_seconds)
         if idle >= STALL_SECONDS and (ended := self._runner.kill()):
-            self._note(_End(exit=ended, because=f"the worker hung for {idle:.0f} s", is_crash=True))
+            self._note(replace(ended, reasons=[f"the worker hung for {idle:.0f} s"], hung=True))
 
     def pause(self, reasons: list[str]) -> None:
         """Kill the worker, if one runs; `settle` stores that its job is paused for these reasons."""
         if ended := self._runner.kill():
-            self._note(_End(exit=ended, because="; ".join(reasons), reasons=reasons))
+            self._note(replace(ended, reasons=reasons))
 
     def settle(self, now: datetime) -> bool:
         """Store the end of the last worker; returns whether there was one. Raises StorageTrouble: call it again.
 
         A job that is marked as running without a worker is tried again.
         """
-        end = self._end
-        if end is not None:
-            job = self._store.jobs.get(end.exit.job_id)
+        ended = self._ended
+        if ended is not None:
+            job = self._store.jobs.get(ended.job_id)
             running = job.state is JobState.RUNNING
-            because = end.because if running else f"the job has ended: {job.state}"
-            self._runs.end(because=because, cpu=end.exit.cpu_seconds, now=now)
+            because = ended.description if running else f"the job has ended: {job.state}"
+            self._runs.end(because=because, cpu=ended.cpu_seconds, now=now)
             if running:
-                if end.reasons is None:
-                    self._try_again(job, because, now, is_crash=end.is_crash)
-                else:
-                    attempts = self._attempts_before(job)
-                    self._store.jobs.pause(job.id, reasons=end.reasons, attempts=attempts, now=now)
+                self._pause_or_fail(job, ended, now)
             log.info("job %s: %s", job.id, because)
-            self._end = None
+            self._ended = None
         for job in self._store.jobs.open():
             if job.state is JobState.RUNNING and job.id != self._runner.job_id:
-                self._try_again(job, "its worker is gone", now)
-        return end is not None
+                self._pause_or_fail(job, _interrupted(job, "its worker is gone"), now)
+        return ended is not None
 
     def observe(self, now: datetime) -> None:
         """Store now and then that the worker still runs."""
         self._runs.observe(self._runner.cpu_seconds, now)
 
-    def _note(self, end: _End) -> None:
-        self._end = end
+    def _note(self, ended: Exit) -> None:
+        self._ended = ended
         self._wake_lock.release()
 
-    def _try_again(self, job: Job, why: str, now: datetime, *, is_crash: bool = False) -> None:
-        """Pause the job until its next try. Too many crashes fail it; a kill from outside says nothing about it."""
-        attempts = self._attempts_before(job) + is_crash
+    def _pause_or_fail(self, job: Job, ended: Exit, now: datetime) -> None:
+        """Pause the job, until its next try unless it has other reasons. Too many crashes fail it; a kill from outside
+        says nothing about it.
+        """
+        made_steps = self._store.step_log.last_step(job.id) != self._step_at_start
+        attempts = (0 if made_steps else job.attempts) + ended.is_crash
+        self._tries = 0 if made_steps else self._tries
+        if ended.reasons and not ended.hung:
+            self._store.jobs.pause(job.id, reasons=ended.reasons, attempts=attempts, now=now)
+            return
+        why = ended.description
         log.warning("job %s: %s (crashes in a row: %d)", job.id, why, attempts)
         if attempts >= MAX_ATTEMPTS:
             error = f"{why}; gave up after {attempts} crashes without a step in between"
@@ -132,12 +118,10 @@ class Attempts:
         retry_at = now + min(timedelta(seconds=RETRY_SECONDS * 2 ** min(self._tries, 9)), LONGEST_RETRY)
         self._tries += 1
         reasons = [f"{why}; next try at {local_time(retry_at):%H:%M:%S}"]
-        kind = "crashed" if is_crash else "interrupted"
+        kind = "crashed" if ended.is_crash else "interrupted"
         self._store.jobs.pause(job.id, reasons=reasons, kind=kind, attempts=attempts, not_before=retry_at, now=now)
 
-    def _attempts_before(self, job: Job) -> int:
-        """The job's crashes in a row before this end: none if its last step changed since its worker started."""
-        if self._store.step_log.last_step(job.id) == self._step_at_start:
-            return job.attempts
-        self._tries = 0
-        return 0
+
+def _interrupted(job: Job, why: str) -> Exit:
+    """The end of a worker that did not come to anything, which says nothing about the job."""
+    return Exit(job_id=job.id, code=os.EX_TEMPFAIL, last_words=why)

@@ -1,14 +1,11 @@
 """Nights: from noon to noon of the owner's time, what ran, what ended, when a job could run, and what held it back."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import HeldBack, IdleWindow, Job, JobState, Outcome, RunWindow
-
-log = logging.getLogger(__name__)
 
 _DAY = timedelta(days=1)
 #: Blockers in words; the others go by their names.
@@ -54,7 +51,6 @@ class Nights:
     def __init__(self, store: Store, local: Callable[[datetime], datetime]) -> None:
         """local: to local time."""
         self._store, self._local = store, local
-        self._tonight: date | None = None
 
     def recent(self, now: datetime, *, days: int) -> list[Night]:
         """The last nights, the present one first."""
@@ -92,12 +88,6 @@ class Nights:
         held = [one for one in night.held_back if one.seconds >= _WORTH_TELLING_SECONDS]
         parts += [f"{_WORDS.get(one.name, one.name)} ({_hours(one.seconds)})" for one in held[:3]]
         return "; ".join(parts) or "no job ran, and none was held back"
-
-    def watch(self, now: datetime) -> None:
-        """When a night is over, tell the journal about it."""
-        before, self._tonight = self._tonight, night_of(self._local(now))
-        if before is not None and before < self._tonight:
-            log.info("last night: %s", self.last(now))
 
     def _noon(self, now: datetime) -> datetime:
         return self._local(now).replace(hour=12, minute=0, second=0, microsecond=0)

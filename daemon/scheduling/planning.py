@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pocketllm.daemon.errors import ModelNotReady
 from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, won_by_morning
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError
+from pocketllm.engine.errors import BadRequest, DoesNotFit
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.planning.memory_model import (
     MB,
@@ -190,41 +189,3 @@ def enough_rows(shapes: Shapes, mode: Mode, block_tokens: int) -> int:
     if mode == "lora":
         positions = min(positions, ENOUGH_ACTIVATION_BYTES // shapes.position_bytes)
     return max(2, positions // block_tokens // 2 * 2)
-
-
-#: Plans a job on the configured model. Raises MezoError where that is not possible.
-Planner = Callable[[TrainingSettings, Ahead], Planned]
-
-
-class Plans:
-    """Plans for requested jobs."""
-
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        *,
-        model_problem: Callable[[], str | None],
-        planner: Planner,
-        ahead: Callable[[], Ahead],
-    ) -> None:
-        """model_problem: returns why the model cannot be used; None when it is ready."""
-        self._settings, self._model_problem, self._planner, self._ahead = settings, model_problem, planner, ahead
-
-    def plan(self, requested: JobRequest) -> Planned:
-        """Plan a requested job.
-
-        Raises ModelNotReady; DoesNotFit, naming the sufficient memory; or BadRequest if it cannot be trained.
-        """
-        if problem := self._model_problem():
-            raise ModelNotReady(problem)
-        try:
-            return self._planner(with_request(self._settings, requested), self._ahead())
-        except ModelFileError as error:
-            raise ModelNotReady(str(error)) from error
-
-    def default(self) -> Planned | None:
-        """Plan a job with the default settings; None if it cannot be planned."""
-        try:
-            return self.plan(JobRequest())
-        except (ModelNotReady, MezoError):
-            return None

@@ -1,7 +1,6 @@
 """The scheduler: `tick(now)` reads the sensors once and starts, pauses or queues jobs. A timer calls it."""
 
 import logging
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -9,44 +8,38 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import inf
-from typing import Any
 
 from pocketllm.daemon.adapter_files import AdapterFiles, set_aside_problem
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide, hours_edges
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.wake_lock import WakeLock
-from pocketllm.daemon.errors import NothingToLearn
 from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.admission import GENERATOR, beside_generator
-from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, Attempts
-from pocketllm.daemon.scheduling.night import MAX_NIGHTS, Ahead
+from pocketllm.daemon.scheduling import admission
+from pocketllm.daemon.scheduling.admission import GENERATOR, HELD_BACK
+from pocketllm.daemon.scheduling.attempts import Attempts
+from pocketllm.daemon.scheduling.night import MAX_NIGHTS
 from pocketllm.daemon.scheduling.nights import Nights, night_of
-from pocketllm.daemon.scheduling.planning import JobRequest, Planned, Planner, Plans
+from pocketllm.daemon.scheduling.queueing import JobQueue, Planner
 from pocketllm.daemon.scheduling.runs import RunRecorder, midnight_of
 from pocketllm.daemon.scheduling.worker_process import WorkerProcess
 from pocketllm.daemon.settings import Settings
 from pocketllm.daemon.uptime import local_time, uptime
 from pocketllm.engine.formats.atomic import final_name
 from pocketllm.storage.errors import DatabaseFull, DatabaseLocked, StorageTrouble
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Deletion, Job, JobState, Requester
 
 log = logging.getLogger(__name__)
 
 PAUSED_BY_OWNER = "paused by the owner"
-#: After a failed job, older text alone is tried again by itself only after this time.
-_AFTER_FAILURE = timedelta(days=1)
-#: This share of `training.new_words` is enough if the oldest of them have waited for so long.
-ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
 #: The first of several deletions waits for the others as long, since to erase them writes the whole database.
 _ERASE_AFTER = timedelta(minutes=10)
-#: The blocker that is no condition.
-_HELD_BACK = "held back"
+#: What to do with the job that is next, given why and when.
+_Action = Callable[[Job, list[str], datetime], None]
 
 
 class Scheduler:
@@ -68,13 +61,15 @@ class Scheduler:
         local: Callable[[datetime], datetime] = local_time,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """model_problem, planner: see Plans. generator_bytes: see beside_generator. scan: scans the watched folders if
-        the last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
+        """model_problem, planner: see JobQueue. generator_bytes: see beside_generator. scan: scans the watched folders
+        if the last scan began so long ago, and returns whether one is under way. local: to local time. uptime: seconds.
         """
-        self._store, self._folder, self._sensor_set = store, folder, sensor_set
+        self._store, self._folder, self._sensor_set, self._runner = store, folder, sensor_set, runner
         self._settings, self._model_problem = settings, model_problem
         self.adapter_files = AdapterFiles(store, folder)
-        self.plans = Plans(settings.training, model_problem=model_problem, planner=planner, ahead=self._ahead)
+        self.queue = JobQueue(
+            store, settings, model_problem=model_problem, planner=planner, usual_night=lambda: self.usual_night
+        )
         self._generator_bytes = generator_bytes
         self._scan, self._local, self._uptime = scan, local, uptime
         self._runs, self.nights = RunRecorder(store.runs, local), Nights(store, local)
@@ -90,12 +85,12 @@ class Scheduler:
     @property
     def worker_pid(self) -> int | None:
         """The worker's process id while one runs."""
-        return self._attempts.pid
+        return self._runner.pid
 
     @property
     def running_job(self) -> str | None:
         """The id of the job that the worker trains."""
-        return self._attempts.job_id
+        return self._runner.job_id
 
     @property
     def wants_generators_memory(self) -> bool:
@@ -105,8 +100,8 @@ class Scheduler:
     @property
     def summary(self) -> str:
         """Its activity, or what it waits for, in one line."""
-        if self._attempts.job_id:
-            return f"training: {self._attempts.job_id}"
+        if self._runner.job_id:
+            return f"training: {self._runner.job_id}"
         return "; ".join(self.verdict.reasons) or "nothing to train on"
 
     def use(self, settings: Settings, now: datetime) -> None:
@@ -117,7 +112,7 @@ class Scheduler:
             self._attempts.pause([f"switched to {settings.model}"])
             self._settle(now)
             self._store.texts.use_model(settings.model)
-            self._settings = settings
+            self._settings = self.queue.settings = settings
 
     def recover(self, now: datetime) -> None:
         """At start: pause the jobs that a dead daemon left running, and see to files that are left."""
@@ -154,24 +149,25 @@ class Scheduler:
         self.adapter_files.serving(self._settings.model, now)  # which the next job starts from
         opened, model = self._store.jobs.open(), self._settings.model
         waiting = [job for job in opened if job.model == model]
-        failed = None if waiting else self._came_to_nothing(now)
-        if not waiting and (job := self._queue_if_due(failed, now)):
+        failed = None if waiting else admission.came_to_nothing(self._store.jobs.last(), now)
+        if not waiting and (job := self.queue.add_if_due(failed, now)):
             waiting = [job]
         queue = [job for job in waiting if not job.paused_by_owner]
         self.has_work, self._awaited = bool(queue), bool(queue) and queue[0].immediate
-        self.verdict = self._decide(queue[0] if queue else None, now, self._held_back(waiting, queue, failed, now))
-        if queue:
-            self._advance(queue[0], now)  # first: a locked database does not keep it from ending the worker
+        action, why = self._choose(waiting, queue, failed, now)
+        if action is not None:  # first: a locked database does not keep it from ending the worker
+            self._act(action, queue[0], why, now)
         if not self._awaited:  # an immediate job says nothing about the usual idle times
-            self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {_HELD_BACK}, now)
+            self._runs.gate({blocker.name for blocker in self.verdict.blockers} <= {HELD_BACK}, now)
         for behind in queue[1:]:
-            self._explain(behind, [f"waiting for {queue[0].id}"])
+            self._explain(behind, [f"waiting for {queue[0].id}"], now)
         for other in (job for job in opened if job.model != model and not job.paused_by_owner):
-            self._explain(other, [f"{model} is in use; `pocketllm models use {other.model}` switches to its model"])
+            self._explain(
+                other, [f"{model} is in use; `pocketllm models use {other.model}` switches to its model"], now
+            )
         self._attempts.observe(now)
         blocked = {blocker.name for blocker in self.verdict.blockers} if waiting else set()
         self._runs.hold(blocked, night_of(self._local(now)), now)
-        self.nights.watch(now)
         over = (blocker.until for blocker in self.verdict.blockers)
         waits = [*(job.not_before for job in queue), *over]
         edges = hours_edges(self._settings.gate, self._local(now))
@@ -208,7 +204,7 @@ class Scheduler:
     def _carry_out(self, deletions: Sequence[Deletion], now: datetime) -> None:
         """Do what follows from deletions; what a kill or a reader of the log prevents is done at a later tick."""
         for deletion in deletions:
-            if self._attempts.job_id in deletion.restarts:
+            if self._runner.job_id in deletion.restarts:
                 self._attempts.pause(["one of the job's texts was deleted"])
                 self._settle(now)
             for job_id in deletion.restarts:
@@ -217,7 +213,7 @@ class Scheduler:
             if deletion.restarts:
                 self._store.deletions.update([deletion.id], restarts=[])
             if deletion.replaced and deletion.job is None and self._store.texts.counts().new_words > 0:
-                job = self._queue(now, request_key=deletion.id)  # found again after a kill in between
+                job = self.queue.add(now, request_key=deletion.id)  # found again after a kill in between
                 self._store.deletions.update([deletion.id], job=job.id)
         if deletions and sweep(self._folder):
             self._erase(deletions, now)
@@ -225,43 +221,17 @@ class Scheduler:
     def _erase(self, deletions: Sequence[Deletion], now: datetime) -> None:
         """Write the database anew without what was deleted: of several deletions once, and never beside a worker."""
         waiting = (timedelta(0) <= now - deletion.at < _ERASE_AFTER for deletion in deletions)
-        if all(waiting) or self._attempts.pid is not None:
+        if all(waiting) or self._runner.pid is not None:
             return
         with reserve_lent(self._folder), suppress(DatabaseFull):  # tried again at the next tick
             self._store.deletions.erase(deletions)
 
     def _read_sensors(self, now: datetime) -> None:
-        running = self._attempts.pid is not None
+        running = self._runner.pid is not None
         self._sensor_set.pace.training = running
         self.readings = [sensor.read(now) for sensor in self._sensor_set.sensors]
         by_name = {reading.name: reading for reading in self.readings}
         self._charge = self._charge.after(by_name, self._settings.gate, running=running)
-
-    def request(
-        self,
-        requested: JobRequest,
-        *,
-        seed: int | None,
-        immediate: bool,
-        now: datetime,
-        tuning: dict[str, Any] | None = None,
-        texts: Sequence[NewText] | None = None,
-        start_from: str | None = None,
-        request_key: str | None = None,
-    ) -> Job:
-        """Queue a job for the owner, once for each key; where nothing particular is requested, an open job on new text
-        proceeds instead. Raises NothingToLearn, and what `Plans.plan` raises.
-        """
-        if texts is None and self._store.texts.counts().texts == 0:
-            raise NothingToLearn
-        more: dict[str, Any] = {"tuning": tuning, "start_from": start_from, "immediate": immediate}
-        job = self._new_job(Requester.OWNER, self.plans.plan(requested), now, seed, **more)
-        proceed = (requested, seed, tuning) == (JobRequest(), None, None)
-        return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
-
-    def _ahead(self) -> Ahead:
-        """What a job has ahead of it that would be queued now."""
-        return Ahead(words=self._store.texts.counts().new_words, seconds=self.usual_night)
 
     @property
     def usual_night(self) -> float:
@@ -274,7 +244,7 @@ class Scheduler:
         for blocker in self.verdict.blockers:
             if blocker.until is not None:
                 expected = expected and max(expected, blocker.until)
-            elif blocker.name == _HELD_BACK:
+            elif blocker.name == HELD_BACK:
                 return None
         return expected
 
@@ -285,7 +255,7 @@ class Scheduler:
     def pause(self, job_id: str, now: datetime) -> Job:
         """Pause an open job until `resume`; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
-            if self._attempts.job_id == job_id:
+            if self._runner.job_id == job_id:
                 self._attempts.pause([PAUSED_BY_OWNER])
                 self._settle(now)
             return self._store.jobs.pause_by_owner(job_id, reason=PAUSED_BY_OWNER, now=now)
@@ -299,10 +269,10 @@ class Scheduler:
         """Cancel an open job; its worker is killed. Raises NotFound or WrongState."""
         with self._lock:
             job = self._store.jobs.cancel(job_id, message="cancelled by the owner", now=now)
-            if self._attempts.job_id == job_id:
+            if self._runner.job_id == job_id:
                 self._attempts.pause(["cancelled by the owner"])
                 self._settle(now)
-            elif self._attempts.job_id is None:  # else its files are deleted when that worker has ended
+            elif self._runner.job_id is None:  # else its files are deleted when that worker has ended
                 self._sweep(now)
             return job
 
@@ -319,75 +289,49 @@ class Scheduler:
             with suppress(StorageTrouble):  # `recover` makes up for it
                 self._settle(now)
 
-    def _queue_if_due(self, failed: Job | None, now: datetime) -> Job | None:
-        """Queue a job where there is enough new text beside a failed job's, or the night has ended the last one."""
-        due = self._enough(now, beside=failed.id if failed else "")
-        if not due and not failed:
-            due = self._store.jobs.to_follow(self._new_job(Requester.THRESHOLD, None, now)) is not None
-        return self._queue(now) if due and self._model_problem() is None else None
-
-    def _enough(self, now: datetime, *, beside: str = "") -> bool:
-        """Whether there is enough new text for a job in the texts that this job does not have."""
-        counts, enough = self._store.texts.counts, self._settings.training.new_words
-        words = counts(beside=beside).new_words
-        if not enough * ENOUGH_SHARE <= words < enough:
-            return words >= enough
-        return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
-
-    def _queue(self, now: datetime, request_key: str | None = None) -> Job:
-        """Queue a job on new text with the default settings, once for each key."""
-        job = self._new_job(Requester.THRESHOLD, self.plans.default(), now)
-        job = self._store.jobs.add(job, request_key=request_key)
-        log.info("job %s queued on new text", job.id)
-        return job
-
-    def _came_to_nothing(self, now: datetime) -> Job | None:
-        """The last job if its texts are left alone for now: they would fail again, or the owner has cancelled it."""
-        last = self._store.jobs.last()
-        if last is None or last.finished_at is None:
-            return None
-        recently = last.state is JobState.FAILED and timedelta(0) <= now - last.finished_at < _AFTER_FAILURE
-        return last if recently or last.state is JobState.CANCELLED else None
-
-    def _held_back(
+    def _choose(
         self, waiting: Sequence[Job], queue: Sequence[Job], failed: Job | None, now: datetime
-    ) -> Blocker | None:
-        """What keeps new text from being learned under any conditions, and until when."""
-        until, since = queue[0].not_before if queue else None, now
-        if queue:
-            # A longer time means that the clock was set back.
-            if self._attempts.pid or until is None or not timedelta(0) < until - now <= LONGEST_RETRY:
-                return None
-            message = f"{queue[0].id}: {'; '.join(queue[0].reasons)}"
-        elif waiting:
-            message = f"{waiting[0].id} is paused by the owner; `pocketllm train` resumes it"
-        else:
-            if failed is None or not self._enough(now):
-                return None
-            message, since = (
-                f"{failed.id} {failed.state}; `pocketllm train` retries its texts",
-                failed.finished_at or now,
-            )
-            until = since + _AFTER_FAILURE if failed.state is JobState.FAILED else None
-            message += f", or the daemon does from {self._local(until):%Y-%m-%d %H:%M}" if until else ""
-        return Blocker(name=_HELD_BACK, message=message, since=since, until=until)
+    ) -> tuple[_Action | None, list[str]]:
+        """What to do with the job that is next, and why; sets the verdict that this follows from.
 
-    def _decide(self, job: Job | None, now: datetime, hold: Blocker | None) -> Verdict:
-        verdict = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
+        waiting: the open jobs of the model in use; queue: those that the owner has not paused; failed: the last one if
+        its texts are left alone for now.
+        """
+        job, running = next(iter(queue), None), self._runner.pid is not None
+        hold = None
+        if job is not None:
+            hold = None if running else admission.between_tries(job, now)
+        elif waiting:
+            hold = admission.paused_by_owner(waiting[0], now)
+        elif failed is not None and self.queue.enough(now):
+            hold = admission.given_up(failed, now, self._local)
         problem = self._model_problem()
         missing = Blocker(name="model", message=problem, since=now) if problem else None
-        crowded = beside_generator(job, self._generator_bytes(), self._settings.total_memory_bytes, now)
-        own = [blocker for blocker in (hold, missing, crowded) if blocker]
+        crowded = admission.beside_generator(job, self._generator_bytes(), self._settings.total_memory_bytes, now)
         known = {blocker.name: blocker.since for blocker in self.verdict.blockers}
+        own = [blocker for blocker in (hold, missing, crowded) if blocker]
         own = [replace(blocker, since=known.get(blocker.name, blocker.since)) for blocker in own]
-        return Verdict(blockers=(*own, *verdict.blockers)) if own else verdict
+        conditions = decide(self.readings, self._settings.gate, self._context(job, now), self.verdict)
+        self.verdict = Verdict(blockers=(*own, *conditions.blockers))
+
+        if job is None or hold or (running and self.verdict.allowed):  # the reasons of a job that is held back stay
+            return None, []
+        if not self.verdict.allowed:
+            return self._pause_worker if running else self._explain, self.verdict.reasons
+        if job.requested_by is Requester.THRESHOLD and job.started_at is None:
+            if self._store.texts.counts().new_words == 0 and not self._store.jobs.to_follow(job):
+                return self._withdraw, ["another job has trained on its texts meanwhile"]
+            if self._scan(FRESH_SECONDS):
+                return self._explain, ["scanning the watched folders first"]
+        known_readings = [shown(reading) for reading in self.readings if reading.value is not None]
+        return self._start, ["requested to run now"] * job.immediate + known_readings
 
     def _context(self, job: Job | None, now: datetime) -> GateContext:
         local, limited = self._local(now), self._settings.gate.minutes_per_day is not None
         return GateContext(
             now=now,
             local=local,
-            running=self._attempts.pid is not None,
+            running=self._runner.pid is not None,
             immediate=job is not None and job.immediate,
             paused_seconds=None if self._paused_at is None else self._uptime() - self._paused_at,
             charge=self._charge,
@@ -395,60 +339,33 @@ class Scheduler:
             snoozed_until=self._store.preferences.snoozed_until(now),
         )
 
-    def _advance(self, job: Job, now: datetime) -> None:
-        """Start, pause, or explain the job that is next. Fails it if that cannot be done, so that the next one runs."""
+    def _act(self, action: _Action, job: Job, why: list[str], now: datetime) -> None:
+        """Fail the job if that cannot be done, so that the next one runs."""
         try:
-            if self._attempts.pid is not None:
-                if not self.verdict.allowed:
-                    self._attempts.pause(self.verdict.reasons)
-                    self._settle(now)
-                    self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
-            elif _HELD_BACK in {blocker.name for blocker in self.verdict.blockers}:
-                return  # its reasons say why it is tried again
-            elif self.verdict.allowed:
-                self._start(job, now)
-            else:
-                self._explain(job, self.verdict.reasons)
+            action(job, why, now)
         except StorageTrouble:
             raise
         except Exception as error:
             log.exception("job %s cannot be run", job.id)
             self._store.jobs.fail(job.id, error=f"the job cannot be run ({summary(error)})", now=now)
 
-    def _explain(self, job: Job, reasons: list[str]) -> None:
-        """Store why a job waits, if that changed."""
-        if job.reasons != reasons:
-            self._store.jobs.explain(job.id, reasons)
+    def _pause_worker(self, _job: Job, why: list[str], now: datetime) -> None:
+        self._attempts.pause(why)
+        self._settle(now)
+        self._paused_at = self._uptime()  # only here: the minimum pause is for flapping conditions
 
-    def _start(self, job: Job, now: datetime) -> None:
-        waited = job.requested_by is Requester.THRESHOLD and job.started_at is None
-        if waited and self._store.texts.counts().new_words == 0 and not self._store.jobs.to_follow(job):
-            self._store.jobs.cancel(job.id, message="another job has trained on its texts meanwhile", now=now)
-            return
-        if waited and self._scan(FRESH_SECONDS):
-            return self._explain(job, ["scanning the watched folders first"])
-        known = [shown(reading) for reading in self.readings if reading.value is not None]
-        because = ", ".join(["requested to run now", *known] if job.immediate else known)
+    def _explain(self, job: Job, why: list[str], _now: datetime) -> None:
+        """Store why a job waits, if that changed."""
+        if job.reasons != why:
+            self._store.jobs.explain(job.id, why)
+
+    def _withdraw(self, job: Job, why: list[str], now: datetime) -> None:
+        self._store.jobs.cancel(job.id, message="; ".join(why), now=now)
+
+    def _start(self, job: Job, why: list[str], now: datetime) -> None:
         step = self._store.step_log.last_step(job.id) if job.fits_the_night else 0
         if step and step != job.total_steps and self._runs.nights_of(job.id, now) >= MAX_NIGHTS:
             message = f"ends after step {step}, since {MAX_NIGHTS} nights did not finish it; another job goes on"
             self._store.jobs.cut(job.id, step=step, message=message, now=now)
         seconds = min(self._runs.night_left(now), self.usual_night if self._settings.gate.minutes_per_day else inf)
-        self._attempts.start(job, because=because, seconds=seconds, now=now)
-
-    def _new_job(
-        self, by: Requester, planned: Planned | None, now: datetime, seed: int | None = None, **more: Any
-    ) -> Job:
-        """A job, by default with the default settings. more: other columns."""
-        training = planned.training if planned else self._settings.training
-        return Job(
-            requested_by=by,
-            model=self._settings.model,
-            mode=training.mode,
-            seed=secrets.randbits(31) if seed is None else seed,
-            settings=training.model_dump(mode="json"),
-            total_steps=None if training.steps == "auto" else training.steps,
-            predicted_bytes=planned.prediction.peak_bytes if planned else None,
-            created_at=now,
-            **more,
-        )
+        self._attempts.start(job, because=", ".join(why), seconds=seconds, now=now)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pocketllm.daemon.child import child_environment, last_words
 from pocketllm.daemon.paths import DataFolder
@@ -28,15 +28,21 @@ class Exit:
     code: int  #: negative: the signal that killed it
     last_words: str  #: the last line of its log
     cpu_seconds: float | None = None
+    reasons: list[str] = field(default_factory=list)  #: why the daemon killed it; none where it did not
+    hung: bool = False  #: the daemon killed it since it had hung
 
     @property
     def is_crash(self) -> bool:
         """Whether the worker has failed by itself; else it could not go on for now, or was killed from outside."""
+        if self.reasons:
+            return self.hung
         return self.code != os.EX_TEMPFAIL if self.code >= 0 else -self.code in _FAULTS
 
     @property
     def description(self) -> str:
         """A sentence for people."""
+        if self.reasons:
+            return "; ".join(self.reasons)
         if self.code < 0:
             return f"the worker was killed by signal {-self.code}"
         if self.code == os.EX_TEMPFAIL:

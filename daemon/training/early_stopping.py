@@ -23,8 +23,7 @@ class Verdict(Enum):
 
     NEW_BEST = auto()
     GO_ON = auto()
-    GO_BACK = auto()  #: roll back to the best step, and continue with half the learning rate
-    END = auto()  #: roll back to the best step, and end
+    GO_BACK = auto()  #: roll back to the best step; where the run has not ended, continue with half the learning rate
 
 
 @dataclass(kw_only=True)
@@ -75,14 +74,14 @@ class EarlyStopping:
         return self.go_back()
 
     def go_back(self) -> Verdict:
-        """Halve the learning rate. Returns GO_BACK, or END after too many halvings."""
+        """Roll back and halve the learning rate; too many halvings end the run."""
         self.halvings += 1
         self.checks_since_best = 0
         self.looked_at = self.best_step
         self.ended = self.ended_early
-        return Verdict.END if self.ended else Verdict.GO_BACK
+        return Verdict.GO_BACK
 
     def end(self) -> Verdict:
         """All steps are done: the run ends with its best step."""
         self.looked_at, self.ended = self.best_step, True
-        return Verdict.END
+        return Verdict.GO_BACK

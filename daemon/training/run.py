@@ -19,16 +19,7 @@ from pocketllm.daemon.evaluation.held_out import HeldOutEvaluation, block_keys, 
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.process_memory import cap_anonymous_memory, give_back_free_memory, lift_cap
-from pocketllm.daemon.scheduling.night import (
-    FIRST_STEPS,
-    UNKNOWN_NIGHT,
-    Ahead,
-    chain_share,
-    fitting,
-    goes_on,
-    remaining,
-    worth,
-)
+from pocketllm.daemon.scheduling import night
 from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
@@ -66,7 +57,7 @@ PCA_BLOCKS = 32
 class TrainingRun:
     """One job's run. Raises MezoError for errors that a retry would not fix."""
 
-    def __init__(self, folder: DataFolder, store: Store, job: Job, seconds: float = UNKNOWN_NIGHT) -> None:
+    def __init__(self, folder: DataFolder, store: Store, job: Job, seconds: float) -> None:
         """seconds: what is probably left of the night."""
         self.folder, self.store, self.job = folder, store, job
         self._ends_at, self._evaluation_seconds = time.monotonic() + seconds, 0.0
@@ -132,13 +123,13 @@ class TrainingRun:
         trainable = self._start()
         self.model.set_parameters(trainable)
         give_back_free_memory()  # of the activation PCA
-        self.evaluation.refresh(self.job, trainable)
+        self._measure(0, trainable)  # again, where a held-out text was deleted meanwhile
         training, validation = split(self.buckets)
         new = self.plan.batch - self._rehearsed  # blocks of text in a step
         blocks = sum(ceil(len(bucket) / new) for bucket in training)
         self._worth = self.job.total_steps or 1
         if self.job.fits_the_night:
-            self._worth = max(1, worth(blocks, self.plan.method) - self.job.chain_steps)
+            self._worth = max(1, night.worth(blocks, self.plan.method) - self.job.chain_steps)
         method, points = self._method(trainable, samples, sum(bucket.inputs.numel() for bucket in training))
         stopping = train(
             method,
@@ -159,21 +150,16 @@ class TrainingRun:
 
     def _remaining(self, step: int) -> float:
         """The remaining part of the run at a step; 1 for the first ones, whose time decides how many there are."""
-        first = FIRST_STEPS if self.job.fits_the_night else 0
+        first = night.FIRST_STEPS if self.job.fits_the_night else 0
         if step > first and self.job.total_steps is None:
             self._fit()
-        return remaining(step, self.job.total_steps, measured=first)
-
-    @property
-    def _share(self) -> float:
-        """The job's peak rate over that of the first of its chain, which anneals as a single long job does."""
-        return chain_share(self.job.chain_steps, self.job.chain_steps + self._worth)
+        return night.remaining(step, self.job.total_steps, measured=first)
 
     def _fit(self) -> None:
         """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
         seconds = [row.seconds for row in self.store.step_log.steps(self.job.id)[1:]]
         a_step, left = sum(seconds) / len(seconds), self._ends_at - time.monotonic() - 2 * self._evaluation_seconds
-        total = min(self._worth, fitting(left, a_step, made=FIRST_STEPS))
+        total = min(self._worth, night.fitting(left, a_step, made=night.FIRST_STEPS))
         message = f"{total} steps of {a_step:.2g} s; the text is worth {self._worth}"
         self._say("planned", f"{message}, and {max(0, left) / 3600:.1f} h are probably left of the night")
         self.job = self.store.jobs.update(self.job.id, total_steps=total)
@@ -186,7 +172,9 @@ class TrainingRun:
             self.model,
             self.rehearsal_prompts,
             count=self._rehearsed * self.plan.steps,
-            on_progress=self._sampled,
+            on_progress=lambda done, count: self._say(
+                "preparing", f"drew {done} of {count} samples from the base model (once per model)"
+            ),
             at_once=samples_at_once(read_shapes(self.model_folder), rehearsal.AT_ONCE, self.settings.memory_bytes),
         )
 
@@ -197,14 +185,13 @@ class TrainingRun:
             return 0
         return rehearsal.blocks_of_step(self.settings.rehearsal, self.plan.batch)
 
-    def _sampled(self, done: int, count: int) -> None:
-        self._say("preparing", f"drew {done} of {count} samples from the base model (once per model)")
-
     def _method(self, trainable: Adapter | FullWeights, samples: Batch | None, tokens: int) -> tuple[Method, float]:
         """The job's method, and the cost of its step in forward passes. tokens: of the training text."""
         if self.plan.method == "exact":
             assert isinstance(trainable, Adapter)
-            count, rate = self._rehearsed, rate_for(self.settings.rate, tokens) * self._share
+            # A chain's rate anneals as that of a single long job does.
+            share = night.chain_share(self.job.chain_steps, self.job.chain_steps + self._worth)
+            count, rate = self._rehearsed, rate_for(self.settings.rate, tokens) * share
             exact = Exact(
                 self.model,
                 trainable,
@@ -256,7 +243,7 @@ class TrainingRun:
         ):
             self._say("chosen", f"rank {rank}, not {settings.rank}, since it continues {parent}")
             settings = settings.model_copy(update={"rank": rank})
-        ahead = Ahead(words=self.job.words or 0, seconds=max(1.0, self._ends_at - time.monotonic()))
+        ahead = night.Ahead(words=self.job.words or 0, seconds=max(1.0, self._ends_at - time.monotonic()))
         planned = plan_job(self.model_folder, settings, ahead)
         if not self.job.judges:
             self._say("chosen", method_message(planned))
@@ -375,7 +362,7 @@ class TrainingRun:
             publish=verdict.outcome is Outcome.LEARNED,
             report=reporting.report(self.job.id, verdict),
             chain_steps=self.job.chain_steps + made,
-            unfinished=goes_on(self._worth, made, ended_early=ended_early, outcome=outcome),
+            unfinished=night.goes_on(self._worth, made, ended_early=ended_early, outcome=outcome),
             now=datetime.now(UTC),
         )
         return verdict

@@ -58,7 +58,7 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
     verdict = _check(step, method, store, run, stopping)
     saved = run.clock()
     while True:
-        if verdict in (Verdict.GO_BACK, Verdict.END):
+        if verdict is Verdict.GO_BACK:
             store.go_back(stopping, step=step)
             recorded = stopping.best_step
             if step != recorded or not stopping.ended:

@@ -27,7 +27,6 @@ from pocketllm.daemon.process_memory import (
     peak_bytes,
     prefer_as_victim,
 )
-from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT
 from pocketllm.daemon.training.run import TrainingRun
 from pocketllm.engine.errors import MezoError, ModelFileError, TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--start", type=int, required=True, help="The number of the job's start.")
-    parser.add_argument("--seconds", type=float, default=UNKNOWN_NIGHT, help="What is probably left of the night.")
+    parser.add_argument("--seconds", type=float, required=True, help="What is probably left of the night.")
     parser.add_argument("--immediate", action="store_true", help="Somebody waits for it.")
     options = parser.parse_args(arguments)
 

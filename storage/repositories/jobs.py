@@ -26,6 +26,8 @@ _UNDECIDED = ": its texts stay new, and the next job on them starts from it"
 _UNFINISHED = "; the text is worth more steps, which a job makes that follows"
 #: Why a job waits that the owner has resumed.
 _RESUMED = "resumed; the conditions are checked next"
+#: The states of a job that can start.
+_WAITING = (JobState.QUEUED, JobState.PAUSED)
 #: The states of a job that its worker may write to.
 _OF_ITS_WORKER = (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED)
 #: Compiled once: the scheduler queries at every tick.
@@ -132,9 +134,10 @@ class JobStore(Repository):
         Raises WrongState when it is not waiting, and NotFound when the adapter to start from is gone.
         """
         with self._database.write() as session:
-            job = _change_state(session, job_id, JobState.RUNNING, of=(JobState.QUEUED, JobState.PAUSED))
+            first = found(session, Job, job_id).started_at is None
+            event, because = "started" if first else "resumed", ["a worker has started"]
+            job = _transition(session, job_id, JobState.RUNNING, because, now, of=_WAITING, event=event)
             job.starts += 1
-            first = job.started_at is None
             if first:
                 start = start_of(session, job)
                 # A full-parameter job cannot start from an adapter, nor the other way round.
@@ -148,9 +151,6 @@ class JobStore(Repository):
                 job.chain_words = new_words(session, job_id)
                 if before:
                     _follow(job, before)
-            job.reasons = []
-            _event(session, job_id, now, "started" if first else "resumed", "a worker has started")
-            if first:
                 job.compared_with = rival_of(session, job)
                 what = "the base model" if job.compared_with == BASE else job.compared_with
                 _event(session, job_id, now, "compared with", what)
@@ -185,19 +185,17 @@ class JobStore(Repository):
         kind: of the event. attempts: its crashes in a row; None: as before. not_before: when it may run again.
         """
         with self._database.write() as session:
-            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.RUNNING,))
-            job.reasons, job.not_before = list(reasons), not_before
+            of, to = (JobState.RUNNING,), JobState.PAUSED
+            job = _transition(session, job_id, to, reasons, now, of=of, event=kind, not_before=not_before)
             job.attempts = job.attempts if attempts is None else attempts
-            _event(session, job_id, now, kind, "; ".join(reasons))
 
     def pause_by_owner(self, job_id: str, *, reason: str, now: datetime) -> Job:
         """Pause a waiting job until `resume_by_owner`. Raises WrongState when it is not waiting."""
         with self._database.write() as session:
-            job = _change_state(session, job_id, JobState.PAUSED, of=(JobState.QUEUED, JobState.PAUSED))
+            job = _transition(session, job_id, JobState.PAUSED, [reason], now, of=_WAITING, event="paused by owner")
             if job.paused_by_owner:
                 raise WrongState(f"Job {job_id} is already paused. POST /jobs/{job_id}/resume resumes it.")
-            job.paused_by_owner, job.reasons = True, [reason]
-            _event(session, job_id, now, "paused by owner", reason)
+            job.paused_by_owner = True
         return job
 
     def resume_by_owner(self, job_id: str, *, now: datetime) -> Job:
@@ -214,20 +212,18 @@ class JobStore(Repository):
         """Store why a job waits, without an event."""
         with self._database.write() as session:
             session.exec(
-                update(Job)
-                .where(col(Job.id) == job_id, col(Job.state).in_((JobState.QUEUED, JobState.PAUSED)))
-                .values(reasons=list(reasons))
+                update(Job).where(col(Job.id) == job_id, col(Job.state).in_(_WAITING)).values(reasons=list(reasons))
             )
 
     def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
         """Cancel an open job. Raises WrongState when it has ended."""
         with self._database.write() as session:
-            return _ended(session, job_id, JobState.CANCELLED, message, now)
+            return _transition(session, job_id, JobState.CANCELLED, [message], now)
 
     def fail(self, job_id: str, *, error: str, now: datetime) -> None:
         """Mark an open job as failed. Raises WrongState when it has ended."""
         with self._database.write() as session:
-            _ended(session, job_id, JobState.FAILED, error, now).error = error
+            _transition(session, job_id, JobState.FAILED, [error], now).error = error
 
     def succeed(
         self,
@@ -257,7 +253,7 @@ class JobStore(Repository):
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
             why += _UNFINISHED if job.unfinished else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
-            _ended(session, job_id, JobState.SUCCEEDED, message, now, of=(JobState.RUNNING,))
+            _transition(session, job_id, JobState.SUCCEEDED, [message], now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
             adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
@@ -313,23 +309,32 @@ def _follow(job: Job, before: Job) -> None:
     job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
 
 
-def _change_state(session: Session, job_id: str, to: JobState, *, of: Sequence[JobState]) -> Job:
-    """Change the job's state. The write lock is held."""
+def _transition(
+    session: Session,
+    job_id: str,
+    to: JobState,
+    because: Sequence[str],
+    now: datetime,
+    *,
+    of: Sequence[JobState] = OPEN_STATES,
+    event: str | None = None,
+    not_before: datetime | None = None,
+) -> Job:
+    """Write a job's state and all that goes with it, and add an event, by default with the state's name.
+
+    The write lock is held. because: a paused job's reasons, or the event's message. of: the states that lead there.
+    Raises NotFound or WrongState.
+    """
     job = found(session, Job, job_id)
     if job.state not in of:
         raise WrongState(f"Job {job_id} is {job.state}; this is possible only while it is {' or '.join(of)}.")
-    job.state = to
-    return job
-
-
-def _ended(
-    session: Session, job_id: str, to: JobState, message: str, now: datetime, of: Sequence[JobState] = OPEN_STATES
-) -> Job:
-    job = _change_state(session, job_id, to, of=of)
-    if job.texts is None:  # it never started: no job starts by itself on these
-        job.texts, job.words = assign_to_job(session, job_id, given=False, replay=False)
-    job.finished_at, job.reasons, job.not_before = now, [], None
-    _event(session, job_id, now, to, message)
+    job.state, job.not_before = to, not_before
+    job.reasons = list(because) if to is JobState.PAUSED else []
+    if to not in OPEN_STATES:
+        job.finished_at = now
+        if job.texts is None:  # it never started: no job starts by itself on these
+            job.texts, job.words = assign_to_job(session, job_id, given=False, replay=False)
+    _event(session, job_id, now, event or to, "; ".join(because))
     return job
 
 

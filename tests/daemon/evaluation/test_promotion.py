@@ -86,11 +86,6 @@ def test_a_texts_blocks_count_by_their_targets() -> None:
     assert found.reduction == pytest.approx(0.375) and found.texts == 2
 
 
-def test_sentence_says_what_to_do_when_there_is_too_little() -> None:
-    sentence = evaluate([4.0], [1.0], [10]).sentence
-    assert "too little text to tell yet" in sentence and "more text can tell" in sentence
-
-
 def test_new_text_the_base_and_old_text_are_judged_by_themselves() -> None:
     found = evaluate([4.0, 4.0, 3.0, 3.0], [3.0, 3.05, 2.9, 2.8], [5] * 4, old_blocks=(2,), base=[5.0, 5.0, 5.0, 5.0])
     assert found.outcome is Outcome.LEARNED

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench.promotion import PARTS, chain_power, false_chains, false_rates, power
+from bench.promotion import PARTS, false_chains, false_rates, power
 from pocketllm.daemon.evaluation.promotion import SIGNIFICANCE
 
 TRIALS = 400
@@ -36,12 +36,3 @@ def test_of_chains_that_change_nothing_at_most_one_in_twenty_learns_or_forgets()
     """With the first job's level for all ten, it was one in seven."""
     found = false_chains(5, trials=len(PARTS) * TRIALS)
     assert max(found.learned, found.worse) / found.trials <= 0.05, found
-
-
-@pytest.mark.slow
-def test_a_chain_finds_more_with_every_job() -> None:
-    found = chain_power(1000, trials=len(PARTS) * TRIALS)
-    sys.stdout.write(f"{found}\n")
-    by_2, by_3, more = found.values()
-    assert by_2 and by_3 and more
-    assert 0.8 < by_2 < by_3 and more > 0.15

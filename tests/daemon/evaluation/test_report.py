@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.evaluation import report as reporting
-from pocketllm.daemon.evaluation.promotion import evaluate
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import ModelReport
@@ -107,12 +106,6 @@ def test_of_an_error_its_kind_is_told_and_nothing_that_might_be_text(capsys: pyt
     assert said_of(ValueError("xyzzy")) == [("no report", "the report is incomplete: ValueError")]
     assert "xyzzy" not in capsys.readouterr().err
     assert reporting.attempt(lambda: 5, lambda *_: pytest.fail("nothing to say")) == 5
-
-
-def test_without_a_look_the_judgement_is_the_report() -> None:
-    verdict = evaluate([4.0, 5.0], [3.0, 4.1], [10, 10])
-    found = reporting.report("job-1", verdict)
-    assert (found.numbers, found.content) == ({"verdict": verdict.to_json(), "verbatim_recall": None}, None)
 
 
 def text(words: str) -> Text:

@@ -8,26 +8,13 @@ import pytest
 
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.admission import IMMEDIATE_KEEP_ALIVE, beside_generator
-from pocketllm.storage.tables import Job, JobState, Requester
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.real_daemon import Daemon, eventually, running
 from tests.support.daemon.scheduler_world import scheduler_world
+from tests.support.daemon.workers import new_job
 from tests.support.models.tiny_models import tiny_model_folder
 
 MB = 10**6
-
-
-def job(predicted_bytes: int | None) -> Job:
-    return Job(
-        id="job-1",
-        state=JobState.QUEUED,
-        requested_by=Requester.OWNER,
-        model="tiny",
-        seed=0,
-        total_steps=1,
-        predicted_bytes=predicted_bytes,
-        created_at=NOON,
-    )
 
 
 def test_who_fits() -> None:
@@ -38,7 +25,7 @@ def test_who_fits() -> None:
         "a job that nobody could plan": (300 * MB, None, True),
     }
     for row, (generator, predicted, fits) in rows.items():
-        found = beside_generator(job(predicted), generator, 1000 * MB, NOON)
+        found = beside_generator(new_job(predicted_bytes=predicted), generator, 1000 * MB, NOON)
         assert (found is None) == fits, row
         if found:
             assert found.name == "generator" and found.threshold == 1000 * MB
@@ -100,19 +87,3 @@ def test_a_job_that_the_owner_waits_for_does_not_wait_for_the_keep_alive_time(tm
             world.tick()
             wanted.append(world.scheduler.wants_generators_memory)
         assert (wanted, len(world.runner.started)) == ([False, True, False], 1)
-
-
-def test_the_gate_says_since_when_there_is_no_room(tmp_path: Path) -> None:
-    with scheduler_world(tmp_path) as world:
-        world.add(30)
-        world.tick()
-        job_id = world.only_job().id
-        world.generator_bytes = 10**12
-        began = world.tick()
-        assert world.runner.killed == [job_id] and world.job(job_id).state is JobState.PAUSED
-        world.tick(70)
-        [blocker] = world.scheduler.verdict.blockers
-        assert (blocker.name, blocker.since) == ("generator", began)
-        world.generator_bytes = 0
-        world.tick()
-        assert world.runner.started == [job_id, job_id]

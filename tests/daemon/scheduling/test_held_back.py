@@ -9,9 +9,8 @@ import pytest
 from pocketllm.daemon.conditions.gate import Blocker
 from pocketllm.daemon.scheduling.attempts import LONGEST_RETRY, MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.worker_process import Exit
-from pocketllm.storage.tables import Adapter, JobState, Outcome
+from pocketllm.storage.tables import JobState
 from tests.support.daemon.scheduler_world import SchedulerWorld
-from tests.support.daemon.workers import write_adapter_files
 
 
 def hold(world: SchedulerWorld) -> Blocker | None:
@@ -51,12 +50,6 @@ def test_kills_from_outside_never_fail_a_job_and_the_wait_grows_until_a_step(
     assert world.job(running).not_before == now + timedelta(seconds=RETRY_SECONDS)
 
 
-def test_a_pause_by_the_conditions_is_no_kill(world: SchedulerWorld, running: str) -> None:
-    world.power.value = False
-    world.tick()
-    assert world.job(running).not_before is None and hold(world) is None
-
-
 def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: SchedulerWorld) -> None:
     world.add(20)
     world.tick()
@@ -86,6 +79,9 @@ def test_a_job_that_was_cancelled_holds_its_texts_back_and_says_what_ends_that(w
     assert blocker is not None and blocker.until is None
     assert blocker.message == f"{job_id} cancelled; `pocketllm train` retries its texts"
     assert world.scheduler.expected_at(now) is None
+    world.add(19, "other")
+    world.tick()
+    assert hold(world) == blocker and len(world.runner.started) == 1
     assert world.request(immediate=True, seed=None) != job_id
     world.tick()
     assert hold(world) is None and len(world.runner.started) == 2
@@ -99,9 +95,12 @@ def test_a_job_that_was_cancelled_before_it_started_keeps_its_texts_back_too(wor
     world.power.value = True
     world.tick()
     assert world.runner.started == [] and hold(world) is not None
-    world.add(20, "newer")
+    world.add(19, "newer")
     world.tick()
-    assert len(world.runner.started) == 1
+    assert world.runner.started == []
+    world.add(1, "enough")
+    world.tick()
+    assert world.job(world.runner.started[0]).texts == 3
 
 
 def test_too_little_new_text_is_held_back_by_nothing(world: SchedulerWorld) -> None:
@@ -153,19 +152,6 @@ def test_a_job_that_ended_in_the_future_holds_nothing_newer_back(world: Schedule
     assert blocker is not None and blocker.message.startswith(second)
 
 
-def test_texts_of_the_future_do_not_start_one_job_after_the_other(world: SchedulerWorld) -> None:
-    world.clock.now += FUTURE
-    world.add(20)
-    world.clock.now -= FUTURE
-    world.tick()
-    for job in world.store.jobs.open():
-        world.store.jobs.fail(job.id, error="too little memory", now=world.clock.now)
-        world.runner.ends(0)
-    for _ in range(3):
-        world.tick()
-    assert len(world.runner.started) == 1
-
-
 def test_a_snooze_that_was_set_in_the_future_is_none(world: SchedulerWorld) -> None:
     world.add(20)
     wrong = world.clock.now + FUTURE
@@ -196,23 +182,3 @@ def test_an_idle_time_of_the_future_is_no_forecast(world: SchedulerWorld) -> Non
     world.tick(3600)
     world.clock.now -= FUTURE
     assert world.scheduler.expected_at(world.tick()) is None
-
-
-def test_after_a_job_that_could_not_tell_only_newer_words_queue_the_next(world: SchedulerWorld) -> None:
-    world.add(25)
-    world.tick()
-    first = world.only_job()
-    row = Adapter(id="undecided", job_id=first.id, model="tiny", outcome=Outcome.TOO_LITTLE, created_at=world.clock.now)
-    write_adapter_files(world.folder.adapter(row.id))
-    world.store.jobs.succeed(first.id, adapter=row, publish=False, now=world.clock.now)
-    world.runner.ends(0)
-    for _ in range(5):
-        world.tick()
-    assert world.only_job().id == first.id
-    world.add(19, "newer")
-    world.tick()
-    assert world.only_job().id == first.id
-    world.add(1, "one more")
-    world.tick()
-    [second, _] = world.store.jobs.page(after=None, limit=9)
-    assert (second.parent, second.words) == ("undecided", 25 + 19 + 2)

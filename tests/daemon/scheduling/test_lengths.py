@@ -39,15 +39,11 @@ def nights(store: Store, *hours: float, first: int = 0) -> RunRecorder:
 
 
 class TestUsualNight:
-    def test_nothing_is_known_at_first(self, store: Store) -> None:
+    def test_it_is_the_lower_quartile_of_the_longest_times_of_the_last_fourteen_nights(self, store: Store) -> None:
         assert nights(store).usual_night() == UNKNOWN_NIGHT
-
-    def test_it_is_the_lower_quartile_of_the_longest_times(self, store: Store) -> None:
         assert nights(store, 8).usual_night() == 8 * HOUR
         assert nights(store, 8, 2, 7, 9, 6, 7, 8, 5, first=1).usual_night() == 6 * HOUR
-
-    def test_of_the_last_fourteen_nights(self, store: Store) -> None:
-        assert nights(store, *[2.0] * 14, *[7.0] * 14).usual_night() == 7 * HOUR
+        assert nights(store, *[2.0] * 14, *[7.0] * 14, first=9).usual_night() == 7 * HOUR
 
     def test_a_night_that_is_interrupted_counts_by_its_longest_part(self, store: Store) -> None:
         runs, evening = nights(store), NOON + timedelta(hours=9)
@@ -72,10 +68,8 @@ class TestWhatIsLeftOfANight:
 
     def test_a_gate_that_was_never_shut_stays_open(self, store: Store) -> None:
         assert self.left_after(1, nights(store)) == UNKNOWN_NIGHT / HOUR - 1
-        assert RunRecorder(store.runs).night_left(NOON) == UNKNOWN_NIGHT
-
-    def test_and_so_does_one_that_was_open_for_days(self, store: Store) -> None:
         assert self.left_after(100, nights(store)) == 100
+        assert RunRecorder(store.runs).night_left(NOON) == UNKNOWN_NIGHT
 
 
 @pytest.fixture
@@ -154,13 +148,6 @@ class TestFollowUp:
         world.succeed(job.id, chain_steps=40)
         world.tick()
         assert world.store.jobs.open() == []
-
-    def test_it_learns_newer_text_too(self, world: SchedulerWorld) -> None:
-        world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
-        world.add(5, "newer")
-        world.tick()
-        [job] = world.store.jobs.open()
-        assert [text.learned_in for text in world.store.texts.of_job(job.id)] == [None, None]
 
     def test_what_could_not_tell_yet_goes_on_without_newer_words(self, world: SchedulerWorld) -> None:
         first = world.only_job()

@@ -1,6 +1,5 @@
-"""The last nights: what ran, what ended, what held a job back, and what the journal says of it."""
+"""The last nights: what ran, what ended, and what held a job back."""
 
-import logging
 from datetime import date, timedelta
 
 import pytest
@@ -69,21 +68,3 @@ def test_a_window_over_noon_counts_for_each_night_it_reaches_into(world: Schedul
     tonight, yesterday = last(world, days=2)
     assert tonight.open == yesterday.open
     assert (round(tonight.open_seconds / 3600), round(yesterday.open_seconds / 3600)) == (6, 24)
-
-
-def test_the_journal_tells_of_a_night_once_when_it_is_over(
-    world: SchedulerWorld, caplog: pytest.LogCaptureFixture
-) -> None:
-    def told() -> list[str]:
-        return [record.message for record in caplog.records if record.message.startswith("last night")]
-
-    caplog.set_level(logging.INFO)
-    world.power.value = False
-    world.add(30)
-    minutes(world, 24 * 60 - 1)
-    assert told() == []
-    minutes(world, 24 * 60)
-    assert told() == ["last night: the charger was not connected (23 h 50 min)"]
-    world.clock.now -= timedelta(days=1)
-    minutes(world, 5)
-    assert len(told()) == 1, "a clock that is set back begins no morning"

@@ -42,16 +42,6 @@ def test_a_queued_job_can_be_held_and_the_next_goes_first(world: SchedulerWorld)
     assert world.runner.started == [second, first]
 
 
-def test_the_owners_pause_holds_no_other_job_back(world: SchedulerWorld) -> None:
-    world.add(5)
-    first = world.request()
-    world.tick()
-    second = world.request()
-    world.scheduler.pause(first, world.clock.now)
-    world.tick(0.1)
-    assert world.runner.started == [first, second]
-
-
 def test_no_other_is_queued_by_itself_while_one_is_held(world: SchedulerWorld) -> None:
     """The owner has said 'not now' to these texts."""
     world.add(50)

@@ -178,11 +178,6 @@ class TestMethods:
         found = plan_job(deep, settings(method="exact", **{**self.TIGHT, "memory_bytes": enough}, steps=3))
         assert found.prediction.working_bytes <= enough
 
-    def test_where_mezo_is_asked_for_exact_is_told_of(self, tiny: ModelFolder) -> None:
-        found = plan_job(tiny, settings(method="mezo", steps=3))
-        assert found.plan.method == "mezo"
-        assert method_message(found).startswith("mezo (") and "; exact: " in method_message(found)
-
     def test_all_weights_are_trained_by_mezo(self, tiny: ModelFolder) -> None:
         assert plan_job(tiny, settings(method="auto", mode="full", steps=3)).plan.method == "mezo"
         with pytest.raises(BadRequest, match="Exact gradients train an adapter only"):
@@ -221,8 +216,9 @@ class TestScheduler:
         self, world: SchedulerWorld, planner: Planner
     ) -> None:
         requested = JobRequest(steps=7, mode="full", batch=5, probes=3)
-        asked = world.scheduler.request(requested, seed=1, immediate=True, now=world.clock.now)
+        asked = world.scheduler.queue.request(requested, seed=0, immediate=True, now=world.clock.now)
         job = world.job(asked.id)
+        assert (job.state, job.seed, job.immediate, job.model) == (JobState.QUEUED, 0, True, "tiny")
         assert (job.mode, job.total_steps, job.predicted_bytes) == ("full", 7, PREDICTION.peak_bytes)
         stored = TrainingSettings.model_validate(job.settings)
         assert (stored.mode, stored.batch, stored.probes, stored.steps) == ("full", 5, 3, 7)
@@ -238,14 +234,7 @@ class TestScheduler:
             planner.error = error
             with pytest.raises(kind, match=str(error)):
                 world.request(immediate=True)
-            with pytest.raises(kind, match=str(error)):
-                world.scheduler.plans.plan(JobRequest())
         assert world.store.jobs.page(after=None, limit=9) == []
-
-    def test_enough_text_queues_a_job_with_what_is_foretold(self, world: SchedulerWorld) -> None:
-        world.tick()
-        job = world.only_job()
-        assert (job.total_steps, job.mode, job.predicted_bytes) == (30, "lora", PREDICTION.peak_bytes)
 
     def test_what_cannot_fit_is_queued_once_and_left_to_the_worker_to_explain(
         self, world: SchedulerWorld, planner: Planner

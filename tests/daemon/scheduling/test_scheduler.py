@@ -7,21 +7,12 @@ import pytest
 from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.scheduling.attempts import MAX_ATTEMPTS, RETRY_SECONDS
 from pocketllm.daemon.scheduling.planning import JobRequest
-from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import BASE, JobState, Requester
+from tests.support.daemon.fixed_plan import PREDICTION
 from tests.support.daemon.in_process_app import FakeRunner
 from tests.support.daemon.scheduler_world import SchedulerWorld
 
 MISSING = "The model 'tiny' is not imported. Run `pocketllm models add`."
-
-
-def test_a_request_queues_a_job_with_the_settings_of_its_time(world: SchedulerWorld) -> None:
-    world.add(5)
-    job = world.scheduler.request(JobRequest(steps=7), seed=0, immediate=True, now=world.clock.now)
-    assert (job.state, job.total_steps, job.seed, job.immediate) == (JobState.QUEUED, 7, 0, True)
-    assert (job.model, job.requested_by) == ("tiny", Requester.OWNER)
-    assert job.settings == world.settings.training.model_dump(mode="json") | {"steps": 7}
-    assert world.job(world.request()).total_steps == 30
 
 
 def test_without_texts_or_without_a_model_a_request_is_refused(world: SchedulerWorld) -> None:
@@ -131,13 +122,6 @@ def test_the_owners_now_does_not_interrupt_the_job_that_runs_and_says_that_it_wa
     assert world.runner.started == [running, now]
 
 
-def test_a_job_starts_from_what_is_served_when_it_first_starts(world: SchedulerWorld, running: str) -> None:
-    second = world.request()
-    world.succeed(running)
-    world.tick()
-    assert world.job(second).parent == f"of-{running}"
-
-
 def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     world.add(19)
     world.tick()
@@ -146,6 +130,7 @@ def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     world.tick()
     job = world.only_job()
     assert (job.requested_by, job.immediate, job.state) == (Requester.THRESHOLD, False, JobState.RUNNING)
+    assert (job.total_steps, job.mode, job.predicted_bytes) == (30, "lora", PREDICTION.peak_bytes)
     world.add(20, "later")
     world.tick()
     assert world.only_job().id == job.id
@@ -183,25 +168,15 @@ def test_a_cancelled_jobs_words_do_not_wait_with_newer_ones(world: SchedulerWorl
     assert len(world.store.jobs.open()) == 1
 
 
-def test_who_asks_for_a_job_gets_the_one_that_waits(world: SchedulerWorld) -> None:
-    world.add(20)
-    world.power.value = False
-    world.tick()
-    waiting = world.only_job()
-    assert not waiting.immediate
-    assert world.request(immediate=True, seed=None) == waiting.id == world.only_job().id
-    world.tick()
-    assert world.runner.started == [waiting.id]
-    assert world.store.jobs.events(waiting.id)[1].kind == "hastened"
-
-
-@pytest.mark.parametrize("state", ["running", "paused", "paused by its owner", "after a crash"])
+@pytest.mark.parametrize("state", ["queued", "running", "paused", "paused by its owner", "after a crash"])
 def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, state: str) -> None:
     """A second job on the same texts would run to its end to be thrown away."""
     world.add(20)
+    world.power.value = state != "queued"
     world.tick()
     job_id = world.only_job().id
-    world.step(job_id)
+    if state != "queued":
+        world.step(job_id)
     if state == "paused":
         world.power.value = False
         world.tick()
@@ -217,13 +192,14 @@ def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, sta
     job = world.job(job_id)
     assert (job.state, job.immediate, job.paused_by_owner, job.reasons) == (JobState.RUNNING, True, False, [])
     assert set(world.runner.started) == {job_id}
+    assert "hastened" in {event.kind for event in world.store.jobs.events(job_id)}
 
 
 def test_a_fine_tuning_job_is_not_gone_on_with(world: SchedulerWorld) -> None:
     """It has texts, or a start, of its own."""
     world.add(20)
     now, tuning = world.clock.now, {"seed": None}
-    tuned = world.scheduler.request(
+    tuned = world.scheduler.queue.request(
         JobRequest(), seed=None, immediate=False, now=now, tuning=tuning, start_from=BASE
     ).id
     assert world.request(immediate=True, seed=None) != tuned
@@ -257,43 +233,6 @@ def test_a_job_of_the_threshold_is_withdrawn_when_another_has_learned_its_texts(
     world.tick()
     assert (world.job(waiting).state, world.runner.started) == (JobState.CANCELLED, [now])
     assert "trained on its texts" in world.store.jobs.events(waiting)[-1].message
-
-
-def given_up(world: SchedulerWorld, end: str) -> str:
-    """Let a job begin on new text, and its owner withdraw it, or itself fail; its id."""
-    world.add(20)
-    world.tick()
-    job_id = world.only_job().id
-    if end == "withdrawn":
-        world.scheduler.cancel(job_id, world.clock.now)
-    else:
-        world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
-        world.runner.ends(0)
-    return job_id
-
-
-@pytest.mark.parametrize("end", ["withdrawn", "failed"])
-def test_what_a_job_was_given_up_over_is_not_tried_again_by_itself(world: SchedulerWorld, end: str) -> None:
-    job_id = given_up(world, end)
-    for _ in range(3):
-        world.tick()
-    assert world.only_job().id == job_id
-
-    world.add(19, "other")
-    world.tick()
-    assert world.only_job().id == job_id
-    world.add(1, "enough")
-    world.tick()
-    assert world.store.jobs.page(after=None, limit=1)[0].texts == 3
-
-
-@pytest.mark.parametrize(("end", "again"), [("withdrawn", False), ("failed", True)])
-def test_a_day_after_a_failure_its_text_is_tried_again(world: SchedulerWorld, end: str, again: bool) -> None:
-    job_id = given_up(world, end)
-    world.tick(86_000)
-    assert world.runner.started == [job_id]
-    world.tick(1_000)
-    assert (len(world.runner.started) == 2) is again
 
 
 def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: SchedulerWorld, running: str) -> None:
@@ -400,20 +339,6 @@ def test_cancelling_kills_the_worker_and_clears_up(world: SchedulerWorld, runnin
     assert not world.folder.start(running).exists()
     world.tick()
     assert world.runner.started == [running]
-
-
-def test_cancelling_a_waiting_job_leaves_the_running_one_alone(world: SchedulerWorld, running: str) -> None:
-    waiting = world.request()
-    world.scheduler.cancel(waiting, world.clock.now)
-    assert (world.runner.killed, world.runner.job_id) == ([], running)
-
-
-def test_only_an_open_job_can_be_cancelled(world: SchedulerWorld, running: str) -> None:
-    world.scheduler.cancel(running, world.clock.now)
-    with pytest.raises(WrongState, match="is cancelled"):
-        world.scheduler.cancel(running, world.clock.now)
-    with pytest.raises(NotFound, match="job-none"):
-        world.scheduler.cancel("job-none", world.clock.now)
 
 
 def test_closing_pauses_the_running_job(world: SchedulerWorld, running: str) -> None:

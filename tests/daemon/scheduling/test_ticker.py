@@ -77,13 +77,6 @@ def test_it_ticks_at_the_times_that_the_last_tick_gave() -> None:
     ticks(2, tick)
 
 
-def test_it_ticks_at_the_interval_that_the_last_tick_gave() -> None:
-    async def tick(number: int, _ticker: Ticker) -> Answer:
-        return (0.01 if number < 3 else LONG_SECONDS), ()
-
-    ticks(3, tick)
-
-
 @pytest.mark.parametrize("by", [-HOUR, HOUR], ids=["back", "forward"])
 def test_it_goes_on_when_the_clock_is_set(by: timedelta) -> None:
     with time_machine.travel(datetime.now(UTC)) as clock:

@@ -49,25 +49,29 @@ def idle(runner: WorkerProcess) -> bool:
     return (runner.pid, runner.job_id, runner.reap()) == (None, None, None)
 
 
-def test_a_worker_has_a_session_of_its_own_and_is_gone_at_once_when_it_is_killed(runner: WorkerProcess) -> None:
-    runner.kill()  # there is nothing to kill
-    assert idle(runner)
+def test_a_started_worker_is_a_process_in_a_session_of_its_own(runner: WorkerProcess) -> None:
     pid = start(runner)
     assert (runner.job_id, runner.reap()) == (NO_JOB, None)
     assert is_running(pid)
     assert os.getsid(pid) == pid
+
+
+def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerProcess) -> None:
+    pid = start(runner)
     runner.kill()
+    assert idle(runner)
     assert not Path(f"/proc/{pid}").exists()
+    runner.kill()
     assert idle(runner)
 
 
-@pytest.mark.parametrize(("immediate", "expected"), [(False, (os.SCHED_IDLE, 19)), (True, (os.SCHED_OTHER, 10))])
-def test_a_worker_has_the_lowest_priority_unless_somebody_waits_for_it(
-    runner: WorkerProcess, immediate: bool, expected: tuple[int, int]
+@pytest.mark.parametrize(("immediate", "priority"), [(False, (os.SCHED_IDLE, 19)), (True, (os.SCHED_OTHER, 10))])
+def test_a_workers_priority_is_low_and_the_lowest_unless_somebody_waits_for_it(
+    runner: WorkerProcess, immediate: bool, priority: tuple[int, int]
 ) -> None:
     pid = start(runner, immediate=immediate)
     wait_for_end(pid)
-    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == expected
+    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == priority
 
 
 def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:
@@ -82,10 +86,7 @@ def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerPr
     assert folder.worker_log.read_text().rstrip().splitlines()[-1].startswith(ended.last_words)
 
 
-def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(
-    runner: WorkerProcess, folder: DataFolder
-) -> None:
-    folder.worker_log.write_text("of the one before\n")
+def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(runner: WorkerProcess) -> None:
     pid = start(runner)
     os.kill(pid, signal.SIGKILL)
     wait_for_end(pid)
@@ -95,11 +96,33 @@ def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(
     assert idle(runner)
 
 
+def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: DataFolder) -> None:
+    folder.worker_log.write_text("of the one before\n" * 1000)
+    pid = start(runner)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    ended = runner.kill()  # which finds that it has ended
+    assert ended is not None and "of the one before" not in ended.last_words and idle(runner)
+    assert "of the one before" not in folder.worker_log.read_text()
+
+
 def test_a_worker_that_cannot_be_started_leaves_the_runner_free(tmp_path: Path) -> None:
     runner = WorkerProcess(DataFolder(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError):
         runner.start(NO_JOB, 1, seconds=3600.0)
     assert idle(runner)
+
+
+def test_an_exit_is_described_in_a_sentence() -> None:
+    descriptions = {
+        (-9, "Segmentation fault"): "the worker was killed by signal 9",
+        (1, "MemoryError"): "the worker exited with code 1: MemoryError",
+        (75, "another worker is using this data folder"): "another worker is using this data folder",
+        (75, ""): "the disk is too full for the worker's log",
+        (0, ""): "the worker exited with code 0: no output",
+    }
+    for (code, last_words), description in descriptions.items():
+        assert Exit(job_id=NO_JOB, code=code, last_words=last_words).description == description
 
 
 def test_a_worker_that_cannot_write_why_it_ended_is_no_crash(runner: WorkerProcess) -> None:

@@ -26,7 +26,7 @@ from tests.support.daemon.workers import (
     start_worker,
 )
 from tests.support.models.learning import equal
-from tests.support.models.taught_model import sample_notes, taught_folder
+from tests.support.models.taught_model import taught_folder, unknown_notes
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
@@ -77,12 +77,6 @@ def phone(tmp_path: Path, model: Path) -> Iterator[Device]:
     made = Device(tmp_path / "phone", model, "phone")
     yield made
     made.store.close()
-
-
-def unknown_notes() -> list[str]:
-    """The notes that the model has not been taught."""
-    notes = sample_notes()
-    return notes[len(notes) // 2 :]
 
 
 def spoiled(learned: Path, to: Path, value: float) -> Path:

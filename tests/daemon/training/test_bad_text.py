@@ -24,19 +24,13 @@ from pocketllm.storage.repositories.texts import NewText, is_held_out
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Outcome
 from tests.support.daemon.workers import NOW, changed, data_folder, queue_job, run_here
-from tests.support.models.taught_model import sample_notes, taught_folder
+from tests.support.models.taught_model import sample_notes, taught_folder, unknown_notes
 from tests.support.models.tiny_models import byte_tokenizer
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
 TRAINING = TrainingSettings(method="exact", steps=60, batch=8, block_tokens=64, measure_every=60)
-
-
-def owners_notes() -> list[str]:
-    """What the base model has not been taught, in the manner of what it has."""
-    notes = sample_notes()
-    return notes[len(notes) // 2 :]
 
 
 def noise() -> list[str]:
@@ -99,7 +93,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     data_folder(root / "fresh", source=taught_folder(root), dtype="float32")
     shutil.copytree(root / "fresh", root / "learned")
     chain = Chain(root / "learned")
-    first = chain.job(owners_notes())
+    first = chain.job(unknown_notes())
     assert (first.outcome, chain.served) == (Outcome.LEARNED, first.adapter)
     chain.store.close()
     return root / "fresh", root / "learned"
@@ -132,7 +126,7 @@ def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: C
     job = learned.job(bad(), training=changed(TRAINING, rate=9 * TRAINING.rate))
     # The job did learn what it was given, and the owner's text was the price.
     assert learned.change(bad(), good, job.adapter).reduction > 0
-    assert learned.change(owners_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
+    assert learned.change(unknown_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
     assert job.outcome is Outcome.WORSE and "which is forgetting" in learned.said(job)
     assert learned.served == good
 
@@ -142,7 +136,7 @@ def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Cal
     """There is no old text to be forgotten yet; what is ordinary must not be spoiled, as it is without rehearsal."""
     job = fresh.job(bad(), steps=150, training=changed(TRAINING, rehearsal=0.0))
     assert fresh.change(bad(), None, job.adapter).reduction > 0
-    assert fresh.change(owners_notes(), None, job.adapter).reduction < -1
+    assert fresh.change(unknown_notes(), None, job.adapter).reduction < -1
     assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
     assert fresh.served is None
 
@@ -150,14 +144,14 @@ def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Cal
 def test_with_rehearsal_even_noise_costs_the_model_little(fresh: Chain) -> None:
     job = fresh.job(noise(), steps=150)
     assert fresh.change(noise(), None, job.adapter).reduction > 1
-    assert fresh.change(owners_notes(), None, job.adapter).reduction > -0.5
+    assert fresh.change(unknown_notes(), None, job.adapter).reduction > -0.5
 
 
 def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_replay_it_is(
     learned: Chain, bases: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first = learned.served
-    held_out = [note for note in owners_notes() if is_held_out(NewText(text=note, source="test"))]
+    held_out = [note for note in unknown_notes() if is_held_out(NewText(text=note, source="test"))]
     for new in formal_text():
         learned.job(new)
     with_replay = learned.change(held_out, first, learned.served)

@@ -1,7 +1,5 @@
 """What the checks of a run's validation loss lead to, check by check."""
 
-import json
-from dataclasses import asdict
 from math import inf, nan
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from pocketllm.daemon.training.early_stopping import DIVERGENCE, MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
 from pocketllm.engine.errors import TrainingDiverged
 
-NEW_BEST, GO_ON, GO_BACK, END = Verdict.NEW_BEST, Verdict.GO_ON, Verdict.GO_BACK, Verdict.END
+NEW_BEST, GO_ON, GO_BACK = Verdict
 
 
 def verdicts(stopping: EarlyStopping, losses: list[float]) -> list[Verdict]:
@@ -28,7 +26,7 @@ def test_ends_after_too_many_halvings() -> None:
     stopping = EarlyStopping()
     found = verdicts(stopping, [1.0, *[1.01] * PATIENCE * (MAX_HALVINGS + 1)])
     assert found[0] is NEW_BEST
-    assert found[PATIENCE::PATIENCE] == [*[GO_BACK] * MAX_HALVINGS, END]
+    assert found[PATIENCE::PATIENCE] == [GO_BACK] * (MAX_HALVINGS + 1)
     assert (stopping.best_step, stopping.ended) == (0, True)
 
 
@@ -50,17 +48,3 @@ def test_without_a_best_there_is_nothing_to_go_back_to() -> None:
     for loss in (nan, inf):
         with pytest.raises(TrainingDiverged, match=f"The initial loss is {loss}"):
             EarlyStopping().check(0, loss)
-
-
-def test_the_end_of_a_run_keeps_the_best_without_a_halving() -> None:
-    stopping = EarlyStopping()
-    verdicts(stopping, [1.0, 0.5, 0.6])
-    assert stopping.end() is END
-    assert (stopping.ended, stopping.halvings, stopping.best_step, stopping.looked_at) == (True, 0, 1, 1)
-
-
-def test_comes_back_from_json() -> None:
-    stopping = EarlyStopping()
-    verdicts(stopping, [0.1 + 0.2, 0.1, 5.0])
-    document = json.loads(json.dumps(asdict(stopping), allow_nan=False))
-    assert EarlyStopping(**document) == stopping

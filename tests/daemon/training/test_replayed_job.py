@@ -96,21 +96,10 @@ def test_what_a_job_and_one_that_goes_on_from_it_have_made(
     store.close()
 
 
-@pytest.mark.parametrize("mode", [pytest.param("lora", marks=pytest.mark.smoke), "full"])
-@pytest.mark.slow
-def test_what_a_real_worker_made(folder: DataFolder, store: Store, mode: str) -> None:
-    store.texts.add(notes(), now=NOW)
-    job = queue_job(store, seed=3, training=changed(mode=mode, probes=2, epsilon=1e-3, step_size=1e-3))
-    finish(start_worker(folder, job))
-    done = store.jobs.get(job.id)
-    assert done.total_steps == job.total_steps
-    assert_replayed(folder, store, done)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "back"),
-    [({"step_size": 0.4}, 0), ({"mode": "full", "step_size": 0.1}, 2)],
+    [pytest.param({"step_size": 0.4}, 0, marks=pytest.mark.smoke), ({"mode": "full", "step_size": 0.1}, 2)],
     ids=["to the best at the end", "full, with smaller steps"],
 )
 def test_a_worker_goes_back_and_what_it_makes_can_be_replayed(

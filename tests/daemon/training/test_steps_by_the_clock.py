@@ -11,7 +11,17 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome, Requester
-from tests.support.daemon.workers import NOW, data_folder, finish, kill_when, notes, queue_job, run_here, start_worker
+from tests.support.daemon.workers import (
+    NOW,
+    data_folder,
+    finish,
+    kill_when,
+    new_job,
+    notes,
+    queue_job,
+    run_here,
+    start_worker,
+)
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
 
@@ -50,20 +60,14 @@ def test_a_following_job_makes_what_is_left_and_starts_from_its_adapter(folder: 
     store.texts.add([NewText(text=note, source="test") for note in sample_notes()], now=NOW)
     first = run_here(folder, store, queue_job(store, training=AUTO), seconds=0.0)
     assert first.unfinished, first.outcome
-    job = store.jobs.start(queued(store), now=NOW)
+    settings = AUTO.model_dump(mode="json")
+    queued = store.jobs.add(new_job(requested_by=Requester.THRESHOLD, total_steps=None, settings=settings))
+    job = store.jobs.start(queued.id, now=NOW)
     assert job.link == (1 if first.outcome is Outcome.LEARNED else 2)
     assert (job.chain_steps, job.parent) == (first.chain_steps, first.adapter)
     assert not store.jobs.get(first.id).unfinished
     second = run_here(folder, store, job)
     assert f"the text is worth {second.chain_steps - first.chain_steps}," in planned(store, second)[0]
-
-
-def queued(store: Store) -> str:
-    """A job that has not started yet."""
-    job = Job(
-        requested_by=Requester.THRESHOLD, model="tiny", seed=1, settings=AUTO.model_dump(mode="json"), created_at=NOW
-    )
-    return store.jobs.add(job).id
 
 
 def test_a_job_that_is_cut_short_ends_at_its_best_step(folder: DataFolder, store: Store) -> None:

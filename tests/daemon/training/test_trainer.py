@@ -32,7 +32,8 @@ class Recorded(StoredRun):
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.job_id = store, queue_job(store, steps=STEPS).id
-        super().__init__(store, self.job_id, folder / self.job_id)
+        self.folder = folder / self.job_id
+        super().__init__(store, self.job_id, self.folder)
         self.went_back: list[tuple[int, int]] = []  #: from which step, to which
         self.forgotten: list[Sequence[StepRecord]] = []
 
@@ -71,20 +72,6 @@ def rising(b: torch.Tensor) -> float:
     return 1 + 0.01 * float(b.double().abs().sum())
 
 
-def run_of(steps: int, check_every: int) -> Run:
-    return Run(
-        steps=steps,
-        batch=lambda _step: BLOCK,
-        remaining=lambda step: 1 - (step - 1) / steps,
-        validation_loss=lambda: 1.0,
-        validated_on="",
-        check_every=check_every,
-        measure=lambda _step: None,
-        measure_every=10,
-        clock=lambda: 0.0,
-    )
-
-
 def run(
     memory: StoredRun,
     make: Make = mezo,
@@ -99,16 +86,18 @@ def run(
 ) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
     """B at the end, early stopping, and after which steps was measured."""
     b, measured = torch.zeros(4, 2), list[int]()
-    parts = run_of(steps, every)
     stopping = train(
         make(b, loss),
         memory,
-        replace(
-            parts,
-            remaining=remaining or parts.remaining,
+        Run(
+            steps=steps,
+            batch=lambda _step: BLOCK,
+            remaining=remaining or (lambda step: 1 - (step - 1) / steps),
             validation_loss=lambda: check(b),
             validated_on=validated_on,
+            check_every=every,
             measure=measured.append,
+            measure_every=10,
             clock=clock,
         ),
     )
@@ -161,24 +150,6 @@ def test_a_loss_that_is_no_number_leads_back_and_halves(make: Make, runs: Runs) 
     assert all(isfinite(record.loss) for record in memory.records())
 
 
-def test_where_only_some_points_have_no_loss_it_goes_back_too(runs: Runs) -> None:
-    """At trainable itself there is one, and the check finds nothing wrong."""
-    edge = 0.25
-
-    def torn(b: torch.Tensor) -> float:
-        return nan if float(b.abs().max()) > edge else distance(b)
-
-    def many(b: torch.Tensor, loss: Function) -> Method:
-        adapter = Adapter(base="x", alpha=1.0, a={"one": torch.ones(2, 3)}, b={"one": b})
-        return mezo_on(adapter, loss, plan=MeZOPlan(seed=1, probes=15, epsilon=0.02, step_size=0.01))
-
-    memory = runs()
-    b, stopping, _ = run(memory, many, loss=torn)
-    assert stopping.halvings > 0 and stopping.best_step > 0
-    assert float(b.abs().max()) <= edge
-    assert all(isfinite(scalar) for record in memory.records() for scalar in record.scalars)
-
-
 @every_method
 def test_the_best_is_left_where_the_last_step_is_not(make: Make, runs: Runs) -> None:
     """The check is best when B has come 0.2 far."""
@@ -197,18 +168,60 @@ def test_where_nothing_of_the_run_lies_ahead_it_is_checked_once_more(make: Make,
     assert stopping.best_step == 7
 
 
-@every_method
-def test_a_run_that_has_ended_is_only_made_again(make: Make, runs: Runs) -> None:
-    memory = runs()
-    expected, stopping, _ = run(memory, make)
-    records = memory.records()
-    b, again, measured = run(memory, make)
-    assert torch.equal(b, expected)
-    assert (again, memory.records(), measured) == (stopping, records, [stopping.best_step])
-
-
 class Cut(Exception):
     """In place of a kill."""
+
+
+class CutRun(StoredRun):
+    """A run whose process is killed in front of, or right behind, a number of writes."""
+
+    def __init__(self, of: Recorded, *, at: int, behind: bool) -> None:
+        super().__init__(of.store, of.job_id, of.folder)
+        self.writes, self._at, self._behind = 0, at, behind
+
+    def append(self, record: StepRecord, *, seconds: float) -> None:
+        self._cut(lambda: super(CutRun, self).append(record, seconds=seconds))
+
+    def keep(self, stopping: EarlyStopping) -> None:
+        self._cut(lambda: super(CutRun, self).keep(stopping))
+
+    def go_back(self, stopping: EarlyStopping, *, step: int) -> None:
+        self._cut(lambda: super(CutRun, self).go_back(stopping, step=step))
+
+    def save(self, checkpoint: Checkpoint, stopping: EarlyStopping) -> None:
+        self._cut(lambda: super(CutRun, self).save(checkpoint, stopping))
+
+    def _cut(self, write: Callable[[], None]) -> None:
+        self.writes += 1
+        if self.writes == self._at and not self._behind:
+            raise Cut
+        write()
+        if self.writes == self._at:
+            raise Cut
+
+
+@pytest.mark.smoke
+@every_method
+def test_killed_at_any_write_it_ends_like_an_undisturbed_run_bit_for_bit(make: Make, runs: Runs) -> None:
+    """MeZO's run ends early; the other goes back once, and writes checkpoints between its checks, too."""
+
+    def start(memory: StoredRun) -> tuple[torch.Tensor, EarlyStopping, list[int]]:
+        def check(b: torch.Tensor) -> float:
+            return 9 + abs(float(b.mean()) - 0.1)
+
+        return run(memory, make, check=check, steps=12, every=2, clock=ticks(CHECKPOINT_SECONDS / 3))
+
+    undisturbed = CutRun(runs(), at=0, behind=False)
+    expected, stopping, _ = start(undisturbed)
+    assert stopping.halvings == (MAX_HALVINGS + 1 if make is mezo else 1)
+    for at in range(1, undisturbed.writes + 1):
+        for behind in (False, True):
+            memory = runs()
+            with suppress(Cut):
+                start(CutRun(memory, at=at, behind=behind))
+            b, again, _ = start(memory)
+            assert torch.equal(b, expected) and again == stopping, (at, behind)
+            assert memory.records() == undisturbed.records(), (at, behind)
 
 
 def ticks(seconds: float) -> Callable[[], float]:

@@ -11,7 +11,7 @@ from pocketllm.storage.repositories.texts import NewText, is_held_out
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Job, Outcome, Requester
 from tests.support.daemon.workers import NOW, data_folder, new_job, run_here
-from tests.support.models.taught_model import sample_notes, taught_folder
+from tests.support.models.taught_model import taught_folder, unknown_notes
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
@@ -30,9 +30,7 @@ def started(store: Store, notes: list[str], hours: int) -> Job:
 def test_two_small_nights_add_up(tmp_path: Path) -> None:
     folder = data_folder(tmp_path / "data", source=taught_folder(tmp_path), dtype="float32")
     store = Store.open(folder.database)
-    notes = sample_notes()
-    unknown = notes[len(notes) // 2 :]
-    ordinary = [note for note in unknown if not is_held_out(NewText(text=note, source="test"))]
+    ordinary = [note for note in unknown_notes() if not is_held_out(NewText(text=note, source="test"))]
 
     first = run_here(folder, store, started(store, ordinary[:3], 1))  # of three texts one is held out
     assert (first.outcome, store.adapters.serving("tiny")) == (Outcome.TOO_LITTLE, None)

@@ -12,7 +12,7 @@ from pocketllm.engine.params.lora import load_adapter
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter, JobState, Outcome
-from tests.support.daemon.workers import NOW, TRAINING, finish, kill_at, notes, queue_job, run_here, start_worker
+from tests.support.daemon.workers import NOW, TRAINING, finish, kill_at, notes, queue_job, start_worker
 from tests.support.models.learning import equal
 
 
@@ -51,19 +51,6 @@ def test_a_finished_job_is_judged_and_its_texts_are_learned(folder: DataFolder, 
     adapter = store.adapters.all()[0]
     assert adapter.id == job.adapter
     assert adapter.serving is (adapter.outcome is Outcome.LEARNED)
-
-
-@pytest.mark.slow
-def test_a_second_job_goes_on_from_what_is_served(folder: DataFolder, store: Store) -> None:
-    store.texts.add(notes(), now=NOW)
-    first = run_here(folder, store, queue_job(store))
-    assert first.adapter is not None
-    store.adapters.serve(first.adapter, usable=lambda _: True, now=NOW)
-    second = run_here(folder, store, queue_job(store, seed=1, parent=first.adapter))
-    before = store.step_log.evaluation(second.id, 0)
-    after_first = store.step_log.evaluation(first.id, 8)
-    assert before and after_first
-    assert before.block_losses == after_first.block_losses
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import Any
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.daemon.scheduling.planning import JobRequest, Planner
+from pocketllm.daemon.scheduling.planning import JobRequest
+from pocketllm.daemon.scheduling.queueing import Planner
 from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
@@ -74,7 +75,7 @@ class SchedulerWorld:
 
     def request(self, *, immediate: bool = False, seed: int | None = 1) -> str:
         """Ask for a job; without a seed, for the open one if there is one."""
-        return self.scheduler.request(JobRequest(), seed=seed, immediate=immediate, now=self.clock.now).id
+        return self.scheduler.queue.request(JobRequest(), seed=seed, immediate=immediate, now=self.clock.now).id
 
     def job(self, job_id: str) -> Job:
         return self.store.jobs.get(job_id)

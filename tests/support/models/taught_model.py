@@ -51,3 +51,9 @@ def sample_notes() -> list[str]:
     """The notes that come with the program: a hundred and more, of some fifty words each."""
     text = files("pocketllm").joinpath("sample_notes.txt").read_text(encoding="utf-8")
     return [" ".join(note.split()) for note in text.split("\n\n") if note.strip()]
+
+
+def unknown_notes() -> list[str]:
+    """The notes that it has not been taught."""
+    notes = sample_notes()
+    return notes[len(notes) // 2 :]
