@@ -11,9 +11,9 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.noise import Perturbation
-from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.activation_pca import adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
 from tests.support.models.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
 

@@ -22,7 +22,6 @@ from pocketllm.engine.method import Method, StepRecord
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job
@@ -95,7 +94,7 @@ class Runs:
 
         def to_start() -> None:
             if isinstance(trainable, FullWeights):
-                trainable.reload(open_weights(self.model_folder.weights))
+                trainable.reload(self.model_folder.weights)
                 return
             start = self._adapter(model)
             for path in start.b:

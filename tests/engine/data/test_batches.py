@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketllm.engine.data.batches import Batch, Batches, batch_at, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches, batch_at, pack
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.models.numbered_blocks import numbered_blocks
 
 texts = st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=1, max_size=10)

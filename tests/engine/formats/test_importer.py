@@ -33,7 +33,7 @@ from pocketllm.engine.formats.importer import (
     require_space,
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
-from pocketllm.engine.streamed.quantization import pack
+from pocketllm.engine.formats.quantization import pack
 from tests.support.models.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"

@@ -24,8 +24,8 @@ from pocketllm.engine.formats.model_folder import (
     list_model_folders,
     open_model_folder,
 )
+from pocketllm.engine.formats.quantization import PACKINGS
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, write_safetensors
-from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.models.tiny_models import mapped
 
 MANIFEST = Manifest(

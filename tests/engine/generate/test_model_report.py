@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pocketllm.engine.data.batches import Batch, Batches, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import (
@@ -25,7 +25,6 @@ from pocketllm.engine.generate.model_report import (
 )
 from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import imported
 from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer

@@ -44,8 +44,8 @@ def test_every_layer_is_numbered_and_has_weights_of_its_own(root: Path) -> None:
         assert stack.number_of(stack.path) is None
         assert stack.number_of(f"{stack.path}_of_another.1.fc2") is None
         assert stack.number_of(f"{stack.path}.12.fc2") == 12
-        first, second = ({id(weight) for weight in stack.weights_of(number)} for number in (0, 1))
-        assert len(first) == len(second) == len(stack.weights_of(0)) >= 6
+        first, second = ({id(weight) for weight in stack.weights[number]} for number in (0, 1))
+        assert len(first) == len(second) == len(stack.weights[0]) >= 6
         assert not first & second
 
 
@@ -111,7 +111,7 @@ def test_a_layers_pages_are_read_before_it_runs_and_released_behind_it(
 ) -> None:
     """Those of the following layer are read meanwhile; the first follows the last, in the next pass."""
     model, blocks, log = fresh(root, name), blocks_for(name), list[tuple[str, int]]()
-    number_of = {id(weight): number for number in (0, 1) for weight in model.stack.weights_of(number)}
+    number_of = {id(weight): number for number in (0, 1) for weight in model.stack.weights[number]}
     for asked in ("prefetch", "release"):
 
         def note(weight: Weight, *_: int, asked: str = asked) -> None:

@@ -16,11 +16,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from pocketllm.daemon.process_memory import bytes_of
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.formats.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.noise import Kind, Perturbation
+from pocketllm.engine.streamed.context import ForwardContext
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.modules import ForwardContext, StreamedEmbedding, perturbed_forward
-from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
+from pocketllm.engine.streamed.modules import StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
 from tests.support.models.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.models.tiny_models import tiny_model_folder

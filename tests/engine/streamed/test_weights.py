@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
-from pocketllm.engine.streamed.quantization import MINIMA, SCALES
-from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
+from pocketllm.engine.formats.quantization import MINIMA, SCALES
+from pocketllm.engine.streamed.context import Scratch
+from pocketllm.engine.streamed.weights import Weight, open_weights
 from tests.support.models.learning import imported
 from tests.support.models.tiny_architectures import dense_tensors
 

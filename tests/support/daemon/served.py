@@ -25,7 +25,7 @@ from pocketllm.connections import BoundedProtocol
 from pocketllm.daemon.generation.service import Done, GenerationRequest, Generator, Piece, Request, SuggestionRequest
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.daemon.processes import started_ticks
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.tables import Adapter, Outcome, Report, Step
 from tests.support.daemon.daemon_documents import REPORT, Document
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, in_process_app
