@@ -137,11 +137,6 @@ def test_a_record_says_what_its_step_saw(tiny: ModelFolder) -> None:
     assert any(b.count_nonzero() for b in theta.b.values())
 
 
-def test_its_records_are_all_its_state(tiny: ModelFolder) -> None:
-    model = LanguageModel(tiny)
-    assert method(model, fresh(model), PLAN).state() == {}
-
-
 def test_step_size_does_not_depend_on_how_steep_the_loss_is() -> None:
     for scale in (1e-6, 1.0, 1e6):
         size = StepSize()

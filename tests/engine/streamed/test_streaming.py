@@ -112,14 +112,6 @@ def test_an_embedding_makes_the_words_at_hand_dense() -> None:
         assert all(parameter is None for parameter in embedding._inner._parameters.values())
 
 
-def test_an_embedding_of_packed_rows() -> None:
-    ids = torch.tensor([[39, 0, 7, 39]])
-    for packing in PACKINGS:
-        parts = pack(floats(40, 64), packing)
-        embedding = StreamedEmbedding(context_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
-        assert torch.equal(embedding(ids), unpack(parts, torch.empty(40, 64))[ids]), packing
-
-
 def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point() -> None:
     w, b = floats(50, 8), floats(50, seed=1)
     head = StreamedHead(context_at([]), weight_of(w, 5), weight_of(b, 6))
