@@ -197,14 +197,6 @@ class TestCompare:
         before, now = (one.recalled / found.places for one in observed)
         assert insight.verbatim_recall == {"places": found.places, "base": before, "personal": now}
 
-    def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
-        found = chosen(notes(), notes())
-        observed = observe(model, found, 4)
-        insight = compare(found, observed, observed)
-        assert insight.shifts == []
-        recall = insight.verbatim_recall
-        assert recall is not None and recall["base"] == recall["personal"]
-
     def test_nothing_to_tell(self, model: LanguageModel) -> None:
         found = chosen()
         observed = observe(model, found, 4)
