@@ -4,7 +4,7 @@
     output      g[L] = dLoss/dh[L]                                  in closed form                     (output_error.py)
     backward    g[l], dA[l], dB[l] = vjp(layer[l], h[l], g[l+1])    from the top down: in closed form  (llama_layer.py),
                                                                     or by autograd                      (graph_layer.py)
-    update      A, B of layer l by NAdam, as soon as their gradients are complete                            (method.py)
+    update      A, B of all layers by NAdam                                                                  (nadam.py)
 
 A layer's activations exist only while its vector-Jacobian product is computed, but for those that there is memory to
 keep. So memory is one layer's activations plus one state (blocks, tokens, width) per layer (gradient checkpointing:

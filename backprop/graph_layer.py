@@ -39,8 +39,8 @@ class GraphLayer:
         with torch.enable_grad():
             hidden = x.detach().requires_grad_()
             output = self.forward(hidden, call)
-        at_x, *gradients = vjp(output, [hidden, *self._leaves], error)
-        return at_x, gradients
+        dx, *gradients = vjp(output, [hidden, *self._leaves], error)
+        return dx, gradients
 
 
 def vjp(output: torch.Tensor, inputs: Sequence[torch.Tensor], error: torch.Tensor) -> tuple[torch.Tensor, ...]:

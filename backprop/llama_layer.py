@@ -33,9 +33,9 @@ import torch.nn.functional as F
 
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import LLAMA_FAMILIES, LLAMA_MAPS
+from pocketllm.engine.streamed.families import LLAMA_FAMILIES, LLAMA_MAPS
 from pocketllm.engine.streamed.layers import LayerCall
-from pocketllm.engine.streamed.modules import StreamedLinear
+from pocketllm.engine.streamed.linear import StreamedLinear
 
 with lean_transformers():
     from pocketllm.engine.streamed.attention import attend, attend_vjp, rotated, rotation
@@ -133,41 +133,41 @@ class LlamaLayer:
         made = [tensor.to(x.dtype) for tensor in kept] or self._activations(x, call, [None] * len(self.widths))
         kept = Activations(*made)
         dy = error.reshape(-1, error.shape[-1])
-        at_fed = dy if self._fed_norm is None else self._fed_norm.vjp(kept.fed, dy)
+        df = dy if self._fed_norm is None else self._fed_norm.vjp(kept.fed, dy)
         gated = self._act(kept.gate)
-        low = self._down.at_low([at_fed])
-        of_down = self._down.gradients(gated * kept.up, [at_fed], low)
-        at_down = self._down.at_input([at_fed], low)
-        at_up = gated.mul_(at_down)
-        at_gate = self._act_vjp(at_down.mul_(kept.up), kept.gate)
-        errors = [at_gate, at_up]
-        low = self._gate_up.at_low(errors)
-        of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), errors, low)
-        at_middle = self._mlp_norm.vjp(kept.middle, self._gate_up.at_input(errors, low)).add_(dy)
-        at_x, of_attention = self._attention_vjp(x, call, kept, at_middle)
-        return at_x.add_(at_middle).view(x.shape), [*of_attention, *of_gate_up, *of_down]
+        dlow = self._down.dlow([df])
+        of_down = self._down.gradients(gated * kept.up, [df], dlow)
+        dz = self._down.dx([df], dlow)
+        dp = gated.mul_(dz)
+        dg = self._act_vjp(dz.mul_(kept.up), kept.gate)
+        errors = [dg, dp]
+        dlow = self._gate_up.dlow(errors)
+        of_gate_up = self._gate_up.gradients(self._mlp_norm(kept.middle), errors, dlow)
+        dm = self._mlp_norm.vjp(kept.middle, self._gate_up.dx(errors, dlow)).add_(dy)
+        dx, of_attention = self._attention_vjp(x, call, kept, dm)
+        return dx.add_(dm).view(x.shape), [*of_attention, *of_gate_up, *of_down]
 
     def _attention_vjp(
-        self, x: torch.Tensor, call: LayerCall, kept: Activations, at_middle: torch.Tensor
+        self, x: torch.Tensor, call: LayerCall, kept: Activations, dm: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rows = x.reshape(-1, x.shape[-1])
-        at_out = at_middle if self._attended_norm is None else self._attended_norm.vjp(kept.attended, at_middle)
-        low = self._out.at_low([at_out])
-        at_attended = self._out.at_input([at_out], low)
+        da = dm if self._attended_norm is None else self._attended_norm.vjp(kept.attended, dm)
+        dlow = self._out.dlow([da])
+        do = self._out.dx([da], dlow)
         q, k, v = self._heads(kept.query, kept.key, kept.value, x.shape, call)
-        heads = at_attended.view(*x.shape[:2], -1, self._size)
-        at_q, at_k, at_v, attended = attend_vjp(q, k, v, *self._visible(call), heads)
-        of_out = self._out.gradients(attended.view(len(rows), -1), [at_out], low)
+        heads = do.view(*x.shape[:2], -1, self._size)
+        dq, dk, dv, attended = attend_vjp(q, k, v, *self._visible(call), heads)
+        of_out = self._out.gradients(attended.view(len(rows), -1), [da], dlow)
         cos, sin = rotation(call.options["position_embeddings"])
-        at_query = rotated(at_q.transpose(1, 2), cos, -sin)
-        at_key = rotated(at_k.transpose(1, 2), cos, -sin)
+        dq_rotated = rotated(dq.transpose(1, 2), cos, -sin)
+        dk_rotated = rotated(dk.transpose(1, 2), cos, -sin)
         if self._query_norm is not None and self._key_norm is not None:
-            at_query = self._query_norm.vjp(kept.query.view(at_query.shape), at_query)
-            at_key = self._key_norm.vjp(kept.key.view(at_key.shape), at_key)
-        errors = [e.reshape(len(rows), -1) for e in (at_query, at_key, at_v.transpose(1, 2))]
-        low = self._qkv.at_low(errors)
-        of_qkv = self._qkv.gradients(self._norm(rows), errors, low)
-        return self._norm.vjp(rows, self._qkv.at_input(errors, low)), [*of_qkv, *of_out]
+            dq_rotated = self._query_norm.vjp(kept.query.view(dq_rotated.shape), dq_rotated)
+            dk_rotated = self._key_norm.vjp(kept.key.view(dk_rotated.shape), dk_rotated)
+        errors = [e.reshape(len(rows), -1) for e in (dq_rotated, dk_rotated, dv.transpose(1, 2))]
+        dlow = self._qkv.dlow(errors)
+        of_qkv = self._qkv.gradients(self._norm(rows), errors, dlow)
+        return self._norm.vjp(rows, self._qkv.dx(errors, dlow)), [*of_qkv, *of_out]
 
     def _heads(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: torch.Size, call: LayerCall
@@ -198,11 +198,11 @@ class _Maps:
         context = self._context
         self._a = torch.cat([a.to(context.dtype) for a, _ in self._factors])
         self._b = [(b * self._scaling).to(context.dtype) for _, b in self._factors]
-        copied = context.dense is not None and all(linear.weight.as_stored(context) is None for linear in self.linears)
-        self._merged = copied and context.dtype.itemsize >= 4
-        if self._merged and context.dense is not None:
-            for linear, a, b in zip(self.linears, self._a.split(self._ranks), self._b, strict=True):
-                context.dense.of(linear.weight, context.dtype).addmm_(b, a)
+        held = [linear.weight.held for linear in self.linears if linear.weight.held is not None]
+        self._merged = len(held) == len(self.linears) and context.dtype.itemsize >= 4
+        if self._merged:
+            for weight, a, b in zip(held, self._a.split(self._ranks), self._b, strict=True):
+                weight.addmm_(b, a)
 
     def __call__(self, x: torch.Tensor, into: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
         """(positions, in) -> (positions, out) of each map. into: their tensors, or None."""
@@ -212,23 +212,23 @@ class _Maps:
                 y.addmm_(low, b.t())
         return outputs
 
-    def at_low(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
+    def dlow(self, errors: Sequence[torch.Tensor]) -> torch.Tensor:
         """The maps' errors, (positions, out) each -> those behind A, (positions, rank of all maps)."""
         return torch.cat([error @ b for error, b in zip(errors, self._b, strict=True)], 1)
 
-    def at_input(self, errors: Sequence[torch.Tensor], at_low: torch.Tensor) -> torch.Tensor:
+    def dx(self, errors: Sequence[torch.Tensor], dlow: torch.Tensor) -> torch.Tensor:
         """The maps' errors, and those behind A -> the error at their input, (positions, in)."""
         x = self.linears[0].product_with_transposed(errors[0])
         for linear, error in zip(self.linears[1:], errors[1:], strict=True):
             linear.product_with_transposed(error, into=x)
-        return x if self._merged else x.addmm_(at_low, self._a)
+        return x if self._merged else x.addmm_(dlow, self._a)
 
-    def gradients(self, x: torch.Tensor, errors: Sequence[torch.Tensor], at_low: torch.Tensor) -> list[torch.Tensor]:
+    def gradients(self, x: torch.Tensor, errors: Sequence[torch.Tensor], dlow: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of A and of s B, map by map."""
-        of_a = (at_low.t() @ x).split(self._ranks)
+        grad_a = (dlow.t() @ x).split(self._ranks)
         low = (x @ self._a.t()).split(self._ranks, 1)
-        of_b = (error.t() @ its for error, its in zip(errors, low, strict=True))
-        return [gradient for both in zip(of_a, of_b, strict=True) for gradient in both]
+        grad_b = (error.t() @ its for error, its in zip(errors, low, strict=True))
+        return [gradient for both in zip(grad_a, grad_b, strict=True) for gradient in both]
 
 
 class _Norm:
@@ -242,21 +242,21 @@ class _Norm:
         """(..., width) -> the same."""
         wide = x.float()
         normed = wide * self._inverse(wide)
-        return normed.mul_(self._gain).to(x.dtype) if self._is_gemmas else normed.to(x.dtype).mul_(self._gain)
+        gain = self._gain(x.dtype)
+        return normed.mul_(gain).to(x.dtype) if self._is_gemmas else normed.to(x.dtype).mul_(gain)
 
-    def vjp(self, x: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-        """dx = r e - x r^3 mean(e . x) with e = gain . error."""
-        wide, gain = x.float(), self._gain
+    def vjp(self, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+        """dx = r e - x r^3 mean(e . x) with e = gain . dy."""
+        wide, gain = x.float(), self._gain(x.dtype)
         inverse = self._inverse(wide)
-        e = (error.to(gain.dtype) * gain).float()
-        along = (e * wide).sum(-1, keepdim=True).mul_(-0.5).mul_(inverse.pow(3)).div_(x.shape[-1])
-        return e.mul_(inverse).add_(wide * along.mul_(2)).to(x.dtype)
+        e = (dy.to(gain.dtype) * gain).float()
+        along = (e * wide).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(x.shape[-1])
+        return e.mul_(inverse).sub_(wide * along).to(x.dtype)
 
-    @property
-    def _gain(self) -> torch.Tensor:
-        """Gemma stores how far it is from 1, and multiplies in fp32."""
+    def _gain(self, dtype: torch.dtype) -> torch.Tensor:
+        """Gemma stores how far it is from 1, and multiplies in fp32. The last pass may have left another dtype."""
         gain: torch.Tensor = self._module.weight
-        return 1.0 + gain.float() if self._is_gemmas else gain
+        return 1.0 + gain.float() if self._is_gemmas else gain.to(dtype)
 
     def _inverse(self, wide: torch.Tensor) -> torch.Tensor:
         return wide.pow(2).mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()

@@ -8,7 +8,7 @@ from math import cos, isfinite, pi, sqrt
 import numpy as np
 import torch
 
-from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.gradients import LayerwiseGradients, PassSize
 from pocketllm.backprop.nadam import NAdam
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
@@ -64,7 +64,7 @@ def adapted_paths(model: LanguageModel) -> list[str]:
 
 
 class Exact:
-    """pocketllm.engine.method.Method: NAdam on exact gradients, each layer updated during the backward pass."""
+    """pocketllm.engine.method.Method: NAdam on exact gradients."""
 
     def __init__(
         self,
@@ -92,24 +92,20 @@ class Exact:
     def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
         """See Method."""
         rate = self._plan.rate * share * schedule(number, remaining)
-        square = 0.0  # of the gradient's norm
-
-        def on_layer(gradients: Gradients) -> None:
-            nonlocal square
-            of_a = {f"a.{path}": a for path, (a, _) in gradients.items()}
-            of_b = {f"b.{path}": b for path, (_, b) in gradients.items()}
-            square += sum(float(norm) ** 2 for norm in torch._foreach_norm([*of_a.values(), *of_b.values()]))
-            if not isfinite(square):
-                raise TrainingDiverged("A gradient is not finite. Start again with a smaller training.rate.")
-            self._optimizer.update(of_a, step=number, rate=rate)
-            self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
-
         weight = self._plan.samples_weight if self._samples else 0.0
         parts = [(batch, 1 - weight)]
         if self._samples and weight:
             parts.append((self._samples(number), weight))
         with self._as_learned():
-            loss, *_ = self._gradients(parts, on_layer)
+            (loss, *_), gradients = self._gradients(parts)
+        norms = torch._foreach_norm([gradient for both in gradients.values() for gradient in both])
+        square = sum(float(norm) ** 2 for norm in norms)
+        if not isfinite(square):
+            raise TrainingDiverged("A gradient is not finite. Start again with a smaller training.rate.")
+        of_a = {f"a.{path}": grad_a for path, (grad_a, _) in gradients.items()}
+        of_b = {f"b.{path}": grad_b for path, (_, grad_b) in gradients.items()}
+        self._optimizer.update(of_a, step=number, rate=rate)
+        self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
         return StepRecord(
             step=number,
             seed=self._plan.seed,

@@ -1,4 +1,4 @@
-"""NAdam: Adam (arXiv 1412.6980) with Nesterov momentum (Dozat, 2016), for tensors that are updated a few at a time.
+"""NAdam: Adam (arXiv 1412.6980) with Nesterov momentum (Dozat, 2016).
 
 A job is a few hundred steps; with Adam's usual momentum (beta1 0.9) updates lag ten steps behind the gradient.
 The second moment is as quick: with beta2 0.99 a loss rose again at step 10, where the gradients had outgrown it
@@ -26,16 +26,11 @@ class NAdam:
 
     def update(self, gradients: Mapping[str, torch.Tensor], *, step: int, rate: float) -> None:
         """Update the parameters that have gradients. step: the number of this update, from 1."""
-        found = list(gradients.values())
-        means, squares = [self.means[name] for name in gradients], [self.squares[name] for name in gradients]
-        torch._foreach_lerp_(means, found, 1 - BETA1)
-        torch._foreach_mul_(squares, BETA2)
-        torch._foreach_addcmul_(squares, found, found, value=1 - BETA2)
-        sizes = torch._foreach_div(squares, 1 - BETA2**step)
-        torch._foreach_sqrt_(sizes)
-        torch._foreach_add_(sizes, EPSILON)
-        # Nesterov: the mean after another step with the same gradient.
-        ahead = torch._foreach_mul(means, BETA1 / (1 - BETA1 ** (step + 1)))
-        torch._foreach_add_(ahead, found, alpha=(1 - BETA1) / (1 - BETA1**step))
-        updated = [self._parameters[name] for name in gradients]
-        torch._foreach_addcdiv_(updated, ahead, sizes, value=-rate)
+        for name, gradient in gradients.items():
+            mean = self.means[name].lerp_(gradient, 1 - BETA1)
+            square = self.squares[name].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            size = square.div(1 - BETA2**step).sqrt_().add_(EPSILON)
+            # Nesterov: the mean after another step with the same gradient.
+            ahead = mean.mul(BETA1 / (1 - BETA1 ** (step + 1)))
+            ahead.add_(gradient, alpha=(1 - BETA1) / (1 - BETA1**step))
+            self._parameters[name].addcdiv_(ahead, size, value=-rate)

@@ -11,9 +11,9 @@ from pathlib import Path
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.atomic import final_name
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, open_model_folder, sha256_of
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME as MODEL_WEIGHTS_NAME
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import OPEN_STATES, Adapter, JobState
 

@@ -8,8 +8,8 @@ from pocketllm.daemon.folders import Scan, WatchedFolder
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import Settings
 from pocketllm.engine.errors import AdapterError, MezoError
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256, fitting_paths
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256, fitting_paths
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.folders import STILL_SECONDS
 from pocketllm.storage.store import Store

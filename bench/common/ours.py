@@ -21,17 +21,16 @@ from pocketllm.daemon.scheduling.planning import CHEAP_PROBES, Planned, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.run import pass_size
-from pocketllm.engine.data.batches import Batch, shuffled
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, shuffled
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.tokenizer import lean_tokenizer
+from pocketllm.engine.formats.tokenizer import lean_tokenizer
 from pocketllm.engine.method import Method
 from pocketllm.engine.noise import Direction, Perturbation
-from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.planning.memory_model import JobPlan
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.activation_pca import adapter_along_activations
 from pocketllm.mezo.estimator import directions, probe
 from pocketllm.mezo.method import MeZO, MeZOPlan
 

@@ -141,8 +141,8 @@ def adam_step(model: Any, batch: Batch, micro_batch: int) -> Step:
 def chunks_step(model: Any, batch: Batch, micro_batch: int) -> Step:
     """The same as `lora_step` with the loss in chunks. With frozen maps in int8 (int8.py) it is the peer `int8`."""
     from bench.learn.peers import Peer
+    from pocketllm.engine.data.batches import IGNORE_INDEX
     from pocketllm.engine.data.batches import Batch as Blocks
-    from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
     peer = Peer(model, checkpointing=False, chunks=True)  # checkpointing is the caller's
     peer.add_factors(_SEED)

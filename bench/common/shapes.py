@@ -234,7 +234,7 @@ def _random_rows(
     """The tensor in runs of rows: weights of mean 0 and WEIGHTS_DEVIATION, packed or not; norms 1, biases 0."""
     import torch
 
-    from pocketllm.engine.streamed.quantization import MINIMA
+    from pocketllm.engine.formats.quantization import MINIMA
 
     step = max(1, _CHUNK_BYTES // (4 * max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], step):

@@ -14,8 +14,8 @@ from bench.learn.curve import Curve
 from bench.learn.ours import teach
 from pocketllm.daemon.evaluation.held_out import ordinary_text
 from pocketllm.engine.data.chats import chat_prompt
+from pocketllm.engine.formats.tokenizer import stop_ids_of
 from pocketllm.engine.generate.sampling import greedy
-from pocketllm.engine.generate.streaming_text import stop_ids_of
 from pocketllm.engine.planning.memory_model import exact_passes
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel

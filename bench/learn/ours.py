@@ -31,10 +31,10 @@ from pocketllm.daemon.training.validation_split import split, validation_interva
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.formats.safetensors_io import StoredTensors, write_tensors
 from pocketllm.engine.method import Method, StepRecord
-from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.planning.memory_model import JobPlan, exact_passes, points_of
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.activation_pca import adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan
 
 #: More than any run makes.

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from bench.common import peers
 from bench.learn import text as learn_text
 from bench.learn.curve import POINTS, Curve, Schedule
-from pocketllm.engine.data.batches import Batch, batch_at
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, batch_at
 
 RANK = 8
 #: MeZO's for low-rank factors (arXiv 2305.17333, table 15).

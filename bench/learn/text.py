@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketllm.engine.data.batches import Batch, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, pack
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import eos_id
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.formats.tokenizer import eos_id
 
 #: The last tenth of the text is held out; at most this number of its blocks, evenly spread, is measured with.
 HELD_OUT_ONE_IN, HELD_OUT_BLOCKS = 10, 64

@@ -13,7 +13,7 @@ from bench.common.ours import load_model
 from bench.common.peers import build
 from pocketllm.backprop.output_error import output_error
 from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.generate.tokenizer import lean_tokenizer
+from pocketllm.engine.formats.tokenizer import lean_tokenizer
 
 
 def prepare_head(folder: str, *, batch: int, tokens: int, alone: bool = False) -> Any:

@@ -26,8 +26,8 @@ from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import CHECK_SHARE, MAX_BLOCKS, MIN_INTERVAL, ONE_IN
 from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.engine.planning.memory_model import JobPlan
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Step, Text

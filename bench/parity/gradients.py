@@ -27,14 +27,14 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor, dtyp
     inputs, targets: (blocks, tokens) int64.
     """
     blocks = Batch(inputs=inputs, targets=targets)
-    model, found = LanguageModel(open_model_folder(folder), dtype=dtype, release_pages=True), Gradients()
+    model = LanguageModel(open_model_folder(folder), dtype=dtype, release_pages=True)
     adapter = fresh_adapter(model, rank=_RANK, seed=_SEED)
     generator = torch.Generator().manual_seed(_SEED)
     for b in adapter.b.values():
         b.normal_(0, _DEVIATION, generator=generator)
     model.set_parameters(adapter)
     size = PassSize(stored=inputs.numel(), micro_batch=inputs.numel(), kept=model.stack.count)
-    LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found.update)
+    _, found = LayerwiseGradients(model, adapter, size)([(blocks, 1.0)])
     expected = _autograd(folder, adapter, blocks)
     pairs = [pair for path in expected for pair in zip(found[path], expected[path], strict=True)]
     return min(float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) for one, other in pairs)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pocketllm.engine.data.batches import Batches
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batches
 from pocketllm.engine.data.examples import Row, bucketed
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

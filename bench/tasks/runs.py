@@ -23,7 +23,7 @@ from pocketllm.daemon.training.rehearsal import FILE_NAME as SAMPLES
 from pocketllm.daemon.training.run import PCA_BLOCKS
 from pocketllm.engine.data.batches import Batch, Batches, batch_at
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import eos_id
+from pocketllm.engine.formats.tokenizer import eos_id
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Examples of each label that are learned from.

@@ -7,8 +7,7 @@ nothing.
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketllm.engine.data.batches import Batch, Batches
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches
 
 #: A run of this many tokens, about two lines of a note, rarely occurs twice by chance.
 RUN = 12

@@ -16,8 +16,7 @@ from pocketllm.daemon.process_memory import peak_bytes
 from pocketllm.engine.data.batches import Batch, Batches, pack
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids
-from pocketllm.engine.generate.tokenizer import Tokenizer
+from pocketllm.engine.formats.tokenizer import Tokenizer, eos_id, start_ids
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel

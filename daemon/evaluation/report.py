@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict
 from pocketllm.daemon.process_memory import give_back_free_memory, out_of_memory
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.formats.tokenizer import Tokenizer, lean_tokenizer
 from pocketllm.engine.generate.model_report import ModelReport, Sample, compare, observe
-from pocketllm.engine.generate.tokenizer import Tokenizer, lean_tokenizer
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import MEASURE_BLOCKS, LanguageModel

@@ -33,8 +33,8 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.data.chats import chat_prompt
 from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, eos_id, generate, start_ids
-from pocketllm.engine.generate.tokenizer import open_tokenizer
+from pocketllm.engine.formats.tokenizer import eos_id, open_tokenizer, start_ids
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
 
 if TYPE_CHECKING:
     from pocketllm.daemon.generation.torch_models import TorchModels

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder, open_model_folder
+from pocketllm.engine.formats.tokenizer import Decoding
 from pocketllm.engine.generate.label_probe import QUESTION, text_features
 from pocketllm.engine.generate.sampling import Scored, sample, score
-from pocketllm.engine.generate.streaming_text import Decoding, TokenSource
+from pocketllm.engine.generate.streaming_text import TokenSource
 from pocketllm.engine.generate.suggestions import Suggester
 from pocketllm.engine.generate.vocabulary import Dictionary, Vocabulary
 from pocketllm.engine.params.lora import Adapter, load_adapter

@@ -20,12 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import DynamicCache
 
-from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch
 from pocketllm.engine.formats.safetensors_io import write_tensors
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids
-from pocketllm.engine.generate.tokenizer import Tokenizer
+from pocketllm.engine.formats.tokenizer import Tokenizer, eos_id, start_ids
 from pocketllm.engine.planning.memory_model import SAMPLE_TOKENS
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: In the model's folder.

@@ -31,19 +31,17 @@ from pocketllm.daemon.training.validation_split import split, validation_interva
 from pocketllm.engine.data.batches import Batch, Batches, shuffled
 from pocketllm.engine.data.examples import encode
 from pocketllm.engine.errors import BadRequest
+from pocketllm.engine.formats.lora_folder import BASE_SHA256, base_sha256, read_config
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.formats.tokenizer import Tokenizer, eos_id, lean_tokenizer, start_ids, stop_ids_of
 from pocketllm.engine.generate.model_report import ModelReport, sample
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids, stop_ids_of
-from pocketllm.engine.generate.tokenizer import Tokenizer, lean_tokenizer
 from pocketllm.engine.method import Method
-from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.params.lora_folder import BASE_SHA256, base_sha256, read_config
 from pocketllm.engine.planning.memory_model import MIN_ROWS, JobPlan, exact_passes, points_of, samples_at_once
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.weights import open_weights
+from pocketllm.mezo.activation_pca import PASSES, adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
@@ -287,7 +285,7 @@ class TrainingRun:
     def _to_start(self, trainable: Adapter | FullWeights) -> None:
         """Reset the parameters, in place, to what `_start` returned."""
         if isinstance(trainable, FullWeights):
-            trainable.reload(open_weights(self.model_folder.weights))
+            trainable.reload(self.model_folder.weights)
             return
         start = load_adapter(self.folder.start(self.job.id))
         for path in trainable.a:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.noise import philox
-from pocketllm.engine.streamed.loss import IGNORE_INDEX, next_power_of_two
 
+#: Target of a position without a loss, such as padding.
+IGNORE_INDEX = -100
 #: A text's token ids.
 Ids = Sequence[int] | NDArray[np.int32]
 
@@ -163,3 +164,13 @@ def _epoch(
 def _order(count: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
     # Not Generator.permutation, whose stream may change between NumPy versions.
     return np.argsort(philox(seed, epoch, stream).random_raw(count), kind="stable")
+
+
+def power_of_two(most: int) -> int:
+    """The largest power of two that is at most `most`, and at least 1."""
+    return 1 << max(1, most).bit_length() - 1
+
+
+def next_power_of_two(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
+    return 1 << max(0, least - 1).bit_length()

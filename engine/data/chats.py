@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from pocketllm.engine.errors import BadRequest
 
 if TYPE_CHECKING:
-    from pocketllm.engine.generate.tokenizer import Tokenizer
+    from pocketllm.engine.formats.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.engine.data.batches import NO_TEXT, Batch, Batches, Ids, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, NO_TEXT, Batch, Batches, Ids, pack
 from pocketllm.engine.data.chats import Messages, turns
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.noise import philox
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from pocketllm.engine.generate.tokenizer import Tokenizer
+    from pocketllm.engine.formats.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -19,9 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from pocketllm.engine.errors import AdapterError, CannotExport, ModelFileError
 from pocketllm.engine.formats.atomic import atomic
-from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import trusted_header
-from pocketllm.engine.params.lora_folder import (
+from pocketllm.engine.formats.lora_folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     AdapterConfig,
@@ -29,6 +27,8 @@ from pocketllm.engine.params.lora_folder import (
     name_of_b,
     read_config,
 )
+from pocketllm.engine.formats.model_folder import MANIFEST_NAME, ModelFolder
+from pocketllm.engine.formats.safetensors_io import trusted_header
 
 Numbers = NDArray[np.float32]
 

@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.quantization import pack, unpack
 from pocketllm.engine.formats.safetensors_io import write_safetensors
 from pocketllm.engine.formats.tensor_specs import Need, rows_per_chunk
-from pocketllm.engine.streamed.quantization import pack, unpack
 
 if TYPE_CHECKING:
-    from pocketllm.engine.formats.tensor_specs import WeightSource
+    from pocketllm.engine.formats.gguf_source import GgufSource
+    from pocketllm.engine.formats.hugging_face import HuggingFaceSource
+
+    #: A model in a foreign format. Reading one never runs code that came with it.
+    WeightSource: TypeAlias = GgufSource | HuggingFaceSource
 
 
 def write_weights(

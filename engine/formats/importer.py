@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pocketllm.engine.formats.tensor_specs import WeightSource
+    from pocketllm.engine.formats.import_weights import WeightSource
 
 #: The name of the model of `default_source`.
 DEFAULT_NAME = "smollm2-135m-instruct"
@@ -220,7 +220,7 @@ def _build(
     packing, float_dtype = (None, dtype) if dtype in FLOAT_DTYPES else (dtype, "bfloat16")
     report(ImportProgress("config", 0, 0))
     config = source.config()
-    model = build_empty(config, source)
+    model = build_empty(config, source.path, source.tensor_count)
     needs = list_needs(model, getattr(torch, float_dtype), packing)
     source.match(model, needs)
     total = sum(need.nbytes for need in needs)
@@ -277,7 +277,7 @@ def _calibrate(folder: Path, manifest: Manifest, calibrate: Calibrate) -> Manife
 def _check_tokenizer(source: WeightSource, folder: Path, model: PreTrainedModel) -> None:
     """Raise ModelFileError when the tokenizer cannot be loaded or does not fit the model."""
     from pocketllm.engine.formats.architectures import MASKED_FAMILIES
-    from pocketllm.engine.generate.tokenizer import name_plainly
+    from pocketllm.engine.formats.tokenizer import name_plainly
 
     try:
         tokenizer = load_tokenizer(folder)

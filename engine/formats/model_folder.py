@@ -28,7 +28,7 @@ TESTED_FAMILIES = (
     *("minicpm3", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta"),
     *("seed_oss", "smollm3", "starcoder2"),
 )
-#: How weights may be stored; the last two are the packings of engine/streamed/quantization.py.
+#: How weights may be stored; the last two are the packings of engine/formats/quantization.py.
 DTYPES = (*FLOAT_DTYPES, "int8", "int4")
 #: A model's name: safe as a folder name, in a URL and on a command line.
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -6,23 +6,17 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.architectures import auto_class
+from pocketllm.engine.formats.quantization import packable, packed_parts
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES
-from pocketllm.engine.streamed.quantization import packable, packed_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from pocketllm.engine.formats.gguf_source import GgufSource
-    from pocketllm.engine.formats.hugging_face import HuggingFaceSource
-
-    #: A model in a foreign format. Reading one never runs code that came with it.
-    WeightSource: TypeAlias = GgufSource | HuggingFaceSource
 
 #: How much of a tensor is in memory at a time, as 32-bit floats.
 CHUNK_BYTES = 4 << 20
@@ -57,27 +51,27 @@ class Need:
         return sum(self.part_bytes)
 
 
-def build_empty(config: PreTrainedConfig, source: WeightSource) -> PreTrainedModel:
+def build_empty(config: PreTrainedConfig, path: Path, tensor_count: int) -> PreTrainedModel:
     """Return the language model of `config` without memory for its weights (on the meta device).
+
+    path: of the source; tensor_count: in its files.
 
     Raises UnsupportedModel when transformers has no such model or it is for another task, and ModelFileError when
     the config does not fit the source's tensors.
     """
     layers = getattr(config, "num_hidden_layers", None)
     # Checked first: a wrong count would build modules until memory runs out.
-    if isinstance(layers, int) and layers > source.tensor_count:
-        raise ModelFileError(
-            f"{source.path} claims {layers} layers but holds {source.tensor_count} tensors. Get the file again."
-        )
+    if isinstance(layers, int) and layers > tensor_count:
+        raise ModelFileError(f"{path} claims {layers} layers but holds {tensor_count} tensors. Get the file again.")
     try:
         build: Callable[..., PreTrainedModel] = auto_class(config).from_config
         with torch.device("meta"):
             return build(config, trust_remote_code=False)
     except UnsupportedModel as error:
-        raise UnsupportedModel(f"{source.path} cannot be imported. {error}") from error
+        raise UnsupportedModel(f"{path} cannot be imported. {error}") from error
     except Exception as error:  # a wrong value may fail anywhere in a model's constructor
         raise UnsupportedModel(
-            f"transformers cannot build a language model of type {config.model_type!r} from {source.path}: "
+            f"transformers cannot build a language model of type {config.model_type!r} from {path}: "
             f"{first_line(error)}. Choose another model."
         ) from error
 

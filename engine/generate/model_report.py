@@ -9,9 +9,8 @@ from itertools import groupby, takewhile
 
 import torch
 
-from pocketllm.engine.data.batches import Batch, Batches
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches
 from pocketllm.engine.generate.sampling import greedy
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 
 #: Size of the samples of held-out and of training text, at most: some seconds' work.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pocketllm.engine.errors import BadRequest
 
 if TYPE_CHECKING:
-    from pocketllm.engine.generate.tokenizer import Tokenizer
+    from pocketllm.engine.formats.tokenizer import Decoding
 
 #: Logits divided by less overflow; the likeliest token has all of the probability long before.
 LEAST_TEMPERATURE = 1e-4
@@ -38,15 +38,6 @@ class Sampling:
 
 #: A source of tokens: yields up to max_tokens that continue the prompt, fewer only if the text ends. Closing it stops.
 TokenSource = Callable[[Sequence[int], Sampling], Generator[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """A model's tokenizer, stop tokens and context length."""
-
-    tokenizer: Tokenizer
-    stop_ids: frozenset[int]  #: the tokens that end a text
-    context: int | None  #: most tokens of prompt and answer together; None: unknown
 
 
 @dataclass(kw_only=True)
@@ -132,28 +123,3 @@ def _uncertain(text: str, stops: Sequence[str]) -> int:
     whole = text.rstrip("\N{REPLACEMENT CHARACTER}")
     begun = (size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size]))
     return len(text) - len(whole) + max(begun, default=0)
-
-
-def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end a text: the config's and the tokenizer's end tokens, and the one between training texts."""
-    own = [configured] if configured is None or isinstance(configured, int) else configured
-    stop_ids = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
-    return frozenset(token for token in stop_ids if token is not None)
-
-
-def start_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that the tokenizer puts before every text, such as BOS; () where it puts none.
-
-    A model that has learned with them is lost without: the first position takes up what attention has to spare.
-    """
-    text = "a"
-    whole, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tuple(whole[: next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)])
-
-
-def eos_id(tokenizer: Tokenizer) -> int:
-    """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
-    token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
-    if token is None:
-        raise BadRequest("The model's tokenizer has no end token to separate texts with. Use another model.")
-    return int(token)

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from spellchecker import SpellChecker
 
-from pocketllm.engine.generate.tokenizer import Tokenizer
+from pocketllm.engine.formats.tokenizer import Tokenizer
 from pocketllm.engine.generate.word_counts import WORD
 
 #: Beginnings of words whose tokens are remembered.

@@ -10,24 +10,23 @@ bfloat16: its updates are noise. Matrices and biases have few such weights.
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
-from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.atomic import atomic
 from pocketllm.engine.formats.model_folder import MANIFEST_NAME, WEIGHTS_NAME, ModelFolder
-from pocketllm.engine.formats.safetensors_io import write_safetensors
+from pocketllm.engine.formats.safetensors_io import read_rows, trusted_header, write_safetensors
 from pocketllm.engine.noise import ROUNDING_POOL, Direction, rounding_bits
-from pocketllm.engine.streamed.weights import Weight
 
 #: How many more bits float32 has than the dtype.
 _LOST_BITS = {torch.bfloat16: 16, torch.float16: 13}
 #: float16's smallest normal number.
 _MIN_FLOAT16 = 2.0**-14
+#: Rows of a weight that are read at a time.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,12 @@ class FullWeights:
 
     tensors: dict[str, torch.Tensor]
 
-    @classmethod
-    def load(cls, weights: Mapping[str, Weight], dtype: torch.dtype | None = None) -> "FullWeights":
-        """Load these weights into memory, in `dtype` or their stored one; the Weights then refer to the copies.
-
-        Raises BadRequest for packed weights.
-        """
-        packed = [name for name, weight in weights.items() if weight.packed]
-        if packed:
-            raise BadRequest(
-                f"Mode full requires weights that are stored as floats, but {packed[0]} is packed. "
-                "Import the model as bfloat16, or train an adapter (training.mode = lora)."
-            )
-        return cls({name: weight.load(dtype or weight.floats.dtype) for name, weight in weights.items()})
-
-    def reload(self, weights: Mapping[str, Weight]) -> None:
-        """Reset the tensors, in place, to these stored weights."""
+    def reload(self, path: Path) -> None:
+        """Reset the tensors, in place, to those of this weights file."""
+        entries = trusted_header(path)
         for name, tensor in self.tensors.items():
-            tensor.copy_(weights[name].floats)
-            weights[name].release()
+            for part, rows in zip(tensor.split(_ROWS), read_rows(path, entries[name], _ROWS), strict=True):
+                part.copy_(rows)
 
     @property
     def numbers(self) -> dict[str, int]:

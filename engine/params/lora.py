@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from pocketllm.engine.errors import AdapterError
 from pocketllm.engine.formats.atomic import atomic
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 from pocketllm.engine.formats.safetensors_io import write_tensors
 from pocketllm.engine.noise import Direction
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, name_of_a, name_of_b, read_config
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "Adapter", "load_adapter"]
 

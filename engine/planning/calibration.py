@@ -16,8 +16,7 @@ from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids
-from pocketllm.engine.generate.tokenizer import lean_tokenizer
+from pocketllm.engine.formats.tokenizer import eos_id, lean_tokenizer, start_ids
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.engine.streamed.model import LanguageModel
 

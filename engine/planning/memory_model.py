@@ -48,7 +48,7 @@ EXACT_PASSES, KEPT_PASSES = 3.4, 0.65
 #: What each further micro-batch of an exact step costs, in positions: a layer's weights pass through the cache again
 #: (SmolLM2, bf16, all layers kept: 1.30 s for 512 positions at once, 1.56 s for twice 256, 2.04 s for four times 128).
 VISIT_POSITIONS = 100
-#: Oversampling columns of the activation PCA (engine/params/activation_pca.py), which make it converge faster.
+#: Oversampling columns of the activation PCA (mezo/activation_pca.py), which make it converge faster.
 SPARE_COLUMNS = 4
 #: Tokens of a sample for rehearsal; and copies of its logits, in fp32, while its next token is drawn.
 SAMPLE_TOKENS, DRAWN_LOGITS = 64, 5
@@ -231,15 +231,14 @@ def _working_bytes(shapes: Shapes, plan: JobPlan) -> float:
 
 
 def _exact_bytes(shapes: Shapes, plan: JobPlan) -> float:
-    """A and B with NAdam's two moments; the states; and a layer's graph, or the output error."""
+    """A and B with their gradients and NAdam's two moments; the states; and a layer's graph, or the output error."""
     size = ITEMSIZE[shapes.compute_dtype]
     factors = sum(4 * plan.rank * (out + inputs) for path, (out, inputs) in shapes.linears.items() if layer_of(path))
-    copies = 3 if plan.batch <= plan.pass_blocks else 4  # gradients add up over several passes
     positions = plan.pass_blocks * plan.block_tokens
     states = positions * size * shapes.hidden * (shapes.layers + 1)
     at_once = plan.micro_batch * plan.block_tokens
     graph, error = at_once * graph_bytes(shapes), CHUNK_BYTES + at_once * 12 * shapes.hidden
-    return copies * factors + states + _kept_bytes(shapes, plan) + SLACK * max(graph, error)
+    return 4 * factors + states + _kept_bytes(shapes, plan) + SLACK * max(graph, error)
 
 
 def _drawing_bytes(shapes: Shapes, rows: int) -> float:

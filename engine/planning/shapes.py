@@ -2,26 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.formats.safetensors_io import TensorEntry, trusted_header
+from pocketllm.engine.streamed.families import is_of_llamas_kind
 
 #: Bytes of a number.
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 #: A layer's weights up to this size stay dense for all micro-batches (pocketllm.backprop).
 DENSE_LAYER_BYTES = 16 * 2**20
-#: The linear maps of a layer of Llama's kind.
-LLAMA_MAPS = (
-    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
-#: transformers' model types whose layers are of Llama's kind -> the activation in them. Others have the same parts and
-#: compute something else.
-LLAMA_FAMILIES = {**dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "silu"), "gemma3_text": "gelu_pytorch_tanh"}
 #: Parts of the names of embedding tables (tokens, positions, token types), which are no linear maps.
 _TABLES = ("embed", "wte", "wpe")
 
@@ -108,12 +101,6 @@ def read_shapes(model_folder: ModelFolder) -> Shapes:
         tokenizer_bytes=(file := model_folder.path / "tokenizer.json").exists() and file.stat().st_size,
         family=config["model_type"] if is_of_llamas_kind(config.get) else None,
     )
-
-
-def is_of_llamas_kind(setting: Callable[[str, None], Any]) -> bool:
-    """Whether a model's layers compute what backprop.llama_layer and streamed.decoding do. setting: of its config."""
-    activation = LLAMA_FAMILIES.get(setting("model_type", None))
-    return activation is not None and activation in (setting("hidden_act", None), setting("hidden_activation", None))
 
 
 def adapted(shapes: Shapes, targets: Sequence[str]) -> dict[str, tuple[int, int]]:

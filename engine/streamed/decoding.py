@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
-from pocketllm.engine.planning.shapes import is_of_llamas_kind
-from pocketllm.engine.streamed.modules import ForwardContext, StreamedLinear
+from pocketllm.engine.streamed.context import ForwardContext
+from pocketllm.engine.streamed.families import is_of_llamas_kind
+from pocketllm.engine.streamed.linear import StreamedLinear
 from pocketllm.engine.streamed.weights import adjacent
 
 with lean_transformers():

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from pocketllm.engine.noise import Perturbation
+from pocketllm.engine.streamed.context import ForwardContext, Scratch
 from pocketllm.engine.streamed.decoding import product
-from pocketllm.engine.streamed.modules import ForwardContext
-from pocketllm.engine.streamed.weights import Scratch, Weight
+from pocketllm.engine.streamed.weights import Weight
 
 #: The head's output in place of logits. If the model returns another number, it scales or caps its logits.
 HEAD_MARK = 64.0

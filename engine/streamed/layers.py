@@ -1,16 +1,17 @@
 """A model's stack of layers, run by the model's own code or one at a time, and the residency of their pages."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from pocketllm.engine.import_shim import lean_transformers
+from pocketllm.engine.streamed.context import ForwardContext, Scratch
 from pocketllm.engine.streamed.decoding import decoding_forward
-from pocketllm.engine.streamed.modules import ForwardContext
 from pocketllm.engine.streamed.weights import Weight
 
 with lean_transformers():
@@ -49,7 +50,8 @@ class LayerStack:
         self._skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor] | None = None
         self._in_tuples = False
         self._context = context
-        self._weights = [
+        self._scratches: list[Scratch] = []  #: of the layer that is held
+        self.weights = [
             [weights[name] for place, name in names.items() if place.startswith(f"{self.path}.{number}.")]
             for number in range(self.count)
         ]
@@ -87,21 +89,34 @@ class LayerStack:
         hidden = output[0] if self._in_tuples else output
         return hidden
 
-    def weights_of(self, number: int) -> Sequence[Weight]:
-        """The weights of one layer."""
-        return self._weights[number]
-
     @contextmanager
     def loaded(self, number: int, following: int) -> Iterator[None]:
         """Meanwhile prefetch the following layer's pages, and then release this one's, if the pass releases pages."""
         if self._context.release and 0 <= following < self.count:
-            for weight in self._weights[following]:
+            for weight in self.weights[following]:
                 weight.prefetch()
         try:
             yield
         finally:
-            for weight in self._weights[number] if self._context.release else ():
+            for weight in self.weights[number] if self._context.release else ():
                 weight.release()
+
+    @contextmanager
+    def held(self, number: int, following: int, limit: int) -> Iterator[None]:
+        """As `loaded`; meanwhile each weight has one dense copy for all products, if all are `limit` bytes at most."""
+        weights, dtype = self.weights[number], self._context.dtype
+        copied = [one for one in weights if len(one.shape) == 2 and one.as_stored(self._context) is None]
+        if dtype.itemsize * sum(prod(weight.shape) for weight in weights) > limit:
+            copied = []
+        self._scratches += [Scratch() for _ in copied[len(self._scratches) :]]
+        with self.loaded(number, following):
+            try:
+                for weight, scratch in zip(copied, self._scratches, strict=False):
+                    weight.held = weight.dense(dtype, scratch)
+                yield
+            finally:
+                for weight in copied:
+                    weight.held = None
 
     def _run_skipping(
         self, skip: Callable[[int, torch.Tensor, LayerCall], torch.Tensor], forward: Callable[[], object]

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pocketllm.engine.data.batches import next_power_of_two
+
 if TYPE_CHECKING:
     from pocketllm.engine.streamed.head import HeadAt
-
-#: Target of a position without a loss, such as padding.
-IGNORE_INDEX = -100
 
 #: Default size of a chunk of logits in fp32 (or float64), and of the head's rows for it, in bytes.
 CHUNK_BYTES = 8 * 2**20
@@ -67,16 +66,6 @@ def rounded(rows: torch.Tensor) -> torch.Tensor:
     count = len(rows)
     size = next_power_of_two(count) if count < _FEW_ROWS else -(-count // _FEW_ROWS) * _FEW_ROWS
     return rows if count in (0, size) else torch.cat((rows, rows.new_zeros(size - count, *rows.shape[1:])))
-
-
-def power_of_two(most: int) -> int:
-    """The largest power of two that is at most `most`, and at least 1."""
-    return 1 << max(1, most).bit_length() - 1
-
-
-def next_power_of_two(least: int) -> int:
-    """The smallest power of two that is at least `least`."""
-    return 1 << max(0, least - 1).bit_length()
 
 
 def over_labels(

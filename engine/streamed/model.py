@@ -11,25 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.errors import AdapterError, UnsupportedModel
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, power_of_two
+from pocketllm.engine.errors import AdapterError, BadRequest, UnsupportedModel
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.import_shim import lean_transformers
 from pocketllm.engine.noise import Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
+from pocketllm.engine.streamed.context import ForwardContext, Scratch
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.layers import LayerCall, LayerStack
-from pocketllm.engine.streamed.loss import IGNORE_INDEX, power_of_two, token_losses
-from pocketllm.engine.streamed.modules import (
-    ForwardContext,
-    LoRABranch,
-    StreamedEmbedding,
-    StreamedLinear,
-    perturbed_forward,
-)
+from pocketllm.engine.streamed.linear import LoRABranch, StreamedLinear
+from pocketllm.engine.streamed.loss import token_losses
+from pocketllm.engine.streamed.modules import StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.network import build, check_weights, parameter_names
-from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
+from pocketllm.engine.streamed.weights import Weight, open_weights
 
 with lean_transformers():
     from transformers import DynamicCache
@@ -91,8 +87,13 @@ class LanguageModel:
 
         dtype: of the copy; by default that of the file.
         """
-        names = dict.fromkeys(self._parameters.values())
-        return FullWeights.load({name: self.weights[name] for name in names}, dtype)
+        weights = {name: self.weights[name] for name in self._parameters.values()}
+        if packed := [name for name, weight in weights.items() if weight.packed]:
+            raise BadRequest(
+                f"Mode full requires weights that are stored as floats, but {packed[0]} is packed. "
+                "Import the model as bfloat16, or train an adapter (training.mode = lora)."
+            )
+        return FullWeights({name: weight.load(dtype or weight.floats.dtype) for name, weight in weights.items()})
 
     def losses_at(self, perturbations: Sequence[Perturbation], batch: Batch, micro_batch: int) -> list[float]:
         """The batch's mean loss, in nats per target, at each perturbation of the current parameters.

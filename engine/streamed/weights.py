@@ -4,24 +4,20 @@ The file is memory-mapped. A page is loaded when touched, shared between process
 layer has run, so resident memory does not grow with the model's depth.
 """
 
-from __future__ import annotations
-
 import mmap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pocketllm.engine.errors import ModelFileError
+from pocketllm.engine.formats.quantization import MINIMA, SCALES, packable, packed_parts, unpack
 from pocketllm.engine.formats.safetensors_io import TensorEntry, read_header
-from pocketllm.engine.streamed.quantization import MINIMA, SCALES, packable, packed_parts, unpack
-
-if TYPE_CHECKING:
-    from pocketllm.engine.noise import Perturbation
-    from pocketllm.engine.streamed.modules import ForwardContext
+from pocketllm.engine.noise import Perturbation
+from pocketllm.engine.streamed.context import ForwardContext, Scratch
 
 #: Bytes of a weight made dense at a time, so that they stay in the processor's cache; but not fewer than MIN_ROWS
 #: rows, since smaller products are slow.
@@ -31,21 +27,6 @@ _PART_SUFFIXES = (SCALES, MINIMA)
 _GATHERED = 32
 #: dtype of the codes -> packing.
 _PACKING_OF = {"int8": "int8", "uint8": "int4"}
-
-
-class Scratch:
-    """A reusable buffer for one dense weight at a time."""
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor, valid until the next call."""
-        needed = dtype.itemsize * torch.Size(shape).numel()
-        if self._bytes.numel() < needed:
-            self._bytes = torch.empty(0, dtype=torch.uint8)  # free the old buffer first
-            self._bytes = torch.empty(needed, dtype=torch.uint8)
-        return self._bytes[:needed].view(dtype).view(tuple(shape))
 
 
 class Weight:
@@ -62,6 +43,8 @@ class Weight:
         self.shape = tuple(shape)
         self.parts, self.mapping, self.spans = parts, mapping, spans
         self.number: int | None = None  #: among the trained tensors; None: frozen
+        #: A dense copy that all products use meanwhile; None: each makes its own, in chunks.
+        self.held: torch.Tensor | None = None
 
     @property
     def packed(self) -> bool:
@@ -112,8 +95,8 @@ class Weight:
     def chunks(self, context: ForwardContext) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Yield dense rows in chunks: a slice, and its value for each part of the batch. Valid until the next chunk."""
         count, copied, perturbed = self.shape[0], self.as_stored(context) is None, self.is_perturbed(context)
-        if copied and context.dense is not None and not perturbed:
-            yield slice(0, count), [context.dense.of(self, context.dtype)]
+        if self.held is not None:
+            yield slice(0, count), [self.held]
             return
         at_once = max(MIN_ROWS, CHUNK_BYTES // (context.dtype.itemsize * self.shape[1])) if copied else count
         for start in range(0, count, at_once):
@@ -195,26 +178,6 @@ class Weight:
                 into = next(free).take(dense.shape, dense.dtype)
                 values.append(torch.add(dense, z, alpha=perturbation.distance, out=into))
         return values
-
-
-class DenseWeights:
-    """Dense copies of several weights, in buffers that are reused after `clear`."""
-
-    def __init__(self) -> None:
-        self._made: dict[Weight, torch.Tensor] = {}
-        self._scratches: list[Scratch] = []
-
-    def of(self, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
-        """The dense weight, made on first use; valid until `clear`."""
-        if weight not in self._made:
-            if len(self._made) == len(self._scratches):
-                self._scratches.append(Scratch())
-            self._made[weight] = weight.dense(dtype, self._scratches[len(self._made)])
-        return self._made[weight]
-
-    def clear(self) -> None:
-        """Let the buffers be reused."""
-        self._made.clear()
 
 
 def open_weights(path: Path) -> dict[str, Weight]:

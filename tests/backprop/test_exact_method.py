@@ -25,7 +25,6 @@ from pocketllm.engine.data.batches import Batch, shuffled
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
-from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.backpropagation import adapted, layers_adapter, whole_loss
 from tests.support.models.learning import equal, family, imported, mean_loss, random_blocks, some_blocks
@@ -166,10 +165,7 @@ def test_a_loss_that_is_no_number_changes_nothing(tiny: ModelFolder) -> None:
 
 @torch.no_grad()
 def test_a_gradient_that_is_no_number_does_not_enter_the_optimizer(tiny: ModelFolder) -> None:
-    """The loss is one: what overflows is the gradient of a B that is zero, in the lowest layer, the last to be updated.
-
-    Layers above were updated before; so the run is restored, and ends as if nothing had happened.
-    """
+    """The loss is one: what overflows is the gradient of a B that is zero. Nothing is updated; restored, it goes on."""
     undisturbed, training = Training(tiny), Training(tiny)
     records = undisturbed.run()
     training.run(last=2)
@@ -180,10 +176,7 @@ def test_a_gradient_that_is_no_number_does_not_enter_the_optimizer(tiny: ModelFo
     with pytest.raises(TrainingDiverged, match=r"A gradient is not finite.*training\.rate"):
         training.run(first=3)
     after = training.exact.state()
-    assert all(tensor.isfinite().all() for tensor in after.values())
-    for kind in ("a", "b"):
-        assert torch.equal(after[f"mean.{kind}.{path}"], state[f"mean.{kind}.{path}"])
-        assert torch.equal(after[f"square.{kind}.{path}"], state[f"square.{kind}.{path}"])
+    assert all(torch.equal(after[name], state[name]) for name in state if name not in (f"a.{path}", f"b.{path}"))
     training.exact.restore(state, ())
     assert training.run(first=3) == records[2:]
     assert equal(training.adapter, undisturbed.adapter)
@@ -206,11 +199,6 @@ class TestFreshAdapter:
             before = model.block_losses(blocks)
             model.set_parameters(adapter)
             assert model.block_losses(blocks) == before
-
-    def test_the_seed_decides(self, tiny: ModelFolder) -> None:
-        model = LanguageModel(tiny)
-        made: list[Adapter] = [fresh_adapter(model, rank=2, seed=seed) for seed in (0, 0, 1)]
-        assert equal(made[0], made[1]) and not equal(made[0], made[2])
 
 
 class TestSchedule:

@@ -25,8 +25,8 @@ from bench.learn.peers import ChunkedLoss
 from bench.load.bare import running_bare
 from bench.load.clients import load
 from bench.memory.rows import OUR_ROWS, PEER_ROWS, chosen
+from pocketllm.engine.data.batches import IGNORE_INDEX
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 
 
 def python(code: str) -> list[str]:

@@ -14,9 +14,9 @@ import torch
 from pocketllm.added_adapters import take_newest
 from pocketllm.daemon.folders import Scan, WatchedFolder
 from pocketllm.daemon.settings import Settings
+from pocketllm.engine.formats.lora_folder import BASE_SHA256, WEIGHTS_NAME
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.params.lora_folder import BASE_SHA256, WEIGHTS_NAME
 from pocketllm.engine.planning.shapes import read_shapes
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import ADDED, JobState

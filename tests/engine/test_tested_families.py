@@ -11,8 +11,8 @@ from pocketllm.backprop.gradients import PassSize
 from pocketllm.engine.errors import UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import TESTED_FAMILIES, ModelFolder, open_model_folder
+from pocketllm.engine.formats.tokenizer import open_tokenizer
 from pocketllm.engine.generate.suggestions import Suggester, Typed
-from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.generate.vocabulary import Vocabulary
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.backpropagation import layers_adapter, layerwise, whole_gradients, worst_error

@@ -13,7 +13,7 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.planning.memory_model import points_of
-from pocketllm.mezo.estimator import Losses, directions, probe, replay, update
+from pocketllm.mezo.estimator import Losses, directions, probe, update
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -117,30 +117,11 @@ def test_every_seed_is_a_seed() -> None:
         assert not same(one, two), seed
 
 
-@each_kind
-def test_parameters_are_exactly_as_before_after_a_probe(kind: Kind) -> None:
-    theta = Bowl()
-    theta.tensors = [torch.randn(50, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    before = [tensor.clone() for tensor in theta.tensors]
-    for probes in PROBES:
-        probe(theta.losses, directions(1, 1, probes, kind), epsilon=1e-2)
-        assert all(torch.equal(a, b) for a, b in zip(theta.tensors, before, strict=True)), probes
-
-
 @pytest.mark.parametrize(("kind", "probes", "learning_rate"), [("rademacher", 1, 0.02), ("gaussian", 2, 0.01)])
 def test_converges_on_a_quadratic(kind: Kind, probes: int, learning_rate: float) -> None:
     theta = Bowl()
     descend(theta, seed=0, steps=400, kind=kind, probes=probes, learning_rate=learning_rate)
     assert loss(theta.vector) < 1e-3 * loss(Bowl().vector)
-
-
-@each_kind
-def test_replay_of_the_rows_is_the_run(kind: Kind) -> None:
-    for probes in PROBES:
-        run, again = Bowl(), Bowl()
-        rows = descend(run, seed=4, steps=25, kind=kind, probes=probes)
-        replay(again, rows, kind)
-        assert same(run, again), probes
 
 
 @each_kind
@@ -199,27 +180,3 @@ def test_scalars_are_float32_exactly() -> None:
         assert type(scalar) is float
         assert scalar == float(np.float32(scalar))
         assert scalar == pytest.approx((plus - minus) / 2e-3, rel=2**-24)
-
-
-def test_several_probes_are_averaged() -> None:
-    """One row of three scalars moves theta as far as three rows with a third of the learning rate would."""
-    together, apart = Bowl(torch.float64), Bowl(torch.float64)
-    scalars = (0.5, -2.0, 1.25)
-    update(together, record(1, 1, scalars, 0.3))
-    for number, scalar in enumerate(scalars):
-        apart.add_scaled(Direction(seed=1, step=1, probe=number), -0.1 * scalar)
-    assert together.vector == pytest.approx(apart.vector, rel=1e-12)
-
-
-def test_points_are_both_sides_of_each_direction() -> None:
-    asked: list[Perturbation] = []
-
-    def losses(points: Sequence[Perturbation]) -> list[float]:
-        asked.extend(points)
-        return [float(i) for i in range(len(points))]
-
-    along = directions(1, 1, 2, "rademacher")
-    seen = probe(losses, along, epsilon=0.5)
-    assert [(point.direction, point.distance) for point in asked] == [(z, side) for z in along for side in (0.5, -0.5)]
-    assert seen.scalars == (-1.0, -1.0)
-    assert seen.loss == 1.5

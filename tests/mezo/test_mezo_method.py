@@ -11,9 +11,9 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.noise import Perturbation
-from pocketllm.engine.params.activation_pca import adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.activation_pca import adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan, StepSize
 from tests.support.models.learning import ALL_ROWS, TARGETS, equal, mean_loss, some_blocks
 
@@ -135,11 +135,6 @@ def test_a_record_says_what_its_step_saw(tiny: ModelFolder) -> None:
     assert whole.scalars == pytest.approx((1.0, 1.0), rel=1e-6)
     assert half == replace(whole, learning_rate=whole.learning_rate / 2)
     assert any(b.count_nonzero() for b in theta.b.values())
-
-
-def test_its_records_are_all_its_state(tiny: ModelFolder) -> None:
-    model = LanguageModel(tiny)
-    assert method(model, fresh(model), PLAN).state() == {}
 
 
 def test_step_size_does_not_depend_on_how_steep_the_loss_is() -> None:

@@ -16,6 +16,8 @@ MAY_IMPORT = {
     "daemon": {"storage", "engine", "mezo", "backprop"},
     "api": {"daemon", "storage", "engine"},
 }
+#: The engine's floors; each may import those before it alone, also for types.
+FLOORS = ("formats", "data", "params", "streamed", "generate", "planning")
 #: Modules that run in processes of their own, where torch is wanted.
 WITH_TORCH = {
     *("daemon/training/checkpoints.py", "daemon/training/rehearsal.py", "daemon/training/run.py"),
@@ -25,9 +27,9 @@ WITH_TORCH = {
 }
 #: Modules of the engine that the daemon's process uses; they must do without torch.
 TORCH_FREE = {
-    *("engine/__init__.py", "engine/errors.py", "engine/params/lora_folder.py"),
+    *("engine/__init__.py", "engine/errors.py", "engine/formats/lora_folder.py"),
     *("engine/planning/memory_model.py", "engine/planning/shapes.py"),
-    *("engine/generate/streaming_text.py", "engine/generate/tokenizer.py"),
+    *("engine/generate/streaming_text.py", "engine/formats/tokenizer.py", "engine/streamed/families.py"),
     *("engine/formats/gguf_lora.py", "engine/formats/gguf_origin.py"),
     *("engine/formats/model_folder.py", "engine/formats/safetensors_io.py"),
 }
@@ -75,6 +77,23 @@ def wrong_imports(room: str, allowed: set[str]) -> list[str]:
 
 def test_imports_point_one_way() -> None:
     assert not [wrong for room, allowed in MAY_IMPORT.items() for wrong in wrong_imports(room, allowed)]
+
+
+def test_the_engines_floors_import_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for number, floor in enumerate(FLOORS)
+        for path in (ROOT / "engine" / floor).glob("*.py")
+        for name in imported(ast.walk(ast.parse(path.read_text())))
+        if f"{name}.".startswith(tuple(f"pocketllm.engine.{later}." for later in FLOORS[number + 1 :]))
+    ]
+    assert not wrong
+
+
+def test_the_learners_modules_import_each_other_in_no_circle_for_types_either() -> None:
+    files = {module_of(path): path for room in ("engine", "mezo", "backprop") for path in (ROOT / room).rglob("*.py")}
+    found = {name: set(imported(ast.walk(ast.parse(path.read_text())))) for name, path in files.items()}
+    TopologicalSorter({name: files.keys() & names for name, names in found.items()}).prepare()
 
 
 def test_nothing_imports_the_command_line() -> None:

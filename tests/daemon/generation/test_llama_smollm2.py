@@ -12,9 +12,9 @@ from pocketllm.daemon.generation.llama.server import ServerPlan
 from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.engine.formats.importer import default_source
 from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.formats.tokenizer import open_tokenizer
 from pocketllm.engine.generate.sampling import sample
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
-from pocketllm.engine.generate.tokenizer import open_tokenizer
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import some_adapter
 

@@ -10,8 +10,8 @@ import torch
 from pocketllm.added_adapters import add_adapter
 from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.engine.errors import BadRequest, TrainingDiverged
+from pocketllm.engine.formats.lora_folder import base_sha256
 from pocketllm.engine.params.lora import load_adapter
-from pocketllm.engine.params.lora_folder import base_sha256
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import ADDED, BASE, Job, Outcome, Requester

@@ -14,9 +14,9 @@ from pocketllm.daemon.training.rehearsal import (
     prompts,
     rehearsal_blocks,
 )
+from pocketllm.engine.data.batches import IGNORE_INDEX
 from pocketllm.engine.formats.model_folder import open_model_folder
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.formats.tokenizer import eos_id, start_ids
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import some_adapter
 from tests.support.models.tiny_models import beginning_with, byte_tokenizer, tiny_model_folder

@@ -8,8 +8,7 @@ from pocketllm.daemon.training.validation_split import (
     split,
     validation_interval,
 )
-from pocketllm.engine.data.batches import Batch
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch
 from tests.support.models.numbered_blocks import numbered_blocks
 
 

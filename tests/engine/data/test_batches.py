@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketllm.engine.data.batches import Batch, Batches, batch_at, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches, batch_at, pack
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from tests.support.models.numbered_blocks import numbered_blocks
 
 texts = st.lists(st.lists(st.integers(1, 100), max_size=30), min_size=1, max_size=10)
@@ -130,11 +129,3 @@ class TestBatchAt:
 
     def test_order_is_the_same_on_every_machine(self) -> None:
         assert tokens(epoch_of(numbered_blocks(8), 0, size=2)) == [4, 1, 0, 3, 7, 2, 6, 5]
-
-    def test_is_never_larger_than_the_text(self) -> None:
-        assert len(batch_at(numbered_blocks(2), step=5, size=64, seed=0)) == 2
-
-    def test_there_may_be_many_blocks(self) -> None:
-        buckets = numbered_blocks(50_000, 50_000)
-        seen = [tokens([batch_at(buckets, step=step, size=1, seed=0)])[0] for step in range(1, 200)]
-        assert len(set(seen)) == len(seen)

@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from pocketllm.engine.data.batches import Batches
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batches
 from pocketllm.engine.data.chats import Messages, chat_prompt, turns
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.errors import BadRequest
-from pocketllm.engine.generate.streaming_text import eos_id
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.formats.tokenizer import eos_id
 from tests.support.models.tiny_models import byte_tokenizer
 
 CHAT: list[dict[str, Any]] = [

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pocketllm.engine.data.batches import Batches
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batches
 from pocketllm.engine.data.examples import Example, encode
-from pocketllm.engine.generate.streaming_text import eos_id, start_ids
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.formats.tokenizer import eos_id, start_ids
 from tests.support.models.tiny_models import beginning_with, byte_tokenizer
 
 STARTED = beginning_with("<|im_start|>")

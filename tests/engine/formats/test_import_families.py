@@ -14,8 +14,8 @@ from pocketllm.engine.errors import ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.architectures import auto_class
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, ModelFolder, open_model_folder
+from pocketllm.engine.formats.quantization import GROUPS, MINIMA, PACKINGS, SCALES, pack
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
-from pocketllm.engine.streamed.quantization import GROUPS, MINIMA, PACKINGS, SCALES, pack
 from tests.support.models.learning import imported, source_folder
 from tests.support.models.tiny_architectures import (
     MASKED,

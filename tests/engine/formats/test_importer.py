@@ -30,10 +30,9 @@ from pocketllm.engine.formats.importer import (
     ImportProgress,
     default_source,
     import_model,
-    require_space,
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
-from pocketllm.engine.streamed.quantization import pack
+from pocketllm.engine.formats.quantization import pack
 from tests.support.models.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -188,12 +187,6 @@ def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Pat
     (left / REPLACED).mkdir()
     import_model(str(llama), models, name="other")
     assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
-
-
-def test_space_is_compared() -> None:
-    require_space(Path("x"), 10, 10)
-    with pytest.raises(MezoError, match=r"needs 3,000 MB in x, but only 1 MB are free"):
-        require_space(Path("x"), 3_000_000_000, 1_000_000)
 
 
 def test_too_little_space_is_noticed_beforehand(llama: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

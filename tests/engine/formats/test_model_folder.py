@@ -1,4 +1,3 @@
-import gc
 import json
 import math
 import shutil
@@ -24,8 +23,8 @@ from pocketllm.engine.formats.model_folder import (
     list_model_folders,
     open_model_folder,
 )
+from pocketllm.engine.formats.quantization import PACKINGS
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, write_safetensors
-from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.models.tiny_models import mapped
 
 MANIFEST = Manifest(
@@ -101,14 +100,8 @@ def test_open_finds_no_model(tmp_path: Path) -> None:
             open_model_folder(folder)
 
 
-def test_manifest_names_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_NAME).write_text("{}")
-    with pytest.raises(ModelFileError, match=r"pocketllm\.json is broken: name: Field required"):
-        open_model_folder(tmp_path)
-
-
 def test_open_refuses_a_broken_manifest(tmp_path: Path) -> None:
-    for text in ("", "{", "[]", "[" * 100_000, "\udcff"):
+    for text in ("", "{", "{}", "[]", "[" * 100_000, "\udcff"):
         (tmp_path / MANIFEST_NAME).write_text(text, errors="surrogateescape")
         with pytest.raises(ModelFileError, match=r"pocketllm\.json is broken"):
             open_model_folder(tmp_path)
@@ -144,17 +137,6 @@ def test_list_leaves_out_what_is_no_model(tmp_path: Path, tiny_bf16: ModelFolder
     assert [model.path.name for model in list_model_folders(tmp_path)] == ["b", "c"]
 
 
-def test_config_and_tokenizer(tiny_bf16: ModelFolder) -> None:
-    assert tiny_bf16.config().architectures == ["LlamaForCausalLM"]
-    tokenizer = tiny_bf16.tokenizer()
-    text = "Grüße, 12 <|im_end|>\n"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
-    )
-    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-
-
 def test_broken_config_and_tokenizer_are_named(copied: ModelFolder) -> None:
     (copied.path / "config.json").write_text("{")
     (copied.path / "tokenizer.json").write_text('{"version": 1}')
@@ -171,12 +153,6 @@ def test_tensors_are_what_the_file_holds(tiny_bf16: ModelFolder) -> None:
     assert all(torch.equal(tensors[name], reference[name]) for name in reference)
     assert all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in tensors.values())
     assert sum(tensor.numel() for tensor in tensors.values()) == tiny_bf16.manifest.parameters
-
-
-def test_a_tensor_outlives_all_others_of_its_file(tiny_bf16: ModelFolder) -> None:
-    tensor = mapped(tiny_bf16)["model.norm.weight"]
-    gc.collect()
-    assert torch.equal(tensor, load_file(tiny_bf16.weights)["model.norm.weight"])
 
 
 def test_writing_to_a_tensor_ends_the_process(tiny_bf16: ModelFolder) -> None:

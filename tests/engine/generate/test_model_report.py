@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pocketllm.engine.data.batches import Batch, Batches, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import (
@@ -25,7 +25,6 @@ from pocketllm.engine.generate.model_report import (
 )
 from pocketllm.engine.generate.sampling import greedy
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import imported
 from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer
@@ -197,14 +196,6 @@ class TestCompare:
         assert any(before != now for _, before, now in insight.continuations)
         before, now = (one.recalled / found.places for one in observed)
         assert insight.verbatim_recall == {"places": found.places, "base": before, "personal": now}
-
-    def test_the_base_beside_itself_has_learned_nothing(self, model: LanguageModel) -> None:
-        found = chosen(notes(), notes())
-        observed = observe(model, found, 4)
-        insight = compare(found, observed, observed)
-        assert insight.shifts == []
-        recall = insight.verbatim_recall
-        assert recall is not None and recall["base"] == recall["personal"]
 
     def test_nothing_to_tell(self, model: LanguageModel) -> None:
         found = chosen()

@@ -5,9 +5,9 @@ import torch
 
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.formats.tokenizer import eos_id, open_tokenizer
 from pocketllm.engine.generate.sampling import choose, sample
-from pocketllm.engine.generate.streaming_text import Generation, Sampling, eos_id, generate
-from pocketllm.engine.generate.tokenizer import open_tokenizer
+from pocketllm.engine.generate.streaming_text import Generation, Sampling, generate
 from pocketllm.engine.streamed.model import LanguageModel
 
 

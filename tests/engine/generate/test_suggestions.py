@@ -136,14 +136,6 @@ def test_too_late_it_suggests_what_it_has(model: LanguageModel, vocabulary: Voca
     assert len(suggested(late, CONTEXT, "", n=3)) == 3, "it is not remembered"
 
 
-def test_the_same_question_has_the_same_answer(model: LanguageModel, vocabulary: Vocabulary) -> None:
-    typing = Suggester(model, vocabulary)
-    first = suggested(typing, CONTEXT, " ", n=3)
-    for letter in "abcdefgh":
-        suggested(typing, [*CONTEXT, *byte_tokenizer()(f" {letter}")["input_ids"]], " ", n=3)
-    assert suggested(typing, CONTEXT, " ", n=3) == first
-
-
 def test_behind_a_finished_word_the_next_words_are_suggested(model: LanguageModel, vocabulary: Vocabulary) -> None:
     for beginning in (" wa", " w"):
         found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3, may_be_whole=True)

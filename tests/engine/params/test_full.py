@@ -17,7 +17,6 @@ from pocketllm.engine.method import StepRecord
 from pocketllm.engine.noise import ROUNDING_POOL, Direction, Kind
 from pocketllm.engine.params.full import FullWeights, save_full
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.weights import open_weights
 from pocketllm.mezo.estimator import replay, update
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from tests.support.models.learning import (
@@ -203,5 +202,5 @@ def test_reloaded_weights_are_those_that_were_loaded(root: Path) -> None:
     theta, untouched = LanguageModel(model_folder).full(), LanguageModel(model_folder).full()
     theta.add_scaled(Direction(seed=1, step=1), 0.1)
     assert not any(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())
-    theta.reload(open_weights(model_folder.weights))
+    theta.reload(model_folder.weights)
     assert all(torch.equal(tensor, untouched.tensors[name]) for name, tensor in theta.tensors.items())

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pocketllm.engine.errors import AdapterError
@@ -44,14 +43,6 @@ def test_moves_b_alone_and_by_its_place_in_the_model() -> None:
         assert torch.equal(moved.b[path], expected)
 
 
-def test_metadata_goes_along(tmp_path: Path) -> None:
-    saved = adapter()
-    saved.metadata = {"job": "7"}
-    saved.save(tmp_path / "it")
-    with safe_open(tmp_path / "it" / WEIGHTS_NAME, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "job": "7"}
-
-
 def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
     """safetensors' own writer puts the metadata in a random order."""
     saved = adapter()
@@ -61,15 +52,6 @@ def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
         saved.save(tmp_path / str(number))
         contents.add((tmp_path / str(number) / WEIGHTS_NAME).read_bytes())
     assert len(contents) == 1
-
-
-def test_saving_replaces(tmp_path: Path) -> None:
-    first, second = adapter(), adapter()
-    first.save(tmp_path / "it")
-    assert equal(first, load_adapter(tmp_path / "it"))
-    second.save(tmp_path / "it")
-    assert equal(second, load_adapter(tmp_path / "it"))
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
 def truncate(folder: Path) -> None:

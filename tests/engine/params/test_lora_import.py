@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.errors import AdapterError
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, fitting_paths
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.lora import Adapter, load_adapter
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME, fitting_paths
 from pocketllm.engine.planning.shapes import read_shapes
 from tests.support.models.tiny_models import edit_json
 

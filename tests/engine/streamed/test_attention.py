@@ -76,6 +76,13 @@ class Case:
         assert ours.dtype == self.dtype, self
         assert torch.allclose(ours, self.torchs(), rtol=0, atol=TOLERANCES[self.dtype]), self
 
+    def gradients(self, outputs: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Of query, key and value, given an error of the output."""
+        self.inputs = tuple(x.detach().requires_grad_() for x in self.inputs)  # type: ignore[assignment]
+        output = outputs()
+        error = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+        return torch.autograd.grad(output, self.inputs, error)
+
 
 def window(tokens: int, width: int, batch: int = 2) -> torch.Tensor:
     """(batch, 1, tokens, tokens): each token sees the last `width`."""
@@ -88,26 +95,40 @@ def padding(tokens: int, lengths: list[int]) -> torch.Tensor:
     return (torch.arange(tokens) < torch.tensor(lengths)[:, None])[:, None, None].expand(-1, 1, tokens, -1)
 
 
+#: Of one row's or several rows' scores, of a few queries.
+SMALL: list[dict[str, Any]] = [
+    {},
+    {"causal": False},
+    {"groups": 2},
+    {"groups": 1, "heads": 3, "scaling": 0.5},
+    {"scaling": 1.0, "groups": 2},
+    {"value_size": 8, "groups": 2},
+    {"value_size": 40},
+    {"mask": window(24, 5)},
+    {"mask": window(24, 1), "groups": 2},
+    {"mask": padding(24, [24, 7]), "causal": False},
+    {"mask": padding(24, [1, 23]), "causal": False, "groups": 2},
+    {"tokens": 2},
+    {"batch": 1, "tokens": 3, "size": 1, "heads": 1, "groups": 1, "value_size": 1},
+]
+#: Of more queries, or more scores, than are taken at a time: several rows together, and less than one.
+LARGE: list[dict[str, Any]] = [
+    {"tokens": QUERIES},
+    {"tokens": QUERIES + 1, "groups": 2},
+    {"tokens": 2 * QUERIES + 5, "groups": 1, "causal": False},
+    {"tokens": 2 * QUERIES + 5, "mask": window(2 * QUERIES + 5, 9)},
+    {"batch": 34, "heads": 9, "groups": 3, "tokens": QUERIES + 53, "size": 4, "value_size": 4},
+    {"batch": 34, "heads": 2, "groups": 2, "tokens": MAX_TOKENS, "size": 4, "mask": window(MAX_TOKENS, 100, 34)},
+    {"batch": 2, "heads": 36, "groups": 4, "tokens": MAX_TOKENS, "size": 4, "value_size": 4},
+    {"batch": 1, "tokens": MAX_TOKENS + 1, "groups": 2},  # torch's own
+]
+
+
 def test_equals_torchs() -> None:
-    several: list[dict[str, Any]] = [
-        {},
-        {"causal": False},
-        {"groups": 2},
-        {"groups": 1, "heads": 3},
-        {"scaling": 0.5},
-        {"scaling": 1.0, "groups": 2},
-        {"value_size": 8},
-        {"value_size": 40, "groups": 2},
-        {"mask": window(24, 5)},
-        {"mask": window(24, 1), "groups": 2},
-        {"mask": padding(24, [24, 7]), "causal": False},
-        {"mask": padding(24, [1, 23]), "causal": False, "groups": 2},
-        {"tokens": 2},
-        {"batch": 1, "tokens": 3, "size": 1, "heads": 1, "groups": 1, "value_size": 1},
-        {"batch": 0},
-    ]
-    for options, dtype in product(several, TOLERANCES):
+    for options, dtype in product([*SMALL, {"batch": 0}], TOLERANCES):
         Case(**options, dtype=dtype).check()
+    for options in LARGE:
+        Case(**options).check()
 
 
 def test_a_mask_says_it_all() -> None:
@@ -122,39 +143,11 @@ def test_the_caller_may_say_what_the_layer_does_not() -> None:
     assert torch.allclose(output, Case().torchs(), rtol=0, atol=2e-6)
 
 
-def test_scores_are_made_for_part_of_the_batch_at_a_time() -> None:
-    for batch, heads, tokens in (
-        (34, 2, MAX_TOKENS),  # many rows, of which the last few are fewer
-        (2, 36, MAX_TOKENS),  # one row's scores alone are more than the limit
-        (34, 9, QUERIES + 53),  # a number of queries that does not come out even
-    ):
-        assert batch * heads * QUERIES * tokens * 4 > SCORE_BYTES
-        lengths = [tokens - row for row in range(batch)]
-        for mask in (None, padding(tokens, lengths) & window(tokens, tokens, batch)):
-            Case(batch=batch, heads=heads, groups=heads, tokens=tokens, size=4, value_size=4, mask=mask).check()
-
-
-def test_queries_are_taken_some_at_a_time() -> None:
-    for tokens, causal in product((QUERIES, QUERIES + 1, 2 * QUERIES + 5), (False, True)):
-        Case(batch=2, heads=6, groups=2, tokens=tokens, size=8, value_size=4, causal=causal).check()
-
-
-def test_rows_up_to_and_beyond_the_longest() -> None:
-    for tokens in (MAX_TOKENS, MAX_TOKENS + 1):
-        for mask in (None, window(tokens, 100, 1)):
-            Case(batch=1, heads=2, groups=1, tokens=tokens, size=8, value_size=8, mask=mask).check()
-
-
-def test_a_token_behind_a_cache_sees_all_of_it() -> None:
+def test_tokens_behind_a_cache_see_all_of_it_or_what_their_mask_shows() -> None:
     query, key, value = Case().inputs
-    output, _ = attention(Layer(), query[:, :, -1:], key, value, None)
-    assert torch.allclose(output, Case().torchs()[:, -1:], rtol=0, atol=2e-6)
-
-
-def test_several_tokens_behind_a_cache_see_what_their_mask_shows() -> None:
-    query, key, value = Case().inputs
-    output, _ = attention(Layer(), query[:, :, -5:], key, value, window(24, 24)[:, :, -5:])
-    assert torch.allclose(output, Case().torchs()[:, -5:], rtol=0, atol=2e-6)
+    for count, mask in ((1, None), (5, window(24, 24)[:, :, -5:])):
+        output, _ = attention(Layer(), query[:, :, -count:], key, value, mask)
+        assert torch.allclose(output, Case().torchs()[:, -count:], rtol=0, atol=2e-6)
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -171,50 +164,14 @@ def test_what_it_would_leave_out_is_refused() -> None:
         attention(Layer(), *Case().inputs, None, **given)
 
 
-@dataclass(kw_only=True)
-class Learned(Case):
-    """A case in float64 with the gradients of its inputs, given the error of its output."""
-
-    dtype: torch.dtype = torch.float64
-
-    def gradients(self, outputs: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Of query, key and value."""
-        self.inputs = tuple(x.detach().requires_grad_() for x in self.inputs)  # type: ignore[assignment]
-        output = outputs()
-        error = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
-        return torch.autograd.grad(output, self.inputs, error)
-
-    def check_gradients(self) -> None:
-        pairs = zip(self.gradients(self.ours), self.gradients(self.torchs), strict=True)
-        for found, expected in pairs:
-            assert found.shape == expected.shape, self
-            assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max()))), self
-
-
 def test_gradients_equal_torchs() -> None:
-    # Two of these are larger than what is made at a time: several rows together, and less than one.
     assert 34 * 9 * QUERIES * (QUERIES + 53) * 8 > SCORE_BYTES > 9 * QUERIES * (QUERIES + 53) * 8
     assert 36 * QUERIES * MAX_TOKENS * 8 > SCORE_BYTES
-    several: list[dict[str, Any]] = [
-        {},
-        {"causal": False},
-        {"groups": 2},
-        {"groups": 1, "heads": 3, "scaling": 0.5},
-        {"value_size": 8, "groups": 2},
-        {"mask": window(24, 5)},
-        {"mask": window(24, 1), "groups": 2},
-        {"mask": padding(24, [24, 7]), "causal": False, "groups": 2},
-        {"tokens": 2},
-        {"tokens": QUERIES + 1, "groups": 2},
-        {"tokens": 2 * QUERIES + 5, "groups": 1, "causal": False},
-        {"tokens": 2 * QUERIES + 5, "mask": window(2 * QUERIES + 5, 9)},
-        {"batch": 34, "heads": 9, "groups": 3, "tokens": QUERIES + 53, "size": 4, "value_size": 4},
-        {"batch": 2, "heads": 36, "groups": 4, "tokens": MAX_TOKENS, "size": 4, "value_size": 4},
-        {"batch": 1, "tokens": MAX_TOKENS + 1, "groups": 2},  # torch's own
-        {"scaling": 3.0},
-    ]
-    for options in several:
-        Learned(**options).check_gradients()
+    for options in (*SMALL, *LARGE, {"scaling": 3.0}):
+        case = Case(**options, dtype=torch.float64)
+        for found, expected in zip(case.gradients(case.ours), case.gradients(case.torchs), strict=True):
+            assert found.shape == expected.shape, case
+            assert torch.allclose(found, expected, rtol=0, atol=1e-12 * max(1.0, float(expected.abs().max()))), case
 
 
 def test_queries_of_any_layout_have_gradients_of_their_own() -> None:

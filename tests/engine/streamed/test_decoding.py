@@ -8,8 +8,8 @@ from transformers import DynamicCache
 
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.planning.shapes import LLAMA_FAMILIES
 from pocketllm.engine.streamed.decoding import product
+from pocketllm.engine.streamed.families import LLAMA_FAMILIES
 from pocketllm.engine.streamed.model import DECODED_TOKENS, LanguageModel
 from pocketllm.engine.streamed.weights import Weight, adjacent, open_weights
 from tests.support.models.learning import imported, some_adapter

@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch
+from pocketllm.engine.formats.quantization import PACKINGS
 from pocketllm.engine.noise import Kind
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.quantization import PACKINGS
 from tests.support.models.learning import (
     ALL_ROWS,
     FP32_TOLERANCE,

@@ -133,15 +133,6 @@ def test_next_logits_make_a_large_head_dense_in_parts(tmp_path: Path) -> None:
     assert torch.allclose(logits, our_logits(model)[0, -1], atol=FP32_TOLERANCE)
 
 
-def test_base_is_untouched_by_an_adapter_that_was_used(tiny: ModelFolder) -> None:
-    model = LanguageModel(tiny)
-    before = our_logits(model)
-    model.set_parameters(some_adapter(model))
-    assert not torch.equal(our_logits(model), before)
-    model.set_parameters(None)
-    assert torch.equal(our_logits(model), before)
-
-
 def test_adapter_of_another_model_is_refused(tiny: ModelFolder) -> None:
     model = LanguageModel(tiny)
     adapter = some_adapter(model)

@@ -16,11 +16,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from pocketllm.daemon.process_memory import bytes_of
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
+from pocketllm.engine.formats.quantization import PACKINGS, pack, unpack
 from pocketllm.engine.noise import Kind, Perturbation
+from pocketllm.engine.streamed.context import ForwardContext
 from pocketllm.engine.streamed.head import HEAD_MARK, StreamedHead
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.engine.streamed.modules import ForwardContext, StreamedEmbedding, perturbed_forward
-from pocketllm.engine.streamed.quantization import PACKINGS, pack, unpack
+from pocketllm.engine.streamed.modules import StreamedEmbedding, perturbed_forward
 from pocketllm.engine.streamed.weights import MIN_ROWS, Weight
 from tests.support.models.learning import ALL_ROWS, fresh_process, imported, random_blocks, sides, some_adapter
 from tests.support.models.tiny_models import tiny_model_folder
@@ -109,14 +110,6 @@ def test_an_embedding_makes_the_words_at_hand_dense() -> None:
         expected = [there[part] for there, part in zip(tables, words.chunk(4), strict=True)]
         assert torch.equal(embedding(words), torch.cat(expected)), (padding, trained)
         assert all(parameter is None for parameter in embedding._inner._parameters.values())
-
-
-def test_an_embedding_of_packed_rows() -> None:
-    ids = torch.tensor([[39, 0, 7, 39]])
-    for packing in PACKINGS:
-        parts = pack(floats(40, 64), packing)
-        embedding = StreamedEmbedding(context_at([]), Weight((40, 64), parts), nn.Embedding(40, 64))
-        assert torch.equal(embedding(ids), unpack(parts, torch.empty(40, 64))[ids]), packing
 
 
 def test_the_head_keeps_what_it_sees_and_gives_rows_at_a_point() -> None:

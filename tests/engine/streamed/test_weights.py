@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pocketllm.engine.errors import ModelFileError
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
-from pocketllm.engine.streamed.quantization import MINIMA, SCALES
-from pocketllm.engine.streamed.weights import Scratch, Weight, open_weights
+from pocketllm.engine.formats.quantization import MINIMA, SCALES
+from pocketllm.engine.streamed.context import Scratch
+from pocketllm.engine.streamed.weights import open_weights
 from tests.support.models.learning import imported
 from tests.support.models.tiny_architectures import dense_tensors
 
@@ -75,14 +76,6 @@ def test_scratch_is_one_piece_of_memory_that_grows() -> None:
     large = scratch.take((30, 50), torch.float32)
     assert scratch.take((), torch.float64).data_ptr() == large.data_ptr()
     assert scratch.take((0, 4), torch.float32).shape == (0, 4)
-
-
-def test_rows_of_a_weight_in_memory() -> None:
-    floats = torch.randn(9, 64)
-    weight = Weight(floats.shape, {"": floats})
-    assert not weight.packed
-    assert weight.dense(torch.float32, Scratch()) is floats
-    assert torch.equal(weight.rows(2, 5, torch.float64, Scratch()), floats[2:5].double())
 
 
 def test_packed_weights_that_do_not_fit_are_refused_by_name(

@@ -25,7 +25,7 @@ from pocketllm.daemon.generation.service import Event, GenerationRequest, Genera
 from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.tables import Adapter, Outcome, Report, Step
 from tests.support.daemon.daemon_documents import REPORT, Document
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, in_process_app

@@ -16,7 +16,7 @@ from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.run import TrainingRun
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.params.lora_folder import CONFIG_NAME, WEIGHTS_NAME
+from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Requester

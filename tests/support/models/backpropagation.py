@@ -9,10 +9,9 @@ import torch
 
 from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
 from pocketllm.backprop.method import adapted_paths
-from pocketllm.engine.data.batches import Batch
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch
 from pocketllm.engine.data.examples import Example, Row, bucketed, encode
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import reference_token_losses, some_adapter
 from tests.support.models.tiny_architectures import masking_tokenizer
@@ -103,9 +102,7 @@ def whole_gradients(network: Any, adapter: Adapter, parts: Parts) -> tuple[list[
 def layerwise(model: LanguageModel, adapter: Adapter, size: PassSize, parts: Parts) -> tuple[list[float], Gradients]:
     """The same by LayerwiseGradients."""
     model.set_parameters(adapter)
-    gradients: Gradients = {}
-    losses = LayerwiseGradients(model, adapter, size)(parts, gradients.update)
-    return losses, gradients
+    return LayerwiseGradients(model, adapter, size)(parts)
 
 
 def worst_error(found: Gradients, expected: Gradients) -> float:

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pocketllm.engine.data.batches import Batch, pack
+from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, pack
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.noise import Direction, Kind, Perturbation
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions
 from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from pocketllm.engine.data.batches import pack
-from pocketllm.engine.streamed.loss import IGNORE_INDEX
+from pocketllm.engine.data.batches import IGNORE_INDEX, pack
 from tests.support.models.tiny_models import byte_tokenizer, tiny_llama_folder
 
 #: Enough that its loss halves, in some ten seconds.

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
-from pocketllm.engine.streamed.quantization import GROUPS, MINIMA, SCALES, unpack
+from pocketllm.engine.formats.quantization import GROUPS, MINIMA, SCALES, unpack
 from tests.support.models.tiny_models import byte_tokenizer
 
 #: At least the byte tokenizer's 259 tokens and "<mask>"; prime.

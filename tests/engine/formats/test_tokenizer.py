@@ -8,8 +8,7 @@ import pytest
 from jinja2 import TemplateError
 
 from pocketllm.engine.formats.model_folder import ModelFolder, load_tokenizer, open_model_folder
-from pocketllm.engine.generate.streaming_text import stop_ids_of
-from pocketllm.engine.generate.tokenizer import LeanTokenizer, open_tokenizer
+from pocketllm.engine.formats.tokenizer import LeanTokenizer, open_tokenizer, stop_ids_of
 from tests.support.models.learning import fresh_process
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
@@ -95,7 +94,7 @@ def test_decoding_is_the_same_either_way_and_needs_no_torch(tiny: ModelFolder, t
     code = f"""
 import sys
 from pathlib import Path
-from pocketllm.engine.generate.tokenizer import open_tokenizer
+from pocketllm.engine.formats.tokenizer import open_tokenizer
 from pocketllm.engine.formats.model_folder import open_model_folder
 open_tokenizer(open_model_folder(Path({str(tiny.path)!r})))[0]("Wind")
 print(sum(name in sys.modules for name in ("torch", "transformers")))

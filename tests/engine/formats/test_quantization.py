@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from pocketllm.engine.streamed.quantization import GROUPS, PACKINGS, pack, packable, unpack
+from pocketllm.engine.formats.quantization import GROUPS, PACKINGS, pack, packable, unpack
 
 LEVELS = {"int8": 254, "int4": 15}  # steps between the ends of a group's range
 WEIGHTS = torch.randn(7, 192, generator=torch.Generator().manual_seed(0)) * 0.05

@@ -7,9 +7,9 @@ import torch
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.params.activation_pca import PASSES, adapter_along_activations
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
+from pocketllm.mezo.activation_pca import PASSES, adapter_along_activations
 from tests.support.models.learning import ALL_ROWS, TARGETS, equal, random_blocks, some_blocks
 
 #: Which row goes with which others changes the order of a float32 sum, and three passes sharpen what differs.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +14,8 @@ import tokenizers
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import ModelFolder
-from pocketllm.engine.generate.streaming_text import Decoding, stop_ids_of
 
 #: Tokenizer classes of transformers that add nothing to tokenizer.json.
 _PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -107,6 +109,15 @@ else:
     Tokenizer = Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """A model's tokenizer, stop tokens and context length."""
+
+    tokenizer: Tokenizer
+    stop_ids: frozenset[int]  #: the tokens that end a text
+    context: int | None  #: most tokens of prompt and answer together; None: unknown
+
+
 def name_plainly(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Name a plain class in an imported tokenizer's settings, if its own class adds nothing to tokenizer.json."""
     with suppress(Exception):  # it has no such file, or none that is read without transformers
@@ -143,3 +154,28 @@ def _settings(model_folder: ModelFolder) -> tuple[int | None, Any] | None:
         return int(values["max_position_embeddings"]), values["eos_token_id"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def stop_ids_of(configured: int | Sequence[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text: the config's and the tokenizer's end tokens, and the one between training texts."""
+    own = [configured] if configured is None or isinstance(configured, int) else configured
+    stop_ids = {*own, tokenizer.eos_token_id, eos_id(tokenizer)}
+    return frozenset(token for token in stop_ids if token is not None)
+
+
+def start_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that the tokenizer puts before every text, such as BOS; () where it puts none.
+
+    A model that has learned with them is lost without: the first position takes up what attention has to spare.
+    """
+    text = "a"
+    whole, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(whole[: next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)])
+
+
+def eos_id(tokenizer: Tokenizer) -> int:
+    """The token between training texts: <|endoftext|> if there is one, else the tokenizer's end token."""
+    token = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
+    if token is None:
+        raise BadRequest("The model's tokenizer has no end token to separate texts with. Use another model.")
+    return int(token)
