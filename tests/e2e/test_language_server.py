@@ -3,14 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -18,10 +17,9 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.client import LanguageClient
 
-from tests.support.daemon.real_daemon import Daemon, environment, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import DEADLINE_SECONDS, Daemon, environment
+from tests.support.daemon.tiny_daemon import tiny_daemon
 
-DEADLINE_SECONDS = 90.0
 URI = "file:///nowhere/letter.md"
 SECRET = "beneath the zinc heron"
 
@@ -29,10 +27,7 @@ SECRET = "beneath the zinc heron"
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon whose owner often writes one name."""
-    folder = tmp_path_factory.mktemp("editor") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000") as made:
+    with tiny_daemon(tmp_path_factory.mktemp("editor") / "data") as made:
         made.client.post("/texts", json=[{"text": "Quillfeather rowed. " * 40, "source": "notes"}])
         yield made
 
@@ -173,8 +168,7 @@ def test_without_a_daemon_it_says_so_once_until_one_has_answered(tmp_path: Path)
             [said] = editor.shown
             assert said.startswith("PocketLLM: No daemon answers at") and "pocketllm serve" in said
             assert not (folder / "daemon.json").exists()
-            tiny_model_folder(folder / "models")
-            with running(folder, MODEL="tiny"):
+            with tiny_daemon(folder):
                 await editor.until_complete(0, 7)
             assert len(editor.shown) == 1
             for _ in range(3):
@@ -188,38 +182,28 @@ class Slow:
     """A daemon that never answers, and what it was asked."""
 
     def __init__(self) -> None:
-        self.asked, self.ended = list[str](), Event()
-        self.came = asyncio.Event()
-        loop, outer = asyncio.get_running_loop(), self
+        self.asked, self.came = list[str](), asyncio.Event()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                outer.asked.append(json.loads(body)["context"])
-                loop.call_soon_threadsafe(outer.came.set)
-                outer.ended.wait()
+    async def serve(self) -> asyncio.Server:
+        """Listen on a port of this device."""
+        return await asyncio.start_server(self._hear, "127.0.0.1", 0)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def close(self) -> None:
-        self.ended.set()
-        self.server.shutdown()
-        self.server.server_close()
+    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        assert length is not None
+        self.asked.append(json.loads(await reader.readexactly(int(length[1])))["context"])
+        self.came.set()
+        await reader.read()  # until the client goes
+        writer.close()
 
 
 def test_an_outdated_request_is_answered_at_once_and_a_cancelled_one_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         slow = Slow()
-        try:
-            async with editing(tmp_path, "--url", slow.url) as editor:
+        async with await slow.serve() as server:
+            url = "http://{}:{}".format(*server.sockets[0].getsockname())
+            async with editing(tmp_path, "--url", url) as editor:
                 editor.open("Vinden ")
                 late = await editor.complete(0, 7)
                 assert not late.items and slow.asked == ["Vinden "], "no answer in time"
@@ -236,8 +220,6 @@ def test_an_outdated_request_is_answered_at_once_and_a_cancelled_one_not(tmp_pat
                 with pytest.raises(JsonRpcException, match="cancel"):
                     await asyncio.wrap_future(request)
                 assert not editor.shown
-        finally:
-            slow.close()
 
     run(scenario)
 

@@ -4,8 +4,9 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,7 @@ class FixedSensor:
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(
-            name=self.name,
-            value=self.value,
-            unit=self.unit,
-            source="test",
-            at=now,
-            reason=self.reason,
-            absent=self.absent,
-        )
+        return Reading(source="test", at=now, **asdict(self))
 
 
 @dataclass
@@ -160,17 +153,9 @@ class InProcessApp:
 
         return asyncio.run(ask())
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        """GET."""
-        return self.request("GET", path, **options)
-
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        """POST."""
-        return self.request("POST", path, **options)
-
-    def delete(self, path: str, **options: Any) -> httpx.Response:
-        """DELETE."""
-        return self.request("DELETE", path, **options)
+    get = partialmethod(request, "GET")
+    post = partialmethod(request, "POST")
+    delete = partialmethod(request, "DELETE")
 
     def add(self, *texts: str, source: str = "test") -> list[str]:
         """Store texts; their ids."""

@@ -22,7 +22,7 @@ from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.loss import IGNORE_INDEX
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions
-from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+from tests.support.models.tiny_architectures import MASKED, architecture_folder, dense_tensors
 from tests.support.paths import ROOT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
@@ -108,7 +108,7 @@ def losses_moved(
 @cache
 def source_folder(root: Path, architecture: str) -> Path:
     """The Hugging Face folder of a tiny architecture, written once for each `root`; tests do not change it."""
-    return ARCHITECTURES[architecture](root / "sources" / architecture)
+    return architecture_folder(architecture, root / "sources" / architecture)
 
 
 @cache
