@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +152,17 @@ class InProcessApp:
 
         return asyncio.run(ask())
 
-    get = partialmethod(request, "GET")
-    post = partialmethod(request, "POST")
-    delete = partialmethod(request, "DELETE")
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """GET."""
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        """POST."""
+        return self.request("POST", path, **options)
+
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        """DELETE."""
+        return self.request("DELETE", path, **options)
 
     def add(self, *texts: str, source: str = "test") -> list[str]:
         """Store texts; their ids."""
