@@ -15,6 +15,8 @@ from tests.support.page_visit import SECONDS, Visit
 pytestmark = pytest.mark.slow
 
 UNDO_MS = 10_000
+#: The tab of a test that is made for a wide window.
+wide = pytest.mark.parametrize("visit", ["wide"], indirect=True)
 #: A report that has lost its words does not say how many tokens a word has.
 CHOICES = re.compile("choices for your next (piece of a )?word")
 
@@ -51,8 +53,8 @@ def test_a_visit(visit: Visit, daemon: Daemon) -> None:
     line = page.locator("#curve .l-training")
     before = line.get_attribute("points")
     expect(line).not_to_have_attribute("points", before or "", timeout=SECONDS)
-    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert wide[0] <= wide[1], "nothing has to be scrolled to the side"
+    widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1], "nothing has to be scrolled to the side"
     page.locator("#now").get_by_role("button", name="Pause").click()
     expect(page.locator("#jobs > li").first).to_contain_text("paused by the owner", timeout=SECONDS)
     expect(page.locator("#now-line")).to_have_text("Paused, because you asked.")
@@ -62,6 +64,7 @@ def test_a_visit(visit: Visit, daemon: Daemon) -> None:
     expect(page.locator("#jobs > li").first).to_contain_text("cancelled", timeout=SECONDS)
 
 
+@wide
 def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(visit: Visit, daemon: Daemon) -> None:
     [identity] = daemon.client.post("/texts", json={"text": "To be gone.", "source": "leaving"}).json()["ids"]
     row = text_row(visit, "gone")
@@ -89,6 +92,7 @@ def test_a_text_is_added_found_and_taken_back(visit: Visit) -> None:
     expect(page.locator("#text-list")).to_have_text("No text has these words.", timeout=SECONDS)
 
 
+@wide
 def test_a_text_shows_the_file_that_it_is_from(visit: Visit, daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "harbour.md"
     file.write_text("The pilot ordered marmalade, and had it brought aboard before the tide turned. " * 3)
@@ -149,6 +153,7 @@ def test_a_text_is_deleted_and_the_personal_model_withdrawn(visit: Visit, daemon
 
 
 @pytest.mark.usefixtures("serving")
+@wide
 def test_a_version_is_rolled_back_and_used_again(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
     visit.go("Learned")
@@ -173,6 +178,7 @@ def test_a_version_is_rolled_back_and_used_again(visit: Visit, daemon: Daemon) -
 
 
 @pytest.mark.usefixtures("serving")
+@wide
 def test_a_sentence_before_and_after(visit: Visit) -> None:
     page = visit.page
     visit.go("Learned")
@@ -209,6 +215,7 @@ def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(visit: V
     visit.wrong.clear()  # the 500
 
 
+@wide
 def test_a_source_is_counted_whole_and_deleted_whole(visit: Visit, daemon: Daemon) -> None:
     many = [{"text": f"Note {number} of many.", "source": "many"} for number in range(120)]
     daemon.client.post("/texts", json=many)
@@ -249,6 +256,7 @@ def test_a_label_is_given_and_asked_for(visit: Visit) -> None:
     expect(page.locator("#label-right")).to_contain_text("of 6.")
 
 
+@wide
 def test_an_app_gets_a_key_and_loses_it(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
     visit.go("Apps")
