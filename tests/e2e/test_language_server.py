@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -182,28 +183,38 @@ class Slow:
     """A daemon that never answers, and what it was asked."""
 
     def __init__(self) -> None:
-        self.asked, self.came = list[str](), asyncio.Event()
+        self.asked, self.ended = list[str](), Event()
+        self.came = asyncio.Event()
+        loop, outer = asyncio.get_running_loop(), self
 
-    async def serve(self) -> asyncio.Server:
-        """Listen on a port of this device."""
-        return await asyncio.start_server(self._hear, "127.0.0.1", 0)
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.asked.append(json.loads(body)["context"])
+                loop.call_soon_threadsafe(outer.came.set)
+                outer.ended.wait()
 
-    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-        assert length is not None
-        self.asked.append(json.loads(await reader.readexactly(int(length[1])))["context"])
-        self.came.set()
-        await reader.read()  # until the client goes
-        writer.close()
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def close(self) -> None:
+        self.ended.set()
+        self.server.shutdown()
+        self.server.server_close()
 
 
 def test_an_outdated_request_is_answered_at_once_and_a_cancelled_one_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         slow = Slow()
-        async with await slow.serve() as server:
-            url = "http://{}:{}".format(*server.sockets[0].getsockname())
-            async with editing(tmp_path, "--url", url) as editor:
+        try:
+            async with editing(tmp_path, "--url", slow.url) as editor:
                 editor.open("Vinden ")
                 late = await editor.complete(0, 7)
                 assert not late.items and slow.asked == ["Vinden "], "no answer in time"
@@ -220,6 +231,8 @@ def test_an_outdated_request_is_answered_at_once_and_a_cancelled_one_not(tmp_pat
                 with pytest.raises(JsonRpcException, match="cancel"):
                     await asyncio.wrap_future(request)
                 assert not editor.shown
+        finally:
+            slow.close()
 
     run(scenario)
 
