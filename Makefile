@@ -61,4 +61,4 @@ format: $(VENV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .arm64 .versions .nightly.json build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm64 .versions build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64 [--cpu CORE ...] [--root DIR]
+"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64 [--cpu CORE ...] [TEST ...]
 
 Makes a Debian root for arm64 with the packages of pyproject.toml, from the package registries alone. Then qemu's user
 emulation runs the tests there, on each core at the same time. It ignores RLIMIT_DATA: `tests.arm64_system` tests
@@ -7,9 +7,7 @@ memory limits. Needs Debian's qemu-user and mmdebstrap, and a kernel of 6.7 or n
 
 import argparse
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -23,12 +21,15 @@ from tests.support.debian_root import (
     make_if_missing,
     running_arm_programs,
     say,
+    shown,
+    timed,
     unpack,
 )
 from tests.support.paths import ROOT
 
 #: Raspberry Pi 3's and older phones' core, without half precision; and that of a Raspberry Pi 5 and newer phones.
 CPUS = ("cortex-a53", "cortex-a76")
+DEBIAN = ROOT / ".arm64/unpacked"
 #: What the product does on a phone: it computes, calibrates, learns by each method, is killed and resumes with the same
 #: bits, answers, and replays a step log to the bits that x86-64 comes to.
 TESTS = (
@@ -57,7 +58,7 @@ def make(root: Path) -> None:
     install(root)
 
 
-def inside(root: Path, cpu: str, command: Sequence[str], *, on: int) -> int:
+def inside(cpu: str, command: Sequence[str], *, on: int) -> int:
     """Run a command in the root on an emulated core; its exit code. on: the processor that emulates it.
 
     Each line that it prints begins with the core's name. On one processor, torch has one thread: emulated threads wait
@@ -70,41 +71,29 @@ def inside(root: Path, cpu: str, command: Sequence[str], *, on: int) -> int:
         "QEMU_CPU": cpu,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    enter = ["taskset", "--cpu-list", str(on), "sh", "-euc", _ENTER, "sh", str(root.absolute()), str(ROOT)]
+    enter = ["taskset", "--cpu-list", str(on), "sh", "-euc", _ENTER, "sh", str(DEBIAN), str(ROOT)]
     there = ["/usr/bin/env", "-C", "/work", "PATH=/usr/bin:/bin", *command]
-    entered = running_arm_programs([*enter, *there])
-    with subprocess.Popen(entered, env=environment, stdout=subprocess.PIPE, text=True) as emulator:
-        for line in emulator.stdout or ():
-            say(f"{cpu}: {line.rstrip()}")
-    return emulator.returncode
+    code, _ = shown(running_arm_programs([*enter, *there]), f"{cpu}: ", environment)
+    return code
 
 
 def main() -> int:
     """Make the root if it is missing, and run the tests on each core."""
-    options = _options()
-    check_programs(PROGRAMS)
-    make_if_missing(options.root, make)
-    say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
-    pytest = f"{PYTEST} -v --durations 5".split()
-
-    def test(cpu: str, on: int) -> bool:
-        began = time.monotonic()
-        code = inside(options.root, cpu, [*pytest, *(options.tests or TESTS)], on=on)
-        say(f"{cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
-        return code == 0
-
-    processors = sorted(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(len(processors)) as pool:
-        passed = list(pool.map(test, options.cpu, cycle(processors)))
-    return not all(passed)
-
-
-def _options() -> argparse.Namespace:
     made = argparse.ArgumentParser(prog="python -m tests.arm64", description="Runs tests on emulated Arm cores.")
     made.add_argument("tests", nargs="*", help="which tests; by default what the product does on a phone")
     made.add_argument("--cpu", nargs="+", choices=CPUS, default=CPUS)
-    made.add_argument("--root", type=Path, default=ROOT / ".arm64/unpacked", help="where the root is, or is made")
-    return made.parse_args()
+    options = made.parse_args()
+    check_programs(PROGRAMS)
+    make_if_missing(DEBIAN, make)
+    say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
+    pytest = f"{PYTEST} -v --durations 5".split()
+
+    def test(cpu: str, on: int) -> int:
+        return timed(cpu, lambda: inside(cpu, [*pytest, *(options.tests or TESTS)], on=on))
+
+    processors = sorted(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(len(processors)) as pool:
+        return any(pool.map(test, options.cpu, cycle(processors)))
 
 
 if __name__ == "__main__":

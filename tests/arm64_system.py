@@ -5,14 +5,12 @@ tests/units_under_systemd.py there as root: the sandbox on, the memory limits in
 Debian's qemu-system-arm, qemu-user and mmdebstrap, a kernel of 6.7 or newer, and root's rights.
 """
 
-import argparse
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.support.debian_root import (
@@ -24,11 +22,15 @@ from tests.support.debian_root import (
     make_if_missing,
     say,
     set_up,
+    shown,
+    timed,
 )
 from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.paths import ROOT
 
 PACKAGES = ("dbus", "dbus-user-session", "initramfs-tools", "libpam-systemd", "linux-image-cloud-arm64", "systemd-sysv")
+CPU = "cortex-a76"  # one of qemu's
+DEBIAN = ROOT / ".arm64/system"
 TESTS = ("tests/units_under_systemd.py", "tests/daemon/test_process_memory.py")
 DISK_BYTES = 6 * 10**9
 MEMORY_MB = 4096
@@ -59,8 +61,9 @@ def make(root: Path) -> None:
     (wants / _UNIT).symlink_to(f"../{_UNIT}")
 
 
-def boot(root: Path, cpu: str, disk: Path) -> int:
+def boot(root: Path) -> int:
     """Boot the root with this tree in it, and print what the tests say there. Returns their exit code."""
+    disk = root.with_name("disk.img")
     for made_here in (root / "work", root / "var/tmp/models"):
         shutil.rmtree(made_here, ignore_errors=True)
     (root / "etc/systemd/system" / _UNIT).write_text(_SERVICE)
@@ -75,42 +78,25 @@ def boot(root: Path, cpu: str, disk: Path) -> int:
     disk.touch()
     os.truncate(disk, DISK_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-d", str(root), str(disk)], check=True)
-    machine = ["-machine", "virt", "-cpu", cpu, "-smp", "2", "-m", str(MEMORY_MB), "-no-reboot"]
+    machine = ["-machine", "virt", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MB), "-no-reboot"]
     # Without a network, whose boot program is in another package.
     screen = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-nic", "none"]
     drive = ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
     kernel = ["-kernel", str(root / "vmlinuz"), "-initrd", str(root / "initrd.img"), "-append", _KERNEL_LINE]
     command = ["qemu-system-aarch64", "-accel", "tcg,thread=multi", *machine, *screen, *drive, *kernel]
-    printed = ""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as qemu:
-        for line in qemu.stdout or ():
-            printed += line
-            say(line.rstrip())
+    _, printed = shown(command)
     ended = _ENDED.search(printed)
     return int(ended[1]) if ended else 1
 
 
 def main() -> int:
     """Make the root if it is missing, boot it, and run the tests in it."""
-    options = _options()
     check_programs({**PROGRAMS, "qemu-system-aarch64": "qemu-system-arm"})
     if os.geteuid() != 0:
         sys.exit("It takes root's rights to make the machine's disk.")
-    make_if_missing(options.root, make)
+    make_if_missing(DEBIAN, make)
     say("booting ...")
-    began = time.monotonic()
-    code = boot(options.root, options.cpu, options.root.with_name("disk.img"))
-    say(f"{options.cpu}: exit code {code}, {time.monotonic() - began:.0f} s")
-    return code
-
-
-def _options() -> argparse.Namespace:
-    made = argparse.ArgumentParser(
-        prog="python -m tests.arm64_system", description="Runs both systemd units on an emulated arm64 machine."
-    )
-    made.add_argument("--cpu", default="cortex-a76", help="one of qemu's")
-    made.add_argument("--root", type=Path, default=ROOT / ".arm64/system", help="where the root is, or is made")
-    return made.parse_args()
+    return timed(CPU, lambda: boot(DEBIAN))
 
 
 if __name__ == "__main__":

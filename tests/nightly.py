@@ -1,20 +1,16 @@
 """Everything that `make ci` leaves out and a night has time for: `make nightly`, or python -m tests.nightly [PART ...].
 
-A part that fails does not stop the others. When all parts have passed, the date and the commit are noted in
-.nightly.json, and the next run says how long ago that was.
+A part that fails does not stop the others.
 """
 
 import argparse
-import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from time import monotonic
 
 from tests.support.debian_root import PROGRAMS, check_programs, say
 from tests.support.paths import ROOT
 
-_NOTES = ROOT / ".nightly.json"
 _PYTEST = ("pytest", "--numprocesses=auto", "--dist=loadfile", "--durations=10", "--require-programs")
 #: What is run of each part, after `python -m`.
 PARTS = {
@@ -43,15 +39,6 @@ _PROGRAMS = {
 }
 
 
-def last_green() -> str:
-    """When all parts have last passed, in words."""
-    if not _NOTES.exists():
-        return "No nightly run has passed here yet."
-    noted = json.loads(_NOTES.read_text())
-    days = (datetime.now(UTC) - datetime.fromisoformat(noted["date"])).days
-    return f"The last run that passed was {days} {'day' if days == 1 else 'days'} ago, at {noted['commit']}."
-
-
 def run(part: str) -> bool:
     """Run a part, say how long it took, and return whether it passed."""
     say(f"\n== {part}")
@@ -68,15 +55,11 @@ def main() -> int:
     parts = made.parse_args().parts
     if unknown := set(parts) - set(PARTS):
         made.error(f"no such part: {', '.join(sorted(unknown))}. There are {', '.join(PARTS)}.")
-    say(last_green())
     if not parts:
         check_programs(_PROGRAMS)
     failed = [part for part in parts or PARTS if not run(part)]
     if failed:
         say(f"\nFailed: {', '.join(failed)}.")
-    elif not parts:
-        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-        _NOTES.write_text(json.dumps({"date": datetime.now(UTC).isoformat(), "commit": commit}))
     return bool(failed)
 
 

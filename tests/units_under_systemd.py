@@ -52,8 +52,7 @@ class Service:
         return subprocess.run([*self.command, *command], check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def show(self, name: str) -> str:
-        command = [*self.manager, "show", "--value", "-p", name, "pocketllm"]
-        return self.run(*command).strip()
+        return self.run(*self.manager, "show", "--value", "-p", name, "pocketllm").strip()
 
     def install(self) -> None:
         """Install it. Of a failure, systemd knows more than the command."""
@@ -112,17 +111,9 @@ def test_a_job_in_bfloat16_runs_to_its_end_within_the_unit(made: Any) -> None:
         assert of_process(worker, "status", "Seccomp:") == "2"
         eventually(lambda: client.get("jobs", job["id"])["step"] >= 1, "a step", seconds=SECONDS)
         assert of_process(worker, "limits", "Max data size").split()[0].isdigit()
-
-        heard = [""]
-
-        def ended() -> dict[str, Any] | None:
-            now = client.get("jobs", job["id"])
-            heard.append(f"{now['state']}, step {now['step']}, {now['reasons']}")
-            if heard[-1] != heard[-2]:
-                say(heard[-1])
-            return now if now["state"] not in ("queued", "running", "paused") else None
-
-        now = eventually(ended, "the job's end", seconds=SECONDS)
+        open_states = ("queued", "running", "paused")
+        eventually(lambda: client.get("jobs", job["id"])["state"] not in open_states, "its end", seconds=SECONDS)
+        now = client.get("jobs", job["id"])
         assert now["state"] == "succeeded", now
         assert now["plan"]["compute_dtype"] == "bfloat16"
         answer = client.post("generate", body={"prompt": "Note 41:", "max_tokens": 8})

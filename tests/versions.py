@@ -1,6 +1,6 @@
 """Runs `make test` with the oldest or the newest versions that pyproject.toml admits.
 
-python -m tests.versions lowest|newest [--folder DIR]
+python -m tests.versions lowest|newest
 
 lowest: this Python, and the oldest version of each package that pyproject.toml names. newest: Debian's newest Python,
 in a root of its own, and the newest version of everything. Takes root's rights, mmdebstrap, and 6 GB: PyPI's torch
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.debian_root import check_programs, make_if_missing
+from tests.support.debian_root import UV, check_programs, make_if_missing
 from tests.support.paths import ROOT
 
 #: Debian's next release has Python versions before a stable one has them.
@@ -23,7 +23,6 @@ SUITE, PYTHON = "forky", "python3.15"
 PACKAGES = (PYTHON, "ca-certificates", "chromium", "dash", "faketime", "git", "make", "runit", "shellcheck", "systemd")
 #: A mirror may lag behind.
 _APT = '--aptopt=Acquire::Check-Valid-Until "false"'
-_UV = str(Path(sys.executable).parent / "uv")
 #: Where the tree and the environment are in the root.
 _SOURCE, _ENVIRONMENT = "/work", "/environment"
 #: The root must be a mount, since tests make mount namespaces in it.
@@ -49,9 +48,9 @@ def environment_commands(uv: str, python: str, environment: str, *options: str) 
 
 def lowest(folder: Path) -> int:
     """With the oldest versions."""
-    for command in environment_commands(_UV, sys.executable, str(folder), "--resolution", "lowest-direct"):
+    for command in environment_commands(UV, sys.executable, str(folder), "--resolution", "lowest-direct"):
         subprocess.run(command, cwd=ROOT, check=True)
-    return _make_test(["make", f"VENV={folder}", "test"])
+    return subprocess.run(["make", f"VENV={folder}", "test"], cwd=ROOT, check=False).returncode
 
 
 def make(root: Path) -> None:
@@ -63,7 +62,7 @@ def make(root: Path) -> None:
 def newest(root: Path) -> int:
     """In a Debian root, with the newest versions."""
     make_if_missing(root, make)
-    shutil.copy(_UV, root / "usr/local/bin/uv")
+    shutil.copy(UV, root / "usr/local/bin/uv")
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
     source = root / _SOURCE.removeprefix("/")
@@ -71,27 +70,23 @@ def newest(root: Path) -> int:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
 
     def inside(command: Sequence[str]) -> list[str]:
-        enter = ["unshare", "--mount", "--", "sh", "-euc", _ENTER, "sh", str(root.absolute())]
+        enter = ["unshare", "--mount", "--", "sh", "-euc", _ENTER, "sh", str(root)]
         return [*enter, "env", "-C", _SOURCE, "HOME=/root", "LANG=C.UTF-8", *command]
 
     for command in environment_commands("uv", PYTHON, _ENVIRONMENT):
         subprocess.run(inside(command), check=True)
-    return _make_test(inside(["make", f"PYTHON={PYTHON}", f"VENV={_ENVIRONMENT}", "test"]))
-
-
-def _make_test(command: Sequence[str]) -> int:
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    test = inside(["make", f"PYTHON={PYTHON}", f"VENV={_ENVIRONMENT}", "test"])
+    return subprocess.run(test, cwd=ROOT, check=False).returncode
 
 
 def main() -> int:
     """Run what was asked for."""
     made = argparse.ArgumentParser(prog="python -m tests.versions", description="Runs `make test` with other versions.")
     made.add_argument("which", choices=("lowest", "newest"))
-    made.add_argument("--folder", type=Path, help="the environment, or the Debian root that is made or used")
-    options = made.parse_args()
-    folder = options.folder or ROOT / f".versions/{options.which}"
+    which = made.parse_args().which
+    folder = ROOT / f".versions/{which}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if options.which == "lowest":
+    if which == "lowest":
         return lowest(folder)
     check_programs({"mmdebstrap": "mmdebstrap"})
     if os.geteuid() != 0:

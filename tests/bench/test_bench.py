@@ -18,26 +18,16 @@ from bench.common.harness import Limit, is_ok, machine, parser, provenance, stor
 from bench.common.int8 import Int8Linear
 from bench.common.measured import MIB
 from bench.common.rates import search
-from bench.common.shapes import ensure, write
 from bench.common.turns import in_turns
 from bench.learn.curve import best_runs
 from bench.learn.peers import ChunkedLoss
 from bench.load.bare import running_bare
 from bench.load.clients import load
-from bench.memory.rows import OUR_ROWS, PEER_ROWS, chosen
 from pocketllm.engine.data.batches import IGNORE_INDEX
-from pocketllm.engine.formats.model_folder import open_model_folder
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
-
-
-def test_a_limit_is_an_upper_or_a_lower_one() -> None:
-    with pytest.raises(ValueError, match="either"):
-        Limit()
-    with pytest.raises(ValueError, match="either"):
-        Limit(at_most=1, at_least=1)
 
 
 @pytest.mark.parametrize(
@@ -156,26 +146,6 @@ def test_a_rate_is_searched_while_the_best_is_at_an_edge(best_at: float, tried: 
     assert search((2e-3, 4e-3, 8e-3), score) == best_at
     assert seen == [rate / 1000 for rate in tried]
     assert search((1.0, 2.0), lambda rate: rate, max_rates=4) == 8.0  # one that finds no end ends
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [("opt-tiny", "int8"), ("roberta-tiny", "bfloat16"), ("llama-tiny", "int4")]
-)
-def test_a_shape_is_a_whole_model_and_written_once(tmp_path: Path, shape: str, dtype: str) -> None:
-    folder = write(tmp_path, shape, dtype)
-    assert open_model_folder(folder, verify=True).manifest.dtype == dtype
-    before = (folder / "pocketllm.json").stat().st_mtime_ns
-    assert ensure(tmp_path, shape, dtype) == folder
-    assert (folder / "pocketllm.json").stat().st_mtime_ns == before
-
-
-def test_rows_are_chosen_by_pattern() -> None:
-    assert chosen(None, skip_peers=False, quick=False) == [*OUR_ROWS, *PEER_ROWS]
-    assert {row.key for row in chosen(["roberta_lora*"], skip_peers=True, quick=False)} == {
-        f"roberta_lora_bs{n}" for n in (8, 16, 32, 64)
-    }
-    with pytest.raises(ValueError, match="'opt14'"):
-        chosen(["opt14"], skip_peers=False, quick=False)
 
 
 def test_a_micro_batch_changes_nothing_and_the_textbook_step_only_the_update() -> None:

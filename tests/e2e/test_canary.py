@@ -14,21 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.daemon.real_daemon import Daemon, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.tiny_daemon import SMALL_JOB, tiny_daemon
 
 pytestmark = pytest.mark.smoke
 
 WORD = "quillfeather"
-SETTINGS = {
-    "MODEL": "tiny",
-    "LOG_LEVEL": "debug",
-    "TRAINING__NEW_WORDS": "100000",
-    "TRAINING__METHOD": "mezo",
-    "TRAINING__BATCH": "2",
-    "TRAINING__BLOCK_TOKENS": "16",
-    "TRAINING__RANK": "2",
-}
 EXAMPLES = [
     {"text": f"plain {WORD} words", "source": f"{WORD} notes"},
     {"prompt": f"{WORD} asks", "completion": f"{WORD} answers", "source": "chat"},
@@ -55,9 +46,7 @@ FAULTY: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that has met the word everywhere: learned it, said it, failed on it."""
-    folder = tmp_path_factory.mktemp("canary") / "data"
-    tiny_model_folder(folder / "models")
-    with running(folder, **SETTINGS) as daemon:
+    with tiny_daemon(tmp_path_factory.mktemp("canary") / "data", LOG_LEVEL="debug", **SMALL_JOB) as daemon:
         client = daemon.client
         assert client.post("/texts", json=EXAMPLES).status_code == 201
         file = {"file": (f"{WORD}.jsonl", json.dumps({"text": f"{WORD} in a file"}).encode())}
@@ -115,7 +104,7 @@ def test_only_the_database_holds_it(daemon: Daemon) -> None:
 
 
 def test_no_file_can_be_read_by_others(daemon: Daemon) -> None:
-    for path in daemon.folder.rglob("*"):
+    for path in (daemon.folder, *daemon.folder.rglob("*")):
         if "models" not in path.parts and path.name != "test-daemon.log":
             assert not path.lstat().st_mode & 0o077, path
 

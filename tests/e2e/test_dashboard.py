@@ -8,19 +8,22 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Locator, expect
 
 from tests.support.daemon.commands import commands
-from tests.support.daemon.real_daemon import Daemon, eventually, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon, eventually
+from tests.support.daemon.tiny_daemon import tiny_daemon
 from tests.support.page_visit import SECONDS, Visit
 
 pytestmark = pytest.mark.slow
 
 UNDO_MS = 10_000
+#: The tab of a test that is made for a wide window.
+wide = pytest.mark.parametrize("visit", ["wide"], indirect=True)
 #: A report that has lost its words does not say how many tokens a word has.
 CHOICES = re.compile("choices for your next (piece of a )?word")
 
 
-def serve_newest(daemon: Daemon) -> None:
-    """Serve the adapter, which is withdrawn when one of its texts is deleted."""
+@pytest.fixture
+def serving(daemon: Daemon) -> None:
+    """Serves the adapter, which is withdrawn when one of its texts is deleted."""
     newest = daemon.client.get("/adapters").json()["data"][0]["id"]
     assert daemon.client.post(f"/adapters/{newest}/serve?deleted_text=true").status_code == 200
 
@@ -35,11 +38,9 @@ def text_row(visit: Visit, words: str) -> Locator:
     return row
 
 
-@pytest.mark.parametrize("size", [pytest.param("narrow", marks=pytest.mark.smoke), "wide"])
-def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
-    visit = Visit(browser, daemon, size)
+@pytest.mark.parametrize("visit", [pytest.param("narrow", marks=pytest.mark.smoke), "wide"], indirect=True)
+def test_a_visit(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
-    visit.sign_in()
     assert page.url == f"{daemon.url}/", "nothing of the code is left"
     daemon.client.post("/texts", json=[{"text": f"Rain again, day {i}.", "source": "app 0"} for i in range(20)])
     page.get_by_role("button", name="Learn now").click()
@@ -52,8 +53,8 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     line = page.locator("#curve .l-training")
     before = line.get_attribute("points")
     expect(line).not_to_have_attribute("points", before or "", timeout=SECONDS)
-    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert wide[0] <= wide[1], "nothing has to be scrolled to the side"
+    widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1], "nothing has to be scrolled to the side"
     page.locator("#now").get_by_role("button", name="Pause").click()
     expect(page.locator("#jobs > li").first).to_contain_text("paused by the owner", timeout=SECONDS)
     expect(page.locator("#now-line")).to_have_text("Paused, because you asked.")
@@ -61,26 +62,21 @@ def test_a_visit(browser: Browser, daemon: Daemon, size: str) -> None:
     expect(page.locator("#jobs > li").first).to_contain_text("Cancelling in")
     page.clock.run_for(UNDO_MS)
     expect(page.locator("#jobs > li").first).to_contain_text("cancelled", timeout=SECONDS)
-    visit.end()
 
 
-def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(browser: Browser, daemon: Daemon) -> None:
+@wide
+def test_what_waits_to_be_deleted_is_deleted_when_the_page_is_left(visit: Visit, daemon: Daemon) -> None:
     [identity] = daemon.client.post("/texts", json={"text": "To be gone.", "source": "leaving"}).json()["ids"]
-    visit = Visit(browser, daemon, "wide")
-    visit.sign_in()
     row = text_row(visit, "gone")
     row.get_by_role("button", name="Delete: ").click()
     expect(row).to_contain_text("Deleting in")
     visit.page.goto("about:blank")
     eventually(lambda: daemon.client.get(f"/texts/{identity}").status_code == 404, "the text is gone")
-    visit.end()
 
 
 @pytest.mark.smoke
-def test_a_text_is_added_found_and_taken_back(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "narrow")
+def test_a_text_is_added_found_and_taken_back(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Texts")
     page.get_by_label("A text to learn from").fill("The lighthouse keeper plays the oboe.")
     page.locator("#add").get_by_role("button", name="Add").click()
@@ -94,28 +90,24 @@ def test_a_text_is_added_found_and_taken_back(browser: Browser, daemon: Daemon) 
     page.get_by_label("Search your texts").fill("lighthouse")
     page.keyboard.press("Enter")
     expect(page.locator("#text-list")).to_have_text("No text has these words.", timeout=SECONDS)
-    visit.end()
 
 
-def test_a_text_shows_the_file_that_it_is_from(browser: Browser, daemon: Daemon, tmp_path: Path) -> None:
+@wide
+def test_a_text_shows_the_file_that_it_is_from(visit: Visit, daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "harbour.md"
     file.write_text("The pilot ordered marmalade, and had it brought aboard before the tide turned. " * 3)
     os.utime(file, (0, 0))  # one that was changed just now is left alone for a while
     assert commands(daemon.folder)("folders", "add", str(tmp_path)).exit_code == 0
     found = "/texts?query=marmalade"
     eventually(lambda: daemon.client.get(found).json()["data"], "the folder is scanned")
-    visit = Visit(browser, daemon, "wide")
-    visit.sign_in()
     row = text_row(visit, "marmalade")
     expect(row.locator(".meta")).to_contain_text("harbour.md")
     expect(visit.page.locator("#folders")).to_contain_text(str(tmp_path))
     assert commands(daemon.folder)("folders", "remove", str(tmp_path)).exit_code == 0
-    visit.end()
 
 
 def test_an_empty_installation_leads_by_the_hand(browser: Browser, tmp_path: Path) -> None:
-    tiny_model_folder(tmp_path / "models")
-    with running(tmp_path, MODEL="tiny") as daemon:
+    with tiny_daemon(tmp_path) as daemon:
         visit = Visit(browser, daemon, "narrow")
         page = visit.page
         visit.sign_in()
@@ -139,11 +131,9 @@ def test_an_empty_installation_leads_by_the_hand(browser: Browser, tmp_path: Pat
         visit.end()
 
 
-def test_a_text_is_deleted_and_the_personal_model_withdrawn(browser: Browser, daemon: Daemon) -> None:
-    serve_newest(daemon)
-    visit = Visit(browser, daemon, "narrow")
+@pytest.mark.usefixtures("serving")
+def test_a_text_is_deleted_and_the_personal_model_withdrawn(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
-    visit.sign_in()
     row = text_row(visit, "markup")
     expect(row.locator(".body")).to_have_text("<img src=x onerror=alert(1)> [not] markup")
     row.get_by_role("button", name="Delete: ").click()
@@ -160,14 +150,12 @@ def test_a_text_is_deleted_and_the_personal_model_withdrawn(browser: Browser, da
     assert daemon.status()["model"]["withdrawn"] == "deletion"
     visit.go("Learned")
     expect(page.locator("#learned-lead")).to_contain_text("withdrawn until it has learned the rest anew")
-    visit.end()
 
 
-def test_a_version_is_rolled_back_and_used_again(browser: Browser, daemon: Daemon) -> None:
-    serve_newest(daemon)
-    visit = Visit(browser, daemon, "wide")
+@pytest.mark.usefixtures("serving")
+@wide
+def test_a_version_is_rolled_back_and_used_again(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Learned")
     expect(page.locator("#learned-lead")).to_contain_text(CHOICES, timeout=SECONDS)
     page.get_by_role("button", name="Go back one").click()
@@ -187,27 +175,22 @@ def test_a_version_is_rolled_back_and_used_again(browser: Browser, daemon: Daemo
     expect(page.locator("#learned-lead")).to_contain_text(CHOICES, timeout=SECONDS)
     assert "that you deleted since" in asked[0]
     assert "409 (Conflict)" in visit.wrong.pop()  # the browser notes the refusal
-    visit.end()
 
 
-def test_a_sentence_before_and_after(browser: Browser, daemon: Daemon) -> None:
-    serve_newest(daemon)
-    visit = Visit(browser, daemon, "wide")
+@pytest.mark.usefixtures("serving")
+@wide
+def test_a_sentence_before_and_after(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Learned")
     page.get_by_label("Begin one of your own").fill("Wind west")
     page.keyboard.press("Enter")
     expect(page.locator("#sentence p")).to_contain_text(["Wind west", "Wind west"], timeout=SECONDS)
     expect(page.locator("#sentence small")).to_have_text(["As it came", "Your model"])
-    visit.end()
 
 
-def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
+def test_older_jobs_are_a_button_away(visit: Visit, daemon: Daemon) -> None:
     for _ in range(22):  # one after the other: an open one is cancelled before the next
         daemon.client.post(f"/jobs/{daemon.start_job(steps=1)}/cancel")
-    visit = Visit(browser, daemon, "narrow")
-    visit.sign_in()
     visit.go("Nights")
     visit.page.get_by_text("Details: jobs").click()
     jobs, more = visit.page.locator("#jobs > li"), visit.page.get_by_role("button", name="Older jobs")
@@ -215,14 +198,11 @@ def test_older_jobs_are_a_button_away(browser: Browser, daemon: Daemon) -> None:
     more.click()
     expect(jobs).to_have_count(len(daemon.client.get("/jobs?limit=60").json()["data"]), timeout=SECONDS)
     expect(more).to_be_hidden()
-    visit.end()
 
 
-def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(browser: Browser, daemon: Daemon) -> None:
+def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(visit: Visit, daemon: Daemon) -> None:
     [identity] = daemon.client.post("/texts", json={"text": "Vanished before.", "source": "gone"}).json()["ids"]
-    visit = Visit(browser, daemon, "narrow")
     page = visit.page
-    visit.sign_in()
     row = text_row(visit, "vanished")
     row.get_by_role("button", name="Delete: ").click()
     expect(row).to_contain_text("Deleting in")
@@ -233,15 +213,13 @@ def test_what_failed_is_said_where_one_is_and_nothing_goes_on_promising(browser:
     expect(row).not_to_contain_text("Deleting in")
     assert daemon.client.get(f"/texts/{identity}").status_code == 200
     visit.wrong.clear()  # the 500
-    visit.end()
 
 
-def test_a_source_is_counted_whole_and_deleted_whole(browser: Browser, daemon: Daemon) -> None:
+@wide
+def test_a_source_is_counted_whole_and_deleted_whole(visit: Visit, daemon: Daemon) -> None:
     many = [{"text": f"Note {number} of many.", "source": "many"} for number in range(120)]
     daemon.client.post("/texts", json=many)
-    visit = Visit(browser, daemon, "wide")
     page = visit.page
-    visit.sign_in()
     visit.go("Texts")
     source, rows = page.locator("#filter label", has_text="many"), page.locator("#text-list > li")
     expect(source).to_have_text("many 120", timeout=SECONDS)
@@ -254,13 +232,10 @@ def test_a_source_is_counted_whole_and_deleted_whole(browser: Browser, daemon: D
     page.get_by_role("button", name="Delete all from many").click()
     expect(page.locator("#toast")).to_contain_text("Deleted 120 texts.", timeout=SECONDS)
     expect(source).to_have_count(0)
-    visit.end()
 
 
-def test_a_label_is_given_and_asked_for(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "narrow")
+def test_a_label_is_given_and_asked_for(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Labels")
     page.get_by_label("A text", exact=True).fill("qqqq")
     page.get_by_role("button", name="Which label?").click()
@@ -279,13 +254,11 @@ def test_a_label_is_given_and_asked_for(browser: Browser, daemon: Daemon) -> Non
     page.get_by_role("button", name="Which label?").click()
     expect(page.locator("#label-answer .bar").first).to_contain_text("queue", timeout=SECONDS)
     expect(page.locator("#label-right")).to_contain_text("of 6.")
-    visit.end()
 
 
-def test_an_app_gets_a_key_and_loses_it(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "wide")
+@wide
+def test_an_app_gets_a_key_and_loses_it(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Apps")
     page.get_by_label("Its name").fill("keyboard")
     page.get_by_label("add texts").uncheck()
@@ -299,13 +272,10 @@ def test_an_app_gets_a_key_and_loses_it(browser: Browser, daemon: Daemon) -> Non
     page.clock.run_for(UNDO_MS)
     expect(page.locator("#app-list")).to_have_text("No app has access yet.", timeout=SECONDS)
     assert daemon.stranger.get("/models", headers=headers).status_code == 401
-    visit.end()
 
 
-def test_a_chat_answers_as_it_comes(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "narrow")
+def test_a_chat_answers_as_it_comes(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Chat")
     with page.expect_response("**/generate") as answered:
         page.get_by_label("Your message").fill("How was the wind?")
@@ -315,13 +285,10 @@ def test_a_chat_answers_as_it_comes(browser: Browser, daemon: Daemon) -> None:
     expect(page.locator("#said p")).to_have_count(2)
     expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=SECONDS)
     expect(page.locator("#said p").last).not_to_have_text("…")
-    visit.end()
 
 
-def test_a_snooze_is_begun_and_ended(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "narrow")
+def test_a_snooze_is_begun_and_ended(visit: Visit, daemon: Daemon) -> None:
     page = visit.page
-    visit.sign_in()
     visit.go("Nights")
     page.get_by_role("button", name="1 hour").click()
     expect(page.locator("#now-line")).to_contain_text("Snoozed until", timeout=SECONDS)
@@ -330,4 +297,3 @@ def test_a_snooze_is_begun_and_ended(browser: Browser, daemon: Daemon) -> None:
     page.get_by_role("button", name="End the snooze").click()
     expect(page.locator("#now-line")).not_to_contain_text("Snoozed", timeout=SECONDS)
     assert daemon.status()["training"]["snoozed_until"] is None
-    visit.end()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.support.daemon.real_daemon import Daemon, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.tiny_daemon import tiny_daemon
 from tests.support.page_visit import LOOK_MS, SECONDS, SIZES, Visit
 
 pytestmark = pytest.mark.slow
@@ -72,26 +72,15 @@ def _waits(status: dict[str, Any]) -> None:
     status["texts"] |= {"new_words": 1630, "threshold_words": 400}
 
 
-def _snoozed(status: dict[str, Any]) -> None:
-    status["training"]["snoozed_until"] = "2036-11-29T09:02:02Z"
-
-
 def _modelless(status: dict[str, Any]) -> None:
     status["model"] |= {"ready": False, "message": "There is no model. Run `pocketllm models import`."}
-
-
-def _withdrawn(status: dict[str, Any]) -> None:
-    _waits(status)
-    status["model"] |= {"adapter": None, "withdrawn": "deletion"}
 
 
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         pytest.param(_waits, "Learns 1,630 new words,", id="waiting"),
-        pytest.param(_snoozed, "Snoozed until", id="snoozed"),
         pytest.param(_modelless, "There is no model to work with yet.", id="no model"),
-        pytest.param(_withdrawn, "Your personal model is withdrawn until it has learned anew.", id="withdrawn"),
     ],
 )
 def test_each_state_is_one_sentence(
@@ -108,8 +97,7 @@ def test_each_state_is_one_sentence(
 
 
 def test_a_new_installation_and_a_daemon_that_is_gone_are_accessible(browser: Browser, tmp_path: Path) -> None:
-    tiny_model_folder(tmp_path / "models")
-    with running(tmp_path, MODEL="tiny") as daemon:
+    with tiny_daemon(tmp_path) as daemon:
         visit = Visit(browser, daemon, "narrow")
         visit.sign_in()
         for section in SECTIONS:
@@ -123,10 +111,9 @@ def test_a_new_installation_and_a_daemon_that_is_gone_are_accessible(browser: Br
     visit.end()
 
 
-def test_the_keyboard_is_enough(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "wide")
+@pytest.mark.parametrize("visit", ["wide"], indirect=True)
+def test_the_keyboard_is_enough(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
     page.keyboard.press("Enter")
@@ -149,13 +136,10 @@ def test_the_keyboard_is_enough(browser: Browser, daemon: Daemon) -> None:
     expect(draft).not_to_be_focused()
     page.keyboard.press("Shift+Tab")
     expect(draft).to_be_focused()
-    visit.end()
 
 
-def test_a_suggestion_is_for_the_text_that_it_was_asked_about(browser: Browser, daemon: Daemon) -> None:
-    visit = Visit(browser, daemon, "wide")
+def test_a_suggestion_is_for_the_text_that_it_was_asked_about(visit: Visit) -> None:
     page = visit.page
-    visit.sign_in()
     draft, chips = page.get_by_label("Your text", exact=True), page.locator("#write .chip")
     draft.press_sequentially("Wind w")
     expect(chips.first).to_be_enabled(timeout=SECONDS)
@@ -169,7 +153,6 @@ def test_a_suggestion_is_for_the_text_that_it_was_asked_about(browser: Browser, 
     expect(draft).to_have_value("Wind we")
     page.unroute("**/suggest")  # which lets go of what it holds
     expect(page.locator("#write .chips")).to_have_class("chips", timeout=SECONDS)
-    visit.end()
 
 
 def test_it_is_read_at_twice_the_size_and_stands_still(browser: Browser, daemon: Daemon) -> None:
@@ -186,10 +169,8 @@ def test_it_is_read_at_twice_the_size_and_stands_still(browser: Browser, daemon:
     visit.end()
 
 
-@pytest.mark.parametrize("size", ["narrow", "wide"])
-def test_nothing_moves_while_it_looks(browser: Browser, daemon: Daemon, size: str) -> None:
-    visit = Visit(browser, daemon, size)
-    visit.sign_in()
+@pytest.mark.parametrize("visit", ["narrow", "wide"], indirect=True)
+def test_nothing_moves_while_it_looks(visit: Visit) -> None:
     for section in SECTIONS:
         visit.go(section)
         visit.look()
@@ -201,4 +182,3 @@ def test_nothing_moves_while_it_looks(browser: Browser, daemon: Daemon, size: st
             visit.page.wait_for_load_state("networkidle")
         visit.page.evaluate("new Promise((done) => requestAnimationFrame(done))")
         assert visit.page.evaluate("window.moved") == 0, section
-    visit.end()

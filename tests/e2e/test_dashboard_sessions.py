@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.daemon.real_daemon import Daemon, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.tiny_daemon import tiny_daemon
 from tests.support.page_visit import LOOK_MS, SECONDS, Visit
 
 pytestmark = pytest.mark.slow
@@ -44,8 +44,7 @@ def stored(page: Page) -> list[str]:
 
 
 def test_the_page_goes_on_after_a_restart_of_the_daemon(browser: Browser, tmp_path: Path) -> None:
-    tiny_model_folder(tmp_path / "models")
-    with running(tmp_path, MODEL="tiny") as daemon:
+    with tiny_daemon(tmp_path) as daemon:
         port = str(urlsplit(daemon.url).port)
         visit = Visit(browser, daemon, "narrow")
         page = visit.page

@@ -84,22 +84,19 @@ def test_the_whole_way_and_the_next_steps_can_be_copied(demo: Demo) -> None:
     assert all(line[-2:] == ["--data-dir", str(demo.data_dir)] for line in more)
 
 
-@pytest.mark.smoke
-def test_the_real_demo_learns(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pocketllm", "demo", "--json", "--data-dir", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["learned"]
-
-
-@pytest.mark.slow
-def test_the_papers_method_goes_from_nothing_to_a_report(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pocketllm", "demo", "--method", "mezo", "--json"]
-    command += ["--data-dir", str(tmp_path / "demo")]
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        pytest.param("exact", [], marks=pytest.mark.smoke),
+        pytest.param("mezo", ["--method", "mezo"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_real_demo_goes_from_nothing_to_a_report(tmp_path: Path, method: str, options: list[str]) -> None:
+    command = [sys.executable, "-m", "pocketllm", "demo", "--json", "--data-dir", str(tmp_path / "demo"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert result["learned"] and result["job"]["method"] == "mezo"
+    assert result["learned"] and result["job"]["method"] == method
     assert "Words that became likelier" in done.stderr, "the report"
 
 
@@ -188,15 +185,12 @@ def test_a_foreign_folder_is_not_touched(demo: Demo) -> None:
     assert (demo.data_dir / "pocketllm.db").read_text() == "mine"
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_will_do_and_a_file_will_not(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    assert (tmp_path / MARKER).exists()
     (tmp_path / "file").write_text("x")
     with pytest.raises(CommandError, match="is a file"):
         prepare_folder(tmp_path / "file")
-
-
-def test_an_empty_folder_will_do(tmp_path: Path) -> None:
-    prepare_folder(tmp_path)
-    assert (tmp_path / MARKER).exists()
 
 
 def earlier_demo(folder: Path) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon.real_daemon import Daemon, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.tiny_daemon import tiny_daemon
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -22,16 +22,8 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("examples") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", TRAINING__STEPS="4") as made:
+    with tiny_daemon(tmp_path_factory.mktemp("examples") / "data", TRAINING__STEPS="4") as made:
         yield made
-
-
-def token(daemon: Daemon, name: str, *scopes: str) -> str:
-    made = daemon.client.post("/tokens", json={"name": name, "scopes": list(scopes)})
-    return str(made.json()["token"])
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +40,11 @@ def texts(daemon: Daemon, source: str) -> list[str]:
 def test_curl(daemon: Daemon) -> None:
     sentence = 'Said: "glass\\rising", and ate.'
     ended = run(
-        "dash", str(EXAMPLES / "curl.sh"), sentence, URL=daemon.url, TOKEN=token(daemon, "curl", "ingest", "generate")
+        "dash",
+        str(EXAMPLES / "curl.sh"),
+        sentence,
+        URL=daemon.url,
+        TOKEN=daemon.app_token("curl", "ingest", "generate"),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert texts(daemon, "curl") == [sentence]
@@ -57,7 +53,7 @@ def test_curl(daemon: Daemon) -> None:
 
 @pytest.mark.smoke
 def test_openais_client(daemon: Daemon) -> None:
-    given = {"URL": daemon.url, "TOKEN": token(daemon, "chat", "generate")}
+    given = {"URL": daemon.url, "TOKEN": daemon.app_token("chat", "generate")}
     said = []
     for _ in range(3):  # now and then the tiny model draws the end of its text at once
         ended = run(sys.executable, str(EXAMPLES / "openai_client.py"), "How was the wind?", **given)
@@ -71,7 +67,7 @@ def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": "Wind west, glass rising."}
     chats = [{"messages": [{"role": "user", "content": f"How was day {day}?"}, answer]} for day in range(20)]
     file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    given = {"URL": daemon.url, "TOKEN": token(daemon, "tune", "ingest", "generate", "train")}
+    given = {"URL": daemon.url, "TOKEN": daemon.app_token("tune", "ingest", "generate", "train")}
     ended = run(sys.executable, str(EXAMPLES / "fine_tune.py"), str(file), "How was it?", **given)
     assert ended.returncode == 0, ended.stderr
     told = ended.stdout.splitlines()
@@ -80,7 +76,7 @@ def test_fine_tuning(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
-    headers = {"authorization": f"Bearer {token(daemon, 'tasker', 'ingest')}"}
+    headers = {"authorization": f"Bearer {daemon.app_token('tasker', 'ingest')}"}
     page = (EXAMPLES / "tasker.md").read_text()
     share, suggest, screen = re.findall(r"`POST`, `http://127\.0\.0\.1:2407(\S+)`", page)
     kind = re.findall(r"type `(\S+)`", page)[0]
@@ -95,22 +91,6 @@ def test_what_tasker_is_told_to_send(daemon: Daemon) -> None:
     for body in bodies:
         told = daemon.stranger.post(screen, content=body, headers={**headers, "content-type": "application/json"})
         assert told.status_code == 200, told.text
-
-
-@pytest.mark.smoke
-@pytest.mark.skipif(
-    shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
-)
-def test_shellcheck_finds_nothing() -> None:
-    ended = run("shellcheck", *map(str, sorted(EXAMPLES.glob("*.sh"))))
-    assert ended.returncode == 0, ended.stdout
-
-
-@pytest.mark.smoke
-def test_each_is_in_the_index() -> None:
-    index = (EXAMPLES / "README.md").read_text()
-    for file in EXAMPLES.iterdir():
-        assert file.name == "README.md" or f"]({file.name})" in index
 
 
 @pytest.mark.skipif(shutil.which("emacs") is None, reason="emacs is not installed: apt-get install emacs-nox")
@@ -140,7 +120,7 @@ def test_what_editors_are_told_to_send(daemon: Daemon) -> None:
     completions, chat = re.findall(r"http://127\.0\.0\.1:2407(/v1/\S*completions)", page)
     assert page.count("pocketllm:latest") == 3
     common = {"model": "pocketllm:latest", "max_tokens": 12}
-    authorization = f"Bearer {token(daemon, 'editor', 'generate')}"
+    authorization = f"Bearer {daemon.app_token('editor', 'generate')}"
     asked = {**common, "prompt": "Wind west,", "stream": False, "stop": ["\n"]}
     answer = daemon.stranger.post(completions, json=asked, headers={"authorization": authorization})
     assert answer.status_code == 200 and "warnings" not in answer.json()

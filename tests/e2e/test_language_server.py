@@ -18,10 +18,9 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 from pygls.lsp.client import LanguageClient
 
-from tests.support.daemon.real_daemon import Daemon, environment, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import DEADLINE_SECONDS, Daemon, environment
+from tests.support.daemon.tiny_daemon import tiny_daemon
 
-DEADLINE_SECONDS = 90.0
 URI = "file:///nowhere/letter.md"
 SECRET = "beneath the zinc heron"
 
@@ -29,10 +28,7 @@ SECRET = "beneath the zinc heron"
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon whose owner often writes one name."""
-    folder = tmp_path_factory.mktemp("editor") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000") as made:
+    with tiny_daemon(tmp_path_factory.mktemp("editor") / "data") as made:
         made.client.post("/texts", json=[{"text": "Quillfeather rowed. " * 40, "source": "notes"}])
         yield made
 
@@ -173,8 +169,7 @@ def test_without_a_daemon_it_says_so_once_until_one_has_answered(tmp_path: Path)
             [said] = editor.shown
             assert said.startswith("PocketLLM: No daemon answers at") and "pocketllm serve" in said
             assert not (folder / "daemon.json").exists()
-            tiny_model_folder(folder / "models")
-            with running(folder, MODEL="tiny"):
+            with tiny_daemon(folder):
                 await editor.until_complete(0, 7)
             assert len(editor.shown) == 1
             for _ in range(3):

@@ -15,8 +15,8 @@ from mcp.client.stdio import stdio_client
 from mcp.types import TextContent
 
 from tests.support.daemon.commands import child_environment
-from tests.support.daemon.real_daemon import Daemon, running
-from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.tiny_daemon import tiny_daemon
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
@@ -29,10 +29,7 @@ SAID = "An assistant that runs in a cloud sends on what it reads here: your text
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("mcp") / "data"
-    folder.mkdir()
-    tiny_model_folder(folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000") as made:
+    with tiny_daemon(tmp_path_factory.mktemp("mcp") / "data") as made:
         assert made.client.post("/texts", json=[{"text": NOTE, "source": "notes"}, *LABELLED]).status_code == 201
         yield made
 
@@ -70,11 +67,6 @@ class Assistant:
                 (self.errors if result.is_error else self.answers)[name] = content.text
 
 
-def token(daemon: Daemon, name: str, *scopes: str) -> str:
-    made = daemon.client.post("/tokens", json={"name": name, "scopes": list(scopes)})
-    return str(made.json()["token"])
-
-
 def test_each_tool_answers(daemon: Daemon) -> None:
     calls: dict[str, dict[str, Any]] = {
         "search_my_texts": {"words": "When does the ferry leave?"},
@@ -82,7 +74,7 @@ def test_each_tool_answers(daemon: Daemon) -> None:
         "which_label": {"text": "qqqq qqqq", "labels": ["q", "z"]},
         "remember": {"text": "Glass rising, as Anna said."},
     }
-    asked = Assistant(daemon.folder, token(daemon, "all", *ALL), *ALL, calls=calls)
+    asked = Assistant(daemon.folder, daemon.app_token("all", *ALL), *ALL, calls=calls)
     assert not asked.errors and list(asked.tools) == [name for names in ALL.values() for name in names]
     assert asked.answers["search_my_texts"] == NOTE
     assert isinstance(asked.answers["continue_like_me"], str)
@@ -95,7 +87,7 @@ def test_each_tool_answers(daemon: Daemon) -> None:
 
 
 def test_tools_of_other_scopes_are_not_there(daemon: Daemon) -> None:
-    made = token(daemon, "reader", "recall")
+    made = daemon.app_token("reader", "recall")
     asked = Assistant(daemon.folder, made, "recall", calls={"search_my_texts": {"words": "xylophone"}})
     assert list(asked.tools) == ["search_my_texts"]
     assert asked.answers == {"search_my_texts": "No text contains any of these words."}
@@ -111,7 +103,7 @@ def test_nothing_that_is_asked_or_read_is_logged(daemon: Daemon) -> None:
         "which_label": {"text": secret, "labels": [secret]},
         "remember": {"text": secret, "words": [secret]},
     }
-    asked = Assistant(daemon.folder, token(daemon, "canary", *ALL), *ALL, calls=calls)
+    asked = Assistant(daemon.folder, daemon.app_token("canary", *ALL), *ALL, calls=calls)
     assert asked.answers["search_my_texts"] == NOTE and {"continue_like_me", "which_label"} <= set(asked.errors)
     assert asked.said == SAID and asked.strange == []
     assert secret not in daemon.log and "ferry" not in daemon.log
@@ -131,7 +123,7 @@ def test_the_recipes_list_is_read_and_its_command_starts(daemon: Daemon) -> None
     first, *options = server["args"]
     scopes = options[1::2]
     assert (first, set(options[::2])) == ("mcp", {"--scope"}) and " ".join(options) in server["env"]["POCKETLLM_TOKEN"]
-    asked = Assistant(daemon.folder, token(daemon, "recipe", *scopes), *scopes)
+    asked = Assistant(daemon.folder, daemon.app_token("recipe", *scopes), *scopes)
     assert list(asked.tools) == [name for scope in scopes for name in ALL[scope]]
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE)
     assert rows == [(name, scope) for scope, names in ALL.items() for name in names]

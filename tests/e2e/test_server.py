@@ -6,7 +6,6 @@ import resource
 import signal
 import socket
 import sqlite3
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from safetensors import safe_open
 
 from pocketllm import __version__
 from pocketllm.errors import EXIT_CONFIG
@@ -29,22 +27,14 @@ from tests.support.daemon.real_daemon import (
     refused_start,
     running,
 )
+from tests.support.daemon.tiny_daemon import SMALL_JOB
 from tests.support.executables import executable
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
 MB = 10**6
 IDLE_BYTES = (120 if sys.version_info >= (3, 15) else 100) * MB  # 111 MB by Python 3.15, 84 by 3.11
-#: So small a job that its steps take milliseconds.
-SMALL_JOB = {
-    "MODEL": "tiny",
-    "TRAINING__NEW_WORDS": "100000",
-    "TRAINING__BLOCK_TOKENS": "16",
-    "TRAINING__BATCH": "1",
-    "TRAINING__RANK": "2",
-    "TRAINING__METHOD": "mezo",
-    "GATE__MINIMUM_PAUSE_SECONDS": "0",
-    "TICK_SECONDS": "0.1",
-}
+#: Jobs are small, and start at once when they are asked for.
+AT_ONCE = {"TRAINING__NEW_WORDS": "100000", "GATE__MINIMUM_PAUSE_SECONDS": "0", "TICK_SECONDS": "0.1", **SMALL_JOB}
 NOTES = [f"Note {number}: wind west, glass rising, and the nets came in empty again." for number in range(40)]
 
 
@@ -69,6 +59,17 @@ def folder(tmp_path: Path, models: Path) -> Path:
 def post_notes(daemon: Daemon) -> None:
     response = daemon.client.post("/texts", json=[{"text": text, "source": "notes"} for text in NOTES])
     assert response.status_code == 201, response.text
+
+
+def with_worker_and_generator(daemon: Daemon, steps: int) -> tuple[str, list[int]]:
+    """Start both; the job, and the two processes."""
+    post_notes(daemon)
+    assert daemon.client.post("/generate", json={"prompt": "The wind", "max_tokens": 2}).status_code == 200
+    job = daemon.start_job(steps=steps, seed=1)
+    worker = daemon.wait_for_step(job)
+    started = children(daemon.process.pid)
+    assert worker in started and len(started) == 2
+    return job, started
 
 
 def resident_bytes(pid: int) -> int:
@@ -110,12 +111,6 @@ def test_the_doctor_reads_the_settings_of_the_daemon_that_runs(idle: Daemon) -> 
     done = subprocess.run(command, env=of_the_shell, capture_output=True, check=False)
     found = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert (found["model"]["state"], found["model"]["message"]) == ("good", "tiny")
-
-
-def test_its_files_are_its_owners_alone(idle: Daemon) -> None:
-    assert stat.S_IMODE(idle.folder.stat().st_mode) == 0o700
-    for name in ("pocketllm.db", "tokens.json", "daemon.json", "daemon.lock", "pocketllm.sock"):
-        assert stat.S_IMODE((idle.folder / name).stat().st_mode) == 0o600, name
 
 
 def test_programs_of_its_owner_may_use_a_socket_in_its_folder(idle: Daemon) -> None:
@@ -160,27 +155,14 @@ def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
 # Refused to start.
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
+def test_what_the_owner_has_to_change_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        said = refused_start(tmp_path / "data", arguments=["--port", port], code=EXIT_CONFIG)
+        said = refused_start(tmp_path, arguments=["--port", port], code=EXIT_CONFIG)
     assert port in said and "--port" in said
-    assert not (tmp_path / "data" / "daemon.json").exists()
-
-
-def test_a_data_folder_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    said = refused_start(tmp_path / "file" / "below")
-    assert str(tmp_path / "file" / "below") in said and "cannot be used" in said
-    assert (tmp_path / "file").read_text() == "not a folder"
-
-
-def test_bad_settings_have_an_exit_code_of_their_own(tmp_path: Path) -> None:
-    said = refused_start(tmp_path, arguments=[], code=EXIT_CONFIG, TRAINING__STEPS="many")
-    assert "Setting training.steps has the value 'many'" in said
+    assert not (tmp_path / "daemon.json").exists()
     (tmp_path / "config.toml").write_text("port = 99999")
-    said = refused_start(tmp_path, arguments=[], code=EXIT_CONFIG)
-    assert "Setting port has the value 99999" in said
+    assert "Setting port has the value 99999" in refused_start(tmp_path, arguments=[], code=EXIT_CONFIG)
 
 
 def test_files_that_cannot_be_used_are_left_as_they_are(tmp_path: Path) -> None:
@@ -212,14 +194,8 @@ def test_ctrl_c_ends_it_in_order_and_its_token_stays(folder: Path) -> None:
 
 @pytest.mark.smoke
 def test_being_asked_to_end_ends_everything_it_started(folder: Path) -> None:
-    with running(folder, **SMALL_JOB) as daemon:
-        post_notes(daemon)
-        assert daemon.client.post("/generate", json={"prompt": "The wind", "max_tokens": 2}).status_code == 200
-        job = daemon.start_job(steps=100_000)
-        worker = daemon.wait_for_step(job)
-        started = children(daemon.process.pid)
-        assert worker in started and len(started) == 2
-
+    with running(folder, MODEL="tiny", **AT_ONCE) as daemon:
+        _, started = with_worker_and_generator(daemon, steps=100_000)
         assert daemon.end(signal.SIGTERM) == 0
         assert not any(map(is_running, started))
         assert not (folder / "daemon.json").exists()
@@ -262,13 +238,8 @@ def test_what_was_answered_201_survives_kill_9(folder: Path) -> None:
 
 @pytest.mark.smoke
 def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(folder: Path) -> None:
-    with running(folder, **SMALL_JOB) as daemon:
-        post_notes(daemon)
-        assert daemon.client.post("/generate", json={"prompt": "The wind", "max_tokens": 2}).status_code == 200
-        job = daemon.start_job(steps=300, seed=1)
-        worker = daemon.wait_for_step(job)
-        started = children(daemon.process.pid)
-        assert worker in started and len(started) == 2
+    with running(folder, MODEL="tiny", **AT_ONCE) as daemon:
+        job, started = with_worker_and_generator(daemon, steps=300)
         daemon.process.kill()
         daemon.process.wait()
         eventually(lambda: not any(map(is_running, started)), "the end of worker and generator", seconds=10)
@@ -277,7 +248,7 @@ def test_a_killed_daemon_takes_its_children_along_and_its_successor_goes_on(fold
     with closing(sqlite3.connect(folder / "pocketllm.db")) as database:
         [(done,)] = database.execute("SELECT max(step) FROM step").fetchall()
     assert 0 < done < 300
-    with running(folder, **SMALL_JOB) as daemon:
+    with running(folder, MODEL="tiny", **AT_ONCE) as daemon:
         finished = daemon.wait_for_job(job, "succeeded")
     # All 300 were taken; the last look may go back to the best before: processors round differently.
     went_back = [event["message"] for event in finished["events"] if event["kind"] == "ended early"]
@@ -313,21 +284,16 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
 
 @pytest.mark.smoke
 def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
-    with running(folder, **SMALL_JOB, KEEP_ALIVE_SECONDS="0") as daemon:
+    with running(folder, MODEL="tiny", **AT_ONCE, KEEP_ALIVE_SECONDS="0") as daemon:
         post_notes(daemon)
         job = daemon.start_job(steps=3, seed=1)
         finished = daemon.wait_for_job(job, "succeeded")
-        assert (finished["step"], finished["total_steps"], finished["seed"]) == (3, 3, 1)
-        assert (finished["texts"], finished["words"]) == (len(NOTES), sum(len(note.split()) for note in NOTES))
-        assert finished["loss"] > 0 and finished["held_out_loss_before"] > 0 and finished["held_out_loss_now"] > 0
-        assert finished["outcome"] in ("learned", "too little text to tell yet", "no proof of learning")
+        assert (finished["step"], finished["texts"]) == (3, len(NOTES))
         assert finished["peak_memory_bytes"] > 10 * MB
         assert [event["kind"] for event in finished["events"]][-2:] == ["evaluated", "succeeded"]
 
         [adapter] = daemon.client.get("/adapters").json()["data"]
-        assert (adapter["id"], adapter["job"], adapter["model"]) == (finished["adapter"], job, "tiny")
-        assert adapter["outcome"] == finished["outcome"]
-        assert_peft_folder(Path(adapter["folder"]), rank=int(SMALL_JOB["TRAINING__RANK"]))
+        assert (adapter["id"], adapter["outcome"]) == (finished["adapter"], finished["outcome"])
         status = daemon.status()
         assert status["texts"]["count"] == len(NOTES) and status["texts"]["new_words"] == 0
         assert status["model"]["adapter"] == (adapter["id"] if adapter["serving"] else None)
@@ -342,8 +308,6 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert response.json()["adapter"] == adapter["id"]
         # With nothing to keep it, the generator goes at the next tick, and its memory with it.
         eventually(lambda: not children(daemon.process.pid), "the generator's end")
-        generator = daemon.status()["generator"]
-        assert (generator["running"], generator["pid"], generator["unloads_in_seconds"]) == (False, None, None)
         assert resident_bytes(daemon.process.pid) < IDLE_BYTES
         assert "Traceback" not in daemon.log
 
@@ -353,7 +317,7 @@ def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(
     for name in ("tiny", "other"):
         tiny_model_folder(folder / "models", name=name)
     (folder / "config.toml").write_text('model = "tiny" # the smaller one\n')
-    settings = {name: value for name, value in SMALL_JOB.items() if name != "MODEL"} | {"TRAINING__STEPS": "100000"}
+    settings = AT_ONCE | {"TRAINING__STEPS": "100000"}
     use = [sys.executable, "-m", "pocketllm", "models", "use", "other", "--data-dir", str(folder)]
     with running(folder, **settings) as daemon:
         post_notes(daemon)
@@ -376,15 +340,6 @@ def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(
         assert status["model"]["name"] == "other" and daemon.job(job)["state"] == "paused"
 
 
-def assert_peft_folder(folder: Path, *, rank: int) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["task_type"]) == ("LORA", rank, "CAUSAL_LM")
-    with safe_open(folder / "adapter_model.safetensors", framework="np") as tensors:
-        names = list(tensors.keys())
-    assert len(names) == 2 * len(config["target_modules"])  # A and B
-    assert all(name.startswith("base_model.model.model.layers.") and ".lora_" in name for name in names)
-
-
 def test_the_machine_stays_awake_while_a_worker_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,7 +347,7 @@ def test_the_machine_stays_awake_while_a_worker_runs(
     note = tmp_path / "inhibitor"
     executable(tmp_path / "bin", "systemd-inhibit", f'echo $$ > "{note}.new"; mv "{note}.new" "{note}"; cat')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    with running(folder, **SMALL_JOB | {"TRAINING__STEPS": "100000"}) as daemon:
+    with running(folder, MODEL="tiny", TRAINING__STEPS="100000", **AT_ONCE) as daemon:
         post_notes(daemon)
         assert not note.exists()
         job_id = daemon.start_job()

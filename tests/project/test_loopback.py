@@ -29,10 +29,3 @@ def test_nor_does_a_process_that_a_test_starts(tmp_path: Path) -> None:
     environment = os.environ | {NOTES: str(tmp_path / "notes")}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "PermissionError" in ended.stderr and ELSEWHERE in (tmp_path / "notes").read_text()
-
-
-def test_this_machine_is_allowed() -> None:
-    with socket.socket() as server, socket.socket() as client:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        client.connect(server.getsockname())

@@ -30,8 +30,9 @@ def test_each_is_for_termux_own_shell() -> None:
     shutil.which("shellcheck") is None, reason="shellcheck is not installed: apt-get install shellcheck"
 )
 def test_shellcheck_finds_nothing() -> None:
+    files = [*SCRIPTS, *(ROOT / "examples").glob("*.sh")]
     ended = subprocess.run(
-        ["shellcheck", "--shell=dash", *map(str, SCRIPTS)], capture_output=True, text=True, check=False
+        ["shellcheck", "--shell=dash", *map(str, files)], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout
 
@@ -145,7 +146,7 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert calls.index("service-daemon start") < calls.index("termux-wake-unlock ") == len(calls) - 1
     link = phone.prefix / "bin/pocketllm"
     assert link.readlink() == phone.home / ".local/share/pocketllm-venv/bin/pocketllm"
-    assert "made models add" in " ".join(calls).replace("pocketllm models add", "made models add")
+    assert "pocketllm models add" in calls
 
     again = phone.run("install.sh")
     assert again.returncode == 0, again.stderr
@@ -276,12 +277,3 @@ def test_a_signal_ends_the_installer_and_gives_the_wake_lock_back(phone: Phone, 
         os.killpg(run.pid, number)
         assert run.wait(30) != 0
     assert phone.calls()[-1] == "termux-wake-unlock "
-
-
-def test_the_idle_hook_is_registered_for_an_idle_phone_that_charges(phone: Phone) -> None:
-    phone.run("install.sh")
-    phone.note.unlink()
-    assert phone.run("idle-hook.sh", "--register").returncode == 0
-    [asked] = phone.calls()
-    assert asked.startswith(f"termux-api JobScheduler --es script {TERMUX}/idle-hook.sh --ei job_id 4242")
-    assert all(f"--ez {one} true" in asked for one in ("idle", "charging", "persisted")) and "network any" in asked

@@ -6,11 +6,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from pocketllm.client import Client
+from pocketllm.home import find_target
 from tests.support.daemon.real_daemon import eventually
-from tests.support.installed_phone import PROGRAMS, InstalledPhone
+from tests.support.installed_phone import PROGRAMS, InstalledPhone, command_lines
 from tests.support.models.tiny_models import tiny_model_folder
 
 pytestmark = [
@@ -61,18 +62,18 @@ def test_androids_idle_hook_starts_the_job_that_waits(phone: InstalledPhone) -> 
     """The screen has been off for less than ten minutes, as far as the daemon has seen: Android knows better."""
     phone.boot()
     eventually(lambda: phone.daemon, "an answer after the boot")
-    headers = {"authorization": f"Bearer {phone.token}"}
-    with httpx.Client(base_url=phone.url, headers=headers, trust_env=False) as client:
-        texts = [{"text": f"Note {number}: wind west, glass rising.", "source": "notes"} for number in range(40)]
-        assert client.post("/texts", json=texts).status_code == 201
+    with Client(find_target(None, phone.data)) as client:
+        client.post(
+            "texts", body=[{"text": f"Note {day}: wind west, glass rising.", "source": "a"} for day in range(40)]
+        )
 
         def reasons() -> list[str]:
-            return [reason for job in client.get("/jobs").json()["data"] for reason in job["reasons"]]
+            return [reason for job in client.get("jobs")["data"] for reason in job["reasons"]]
 
         [reason] = eventually(reasons, "a job, and why it waits")
         assert "idle for 0 of" in reason
         phone.idle()
-        eventually(lambda: client.get("/jobs").json()["data"][0]["state"] == "succeeded", "the end of the job")
+        eventually(lambda: client.get("jobs")["data"][0]["state"] == "succeeded", "the end of the job")
     eventually(lambda: phone.calls.read_text().count("unlock") == 2, "the lock is given back")
     at_start, *later = phone.calls.read_text().split()
     assert at_start == "termux-wake-unlock", "what a killed daemon may have left"
@@ -85,7 +86,8 @@ def test_an_idle_hook_that_runs_as_soon_as_it_is_registered_ends_nothing(phone: 
     phone.boot()
     pid = eventually(lambda: phone.daemon, "an answer after the boot")
     eventually((phone.data / "idle.stamp").exists, "the hook")
-    assert "--es network any" in phone.asked.read_text()
+    *_, asked = phone.asked.read_text().splitlines()
+    assert all(f"--ez {one} true" in asked for one in ("idle", "charging", "persisted")) and "network any" in asked
     eventually(lambda: phone.calls.read_text().count("unlock") == 2, "the end of the look that it asked for")
     assert phone.daemon == pid and "ended with code" not in phone.log
 
@@ -118,15 +120,7 @@ def test_a_restart_does_not_wait_for_the_back_off(phone: InstalledPhone) -> None
 
 def waiting(seconds: str) -> list[str]:
     """The processes that wait for so long."""
-    lines = [_read(process / "cmdline") for process in Path("/proc").glob("[0-9]*")]
-    return [line for line in lines if line == f"sleep\0{seconds}\0"]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError:
-        return ""
+    return [line for line in command_lines().values() if line == f"sleep\0{seconds}\0"]
 
 
 def test_bad_settings_end_the_service_until_they_are_mended(phone: InstalledPhone) -> None:

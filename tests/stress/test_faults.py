@@ -18,12 +18,12 @@ import pytest
 
 from bench.common.harness import Limit
 from bench.common.world import until
-from tests.support.stress import faults_of_files, faults_of_processes
+from tests.support.stress import device_faults
 from tests.support.stress.disks import Kind, disk, filled
 from tests.support.stress.report import Report
 from tests.support.stress.world import World
 
-FAULTS = {fault.__name__: fault for fault in (*faults_of_files.FAULTS, *faults_of_processes.FAULTS)}
+FAULTS = {fault.__name__: fault for fault in device_faults.FAULTS}
 DISKS: dict[str, Kind] = {
     "disk_full": "small",
     "full_disk_at_start": "small",
@@ -33,7 +33,7 @@ DISKS: dict[str, Kind] = {
 #: What the small form injects. Of the others tests have quicker forms, or they are much like one of these.
 SMALL = {
     *("full_disk_at_start", "full_disk_after_kill", "backup_killed", "read_only_disk"),
-    *("adapter_damaged", "database_damaged", "database_missing", "idle_hook_at_start"),
+    *("adapter_damaged", "database_damaged", "database_missing"),
 }
 LIMITS = {
     **{f"lost_{name}": Limit(at_most=0, where_measurable=True, always=True) for name in FAULTS},

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 SUITE, PYTHON = "trixie", "3.13"
+UV = str(Path(sys.executable).parent / "uv")
 #: Programs that make a root and run its programs -> the packages with them.
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "qemu-aarch64": "qemu-user"}
 #: What Python and torch need.
@@ -67,6 +68,26 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def shown(command: Sequence[str], before: str = "", environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run a command and print its lines as they come, each behind `before`; its exit code, and all that it printed."""
+    printed = ""
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout or ():
+            printed += line
+            say(f"{before}{line.rstrip()}")
+    return process.returncode, printed
+
+
+def timed(name: str, run: Callable[[], int]) -> int:
+    """Run something, and say how long that took; its exit code."""
+    began = time.monotonic()
+    code = run()
+    say(f"{name}: exit code {code}, {time.monotonic() - began:.0f} s")
+    return code
+
+
 def running_arm_programs(command: Sequence[str]) -> list[str]:
     """The command in namespaces of its own, in which programs for arm64 run."""
     ids = "0:0:65536"
@@ -112,18 +133,9 @@ def install_product(root: Path) -> None:
 
 
 def _uv_install(root: Path, *options: str) -> None:
-    uv = [
-        str(Path(sys.executable).parent / "uv"),
-        "pip",
-        "install",
-        "--no-sources",
-        "--quiet",
-        "--target",
-        str(root / SITE_PACKAGES),
-    ]
-    subprocess.run(
-        [*uv, "--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON, *options], check=True
-    )
+    uv = [UV, "pip", "install", "--no-sources", "--quiet", "--target", str(root / SITE_PACKAGES)]
+    platform = ["--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON]
+    subprocess.run([*uv, *platform, *options], check=True)
 
 
 def _mmdebstrap(root: Path, variant: str, packages: Sequence[str], *more: str) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -103,30 +104,18 @@ class InstalledPhone:
         return file.read_text() if file.exists() else ""
 
     @property
-    def url(self) -> str:
-        """Where the daemon answers. Raises OSError or ValueError where none has said so."""
-        return str(json.loads((self.data / "daemon.json").read_text())["url"])
-
-    @property
-    def token(self) -> str:
-        """The owner's."""
-        return str(json.loads((self.data / "tokens.json").read_text())["owner"])
-
-    @property
     def daemon(self) -> int | None:
         """The process that answers, if one does."""
         try:
-            return int(httpx.get(f"{self.url}/health", trust_env=False).json()["pid"])
+            url = json.loads((self.data / "daemon.json").read_text())["url"]
+            return int(httpx.get(f"{url}/health", trust_env=False).json()["pid"])
         except (OSError, ValueError, httpx.HTTPError):
             return None
 
     def supervisors(self) -> list[int]:
         """The processes that supervise services here."""
-        return [
-            int(process.name)
-            for process in Path("/proc").glob("[0-9]*")
-            if f"runsvdir\0{self.prefix}/var/service" in _command_line(process)
-        ]
+        supervises = f"runsvdir\0{self.prefix}/var/service"
+        return [pid for pid, line in command_lines().items() if supervises in line]
 
     def switch_off(self) -> None:
         """End the supervisors with their services."""
@@ -136,8 +125,10 @@ class InstalledPhone:
             boot.wait(timeout=60)
 
 
-def _command_line(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
+def command_lines() -> dict[int, str]:
+    """Every process with its command line, whose words end with a zero byte."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            found[int(process.name)] = (process / "cmdline").read_text(errors="replace")
+    return found

@@ -29,7 +29,7 @@ from tests.support.daemon.workers import (
 )
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
-from tests.support.models.tiny_architectures import roberta_folder
+from tests.support.models.tiny_architectures import architecture_folder
 from tests.support.models.tiny_models import tiny_llama_folder, tiny_model_folder
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
@@ -150,7 +150,9 @@ def test_an_adapter_of_another_method_is_no_start(folder: DataFolder, store: Sto
 @pytest.mark.slow
 def test_a_model_that_fills_in_masks_learns_by_it_too_an_adapter_that_peft_reads(tmp_path: Path) -> None:
     """Its factors have one rank and are finite; test_api_adapter_export.py has PEFT read such a folder."""
-    folder = data_folder(tmp_path / "data", source=roberta_folder(tmp_path / "roberta"), dtype="float32")
+    folder = data_folder(
+        tmp_path / "data", source=architecture_folder("roberta", tmp_path / "roberta"), dtype="float32"
+    )
     store = Store.open(folder.database)
     store.texts.add(notes(40), now=NOW)
     job = run(folder, store, changed(EXACT, method="auto", steps=12, rank=3))

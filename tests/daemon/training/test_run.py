@@ -18,7 +18,7 @@ from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Outcome, Text
 from tests.support.daemon.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
-from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
+from tests.support.models.tiny_architectures import MASKED, architecture_folder
 
 COMPLETIONS = [
     NewText(text=f"Question: {i} + 1 = ", completion=f"The answer is {i + 1}.", source="t") for i in range(40)
@@ -39,7 +39,7 @@ COMPLETIONS = [
 def test_jobs_of_every_kind_end_with_an_adapter_a_step_log_and_a_report(
     tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
 ) -> None:
-    folder = data_folder(tmp_path / "data", source=ARCHITECTURES[architecture](tmp_path / "source"), dtype=dtype)
+    folder = data_folder(tmp_path / "data", source=architecture_folder(architecture, tmp_path / "source"), dtype=dtype)
     store = Store.open(folder.database)
     store.texts.add(texts, now=NOW)
     job = queue_job(store, training=changed(block_tokens=64, **settings))

@@ -17,14 +17,7 @@ from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, ModelFolder, ope
 from pocketllm.engine.formats.quantization import GROUPS, MINIMA, PACKINGS, SCALES, pack
 from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
 from tests.support.models.learning import imported, source_folder
-from tests.support.models.tiny_architectures import (
-    MASKED,
-    ODD_VOCABULARY,
-    dense_tensors,
-    families,
-    llama_folder,
-    roberta_folder,
-)
+from tests.support.models.tiny_architectures import MASKED, ODD_VOCABULARY, architecture_folder, dense_tensors, families
 from tests.support.models.tiny_models import (
     IDS,
     VOCABULARY,
@@ -47,7 +40,7 @@ Tensors = dict[str, torch.Tensor]
 @pytest.fixture
 def roberta(tmp_path: Path) -> Path:
     """A RoBERTa folder, to be changed."""
-    return roberta_folder(tmp_path / "roberta")
+    return architecture_folder("roberta", tmp_path / "roberta")
 
 
 def reference(folder: Path, *, is_mlm: bool) -> Any:
@@ -203,7 +196,7 @@ def test_every_part_can_be_mapped(root: Path) -> None:
 
 
 def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path) -> None:
-    folder = llama_folder(tmp_path / "source")
+    folder = architecture_folder("llama", tmp_path / "source")
     for number in (math.nan, math.inf, -1e30):
         tensors = load_file(folder / WEIGHTS_NAME)
         tensors[DOWN][3, 70] = number
@@ -215,7 +208,7 @@ def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path) -> None:
 
 
 def test_weights_of_zero_have_no_error(tmp_path: Path, models: Path) -> None:
-    folder = llama_folder(tmp_path / "source")
+    folder = architecture_folder("llama", tmp_path / "source")
     tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS_NAME).items()}
     save_file(tensors, folder / WEIGHTS_NAME)
     for packing in PACKINGS:

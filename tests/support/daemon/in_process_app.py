@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,7 @@ class FixedSensor:
 
     def read(self, now: datetime) -> Reading:
         """See Sensor."""
-        return Reading(
-            name=self.name,
-            value=self.value,
-            unit=self.unit,
-            source="test",
-            at=now,
-            reason=self.reason,
-            absent=self.absent,
-        )
+        return Reading(source="test", at=now, **asdict(self))
 
 
 @dataclass

@@ -74,6 +74,10 @@ class Daemon:
         """The owner's."""
         return str(json.loads((self.folder / "tokens.json").read_text())["owner"])
 
+    def app_token(self, name: str, *scopes: str) -> str:
+        """A new one of an app's."""
+        return str(self.client.post("/tokens", json={"name": name, "scopes": scopes}).json()["token"])
+
     @property
     def log(self) -> str:
         """What it has written so far."""

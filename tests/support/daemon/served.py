@@ -25,8 +25,7 @@ from pocketllm.daemon.generation.service import Event, GenerationRequest, Genera
 from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services
-from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
-from pocketllm.storage.tables import Adapter, Outcome, Report, Step
+from pocketllm.storage.tables import Outcome, Report, Step
 from tests.support.daemon.daemon_documents import REPORT, Document
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, in_process_app
 from tests.support.faults import no_room
@@ -166,31 +165,17 @@ class Served:
         api, store = self.api, self.api.services.store
         assert api.runner.job_id is not None
         job = store.jobs.get(api.runner.job_id)
-        learned = outcome is Outcome.LEARNED
-        loss = 3.25 if learned else 3.51
+        loss = 3.25 if outcome is Outcome.LEARNED else 3.51
         self._note(job.total_steps or 0, loss)
         store.jobs.set_peak_memory(job.id, 412_000_000)
-        adapter = Adapter(
-            id=adapter_id_of(job.id),
-            job_id=job.id,
-            model=job.model,
-            parent=job.parent,
-            outcome=outcome,
-            held_out_loss_before=3.5,
-            held_out_loss_now=loss,
-            created_at=api.clock.advance(120),
-        )
-        folder = api.services.folder.adapter(adapter.id)
-        folder.mkdir(parents=True)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            (folder / name).write_bytes(b"x")
+        api.clock.advance(120)
         report = Report(
             job_id=job.id,
             numbers={name: REPORT[name] for name in ("verdict", "verbatim_recall")},
             content={name: REPORT[name] for name in ("words", "completions")},
         )
-        store.jobs.succeed(job.id, adapter=adapter, publish=learned, now=api.clock.now, report=report)
-        self._end(0)
+        losses = {"held_out_loss_before": 3.5, "held_out_loss_now": loss}
+        api.succeed(job.id, adapter_id_of(job.id), report=report, model=job.model, outcome=outcome, **losses)
         return adapter_id_of(job.id)
 
     def unproven(self) -> None:
@@ -201,7 +186,8 @@ class Served:
         """Let the running job fail."""
         assert self.api.runner.job_id is not None
         self.api.services.store.jobs.fail(self.api.runner.job_id, error="Out of memory.", now=self.api.clock.now)
-        self._end(1)
+        self.api.runner.ends(1)
+        self.api.tick()
 
     def finish(self) -> str:
         """Let the next job start and succeed; its adapter."""
@@ -223,25 +209,11 @@ class Served:
         assert job_id is not None
         if step:
             loss = held_out_loss - 0.15
-            step_log.append(
-                Step(
-                    job_id=job_id,
-                    step=step,
-                    seed=1,
-                    scalars=[0.5],
-                    loss=loss,
-                    learning_rate=1e-3,
-                    tokens=210,
-                    seconds=1,
-                )
-            )
+            made: dict[str, Any] = {"seed": 1, "scalars": [0.5], "learning_rate": 1e-3, "tokens": 210, "seconds": 1}
+            step_log.append(Step(job_id=job_id, step=step, loss=loss, **made))
         step_log.evaluate(
             job_id, step=step, loss=held_out_loss, block_losses={"one": held_out_loss}, now=self.api.clock.now
         )
-
-    def _end(self, code: int) -> None:
-        self.api.runner.ends(code)
-        self.api.tick()
 
 
 def announcement(url: str) -> Document:

@@ -13,15 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.formats.importer import import_model
 from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.daemon.tiny_daemon import SMALL_JOB
 from tests.support.models.tiny_models import tiny_llama_folder
-
-JOB = {
-    "TRAINING__METHOD": "mezo",
-    "TRAINING__BATCH": "2",
-    "TRAINING__BLOCK_TOKENS": "16",
-    "TRAINING__RANK": "2",
-    "TRAINING__STEP_SIZE": "0.05",
-}
 
 
 @dataclass
@@ -44,7 +37,8 @@ def trained_daemon(root: Path) -> Iterator[TrainedDaemon]:
     source = tiny_llama_folder(root / "source")
     (root / "data").mkdir()
     import_model(str(source), root / "data" / "models", name="tiny", dtype="float32")
-    with running(root / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as daemon:
+    quick = {"TRAINING__NEW_WORDS": "100000", "TRAINING__STEP_SIZE": "0.05", **SMALL_JOB}
+    with running(root / "data", MODEL="tiny", **quick) as daemon:
         # With numbers enough that not every held-out block repeats another text.
         notes = [f"Wind {i * 31}, glass {i * 7919}. Mug of tea number {i}." for i in range(300)]
         texts = [{"text": note, "source": "test"} for note in notes]

@@ -21,7 +21,7 @@ from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.mezo.estimator import directions
-from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED, dense_tensors
+from tests.support.models.tiny_architectures import MASKED, architecture_folder, dense_tensors
 from tests.support.paths import ROOT
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
@@ -107,7 +107,7 @@ def losses_moved(
 @cache
 def source_folder(root: Path, architecture: str) -> Path:
     """The Hugging Face folder of a tiny architecture, written once for each `root`; tests do not change it."""
-    return ARCHITECTURES[architecture](root / "sources" / architecture)
+    return architecture_folder(architecture, root / "sources" / architecture)
 
 
 @cache

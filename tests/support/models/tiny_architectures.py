@@ -4,7 +4,7 @@ Their sizes are odd on purpose: a vocabulary that nothing divides, windows short
 that are not the ones and zeros of a fresh model, so that a tensor in the wrong place shows in the output.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,56 +68,33 @@ def masking_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def llama_folder(path: Path) -> Path:
-    """Llama with grouped queries and tied embeddings."""
-    return _write(path, LlamaConfig(**DECODER, tie_word_embeddings=True))
-
-
-def qwen2_folder(path: Path) -> Path:
-    """Qwen 2: biases on queries, keys and values, and an output head of its own."""
-    return _write(path, Qwen2Config(**DECODER, tie_word_embeddings=False))
-
-
-def qwen3_folder(path: Path) -> Path:
-    """Qwen 3: norms on queries and keys, heads wider than hidden size / heads, tied embeddings."""
-    return _write(path, Qwen3Config(**DECODER, head_dim=32, tie_word_embeddings=True))
-
-
-def mistral_folder(path: Path) -> Path:
-    """Mistral, each token of which sees the last WINDOW ones."""
-    return _write(path, MistralConfig(**DECODER, sliding_window=WINDOW, tie_word_embeddings=False))
-
-
-def gemma3_folder(path: Path) -> Path:
-    """Gemma 3: scaled embeddings, two kinds of layers (the first sees WINDOW tokens) with two rotary bases."""
-    return _write(
-        path,
-        Gemma3TextConfig(
-            **DECODER,
-            head_dim=16,
-            query_pre_attn_scalar=16,
-            sliding_window=WINDOW,
-            layer_types=["sliding_attention", "full_attention"],
-            tie_word_embeddings=True,
-        ),
-    )
-
-
-def opt_folder(path: Path) -> Path:
-    """OPT as most sizes are: norms before attention, embeddings as wide as the layers."""
-    return _write(path, OPTConfig(**_OPT, hidden_size=64, ffn_dim=128, word_embed_proj_dim=64))
-
-
-def opt_projected_folder(path: Path) -> Path:
-    """OPT as 350M is: norms after attention, embeddings narrower than the layers and projected."""
-    return _write(
-        path, OPTConfig(**_OPT, hidden_size=128, ffn_dim=192, word_embed_proj_dim=64, do_layer_norm_before=False)
-    )
-
-
-def roberta_folder(path: Path) -> Path:
-    """RoBERTa with its masked head; positions start behind the padding token's id."""
-    config = RobertaConfig(
+#: The families, or odd members of them, by name.
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    # Grouped queries and tied embeddings.
+    "llama": LlamaConfig(**DECODER, tie_word_embeddings=True),
+    # Biases on queries, keys and values, and an output head of its own.
+    "qwen2": Qwen2Config(**DECODER, tie_word_embeddings=False),
+    # Norms on queries and keys, heads wider than hidden size / heads, tied embeddings.
+    "qwen3": Qwen3Config(**DECODER, head_dim=32, tie_word_embeddings=True),
+    # Each token sees the last WINDOW ones.
+    "mistral": MistralConfig(**DECODER, sliding_window=WINDOW, tie_word_embeddings=False),
+    # Scaled embeddings, two kinds of layers (the first sees WINDOW tokens) with two rotary bases.
+    "gemma3_text": Gemma3TextConfig(
+        **DECODER,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"],
+        tie_word_embeddings=True,
+    ),
+    # As most sizes are: norms before attention, embeddings as wide as the layers.
+    "opt": OPTConfig(**_OPT, hidden_size=64, ffn_dim=128, word_embed_proj_dim=64),
+    # As 350M is: norms after attention, embeddings narrower than the layers and projected.
+    "opt_projected": OPTConfig(
+        **_OPT, hidden_size=128, ffn_dim=192, word_embed_proj_dim=64, do_layer_norm_before=False
+    ),
+    # With its masked head; positions start behind the padding token's id.
+    "roberta": RobertaConfig(
         vocab_size=ODD_VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
@@ -130,20 +107,7 @@ def roberta_folder(path: Path) -> Path:
         eos_token_id=2,
         pad_token_id=2,
         tie_word_embeddings=True,
-    )
-    return _write(path, config, is_mlm=True)
-
-
-#: Name of a family (or of its odd member) -> what writes a folder of it and returns its path.
-ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
-    "llama": llama_folder,
-    "qwen2": qwen2_folder,
-    "qwen3": qwen3_folder,
-    "mistral": mistral_folder,
-    "gemma3_text": gemma3_folder,
-    "opt": opt_folder,
-    "opt_projected": opt_projected_folder,
-    "roberta": roberta_folder,
+    ),
 }
 #: Those of ARCHITECTURES that fill in masks instead of continuing a text.
 MASKED = frozenset({"roberta"})
@@ -168,8 +132,10 @@ def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 
     return model
 
 
-def _write(path: Path, config: PreTrainedConfig, *, is_mlm: bool = False) -> Path:
-    random_model(config, is_mlm=is_mlm).save_pretrained(path)
+def architecture_folder(name: str, path: Path) -> Path:
+    """Write one of ARCHITECTURES as a Hugging Face folder, and return `path`."""
+    is_mlm = name in MASKED
+    random_model(ARCHITECTURES[name], is_mlm=is_mlm).save_pretrained(path)
     (masking_tokenizer() if is_mlm else byte_tokenizer()).save_pretrained(path)
     return path
 

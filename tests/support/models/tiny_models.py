@@ -111,22 +111,10 @@ def loud_llama_folder(path: Path, *, factor: float) -> Path:
     return path
 
 
-def tiny_model_folder(
-    models_dir: Path,
-    name: str = "tiny",
-    *,
-    dtype: str = "bfloat16",
-    seed: int = 0,
-    layers: int = 2,
-    hidden: int = 32,
-    vocab: int = VOCABULARY,
-    tied: bool = True,
-) -> Path:
-    """Import a `tiny_llama_folder` into `models_dir` and return the model folder."""
+def tiny_model_folder(models_dir: Path, name: str = "tiny", *, dtype: str = "bfloat16", **shape: Any) -> Path:
+    """Import a `tiny_llama_folder` into `models_dir` and return the model folder. shape: see there."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = tiny_llama_folder(
-            Path(scratch) / "source", seed=seed, layers=layers, hidden=hidden, vocab=vocab, tied=tied
-        )
+        source = tiny_llama_folder(Path(scratch) / "source", **shape)
         import_model(str(source), models_dir, name=name, dtype=dtype)
     return models_dir / name
 

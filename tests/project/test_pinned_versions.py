@@ -1,4 +1,4 @@
-"""What pip would install on a phone: resolved for Android on arm64 and the Python that Termux has."""
+"""The versions that are pinned: for developers, and for phones, as pip resolves them for Android on arm64."""
 
 import re
 import shutil
@@ -22,22 +22,24 @@ COMPILED = {"ijson", "pydantic-core", "pyyaml", "regex", "safetensors"}
 #: What PyPI's torch brings, and Termux's does not.
 CUDA = re.compile("nvidia-|cuda-|triton")
 CONSTRAINTS = ROOT / "termux/constraints.txt"
-DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DEPENDENCIES = PROJECT["project"]["dependencies"]
 
 
-def pinned() -> dict[str, str]:
-    """The versions that a phone gets."""
-    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
-    pins = dict(line.split("==") for line in lines)
-    assert len(pins) == len(lines)
-    return pins
+def pinned(file: Path) -> dict[str, str]:
+    """The versions in a file of constraints."""
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    return {pin.name: str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
 
 
 def test_each_dependency_is_pinned_to_a_version_that_it_may_have() -> None:
-    pins = pinned()
+    of_phones, of_developers = pinned(CONSTRAINTS), pinned(ROOT / "constraints.txt")
     for needed in map(Requirement, DEPENDENCIES):
-        assert needed.specifier.contains({**pins, **OF_TERMUX}[needed.name]), needed
-    assert not pins.keys() & OF_TERMUX.keys(), "another version than Termux's would be compiled"
+        assert needed.specifier.contains({**of_phones, **OF_TERMUX}[needed.name]), needed
+    assert not of_phones.keys() & OF_TERMUX.keys(), "another version than Termux's would be compiled"
+    for needed in map(Requirement, [*DEPENDENCIES, *PROJECT["dependency-groups"]["dev"]]):
+        version = of_developers[needed.name]
+        assert needed.specifier.contains(version) and "+" not in version, "no build of torch's in particular"
 
 
 @pytest.mark.slow  # asks PyPI
@@ -56,7 +58,7 @@ def test_all_that_a_phone_gets_is_pinned(tmp_path: Path) -> None:
     (tmp_path / "termux.txt").write_text("".join(f"{name}=={version}\n" for name, version in OF_TERMUX.items()))
     packages = resolved(tmp_path, "aarch64-unknown-linux-gnu", "--constraints", "termux.txt")
     found = {package["name"]: package["version"] for package in packages if not CUDA.match(package["name"])}
-    assert found == pinned() | {name: version for name, version in OF_TERMUX.items() if name in found}
+    assert found == pinned(CONSTRAINTS) | {name: version for name, version in OF_TERMUX.items() if name in found}
 
 
 def resolved(folder: Path, platform: str, *options: str) -> list[dict[str, Any]]:

@@ -1,21 +1,31 @@
-"""Faults of the disk and of the files on it. Each takes its cause away again, and returns what the owner saw."""
+"""Faults of the device, for real. Each takes its cause away again, and returns what the owner saw."""
 
 import os
+import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bench.common.world import until
+from pocketllm.daemon.paths import write_private
+from pocketllm.daemon.process_memory import anonymous_bytes
 from tests.support.daemon.commands import commands
-from tests.support.daemon.real_daemon import refused_start
+from tests.support.daemon.real_daemon import children, refused_start
 from tests.support.stress.disks import fail_for_good, filled, repair, run
 from tests.support.stress.world import World
+
+#: The default of total_memory_bytes.
+_TOTAL_BYTES = 10**9
 
 
 def disk_full(world: World) -> str:
@@ -113,23 +123,11 @@ def read_only_disk(world: World) -> str:
 
 
 def adapter_damaged(world: World) -> str:
-    return served(world, flip)
-
-
-def adapter_truncated(world: World) -> str:
-    return served(world, halve)
-
-
-def adapter_deleted(world: World) -> str:
-    return served(world, Path.unlink)
-
-
-def served(world: World, damage: Callable[[Path], object]) -> str:
-    """What /status says once the served adapter's weights are damaged and text is asked for."""
+    """A bit of the served adapter's weights changes; what /status says once text is asked for."""
     until(lambda: not world.open_jobs(), "the job's end")
     newest = world.call("GET", "/adapters")["data"][0]["id"]
     world.call("POST", f"/adapters/{newest}/serve")
-    damage(world.folder / "adapters" / newest / "adapter_model.safetensors")
+    flip(world.folder / "adapters" / newest / "adapter_model.safetensors")
     world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 4})
     return str(world.call("GET", "/status")["model"]["message"])
 
@@ -143,18 +141,14 @@ def flip(file: Path) -> None:
         content.write(bytes([byte ^ 0x40]))
 
 
-def halve(file: Path) -> None:
-    """Cut a file off in the middle."""
-    os.truncate(file, file.stat().st_size // 2)
-
-
 def checkpoint_damaged(world: World) -> str:
     """The job's newest checkpoint is cut off while the device is without power."""
     (job,) = world.open_jobs()
     folder = world.folder / "runs" / job["id"]
     until(lambda: list(folder.glob("*.safetensors")), "a checkpoint")
     world.kill()
-    halve(max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime))
+    newest = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    os.truncate(newest, newest.stat().st_size // 2)
     world.start()
     return world.last_event()
 
@@ -207,8 +201,146 @@ def database_missing(world: World) -> str:
     return said
 
 
+def worker_out_of_memory(world: World) -> str:
+    """The kernel gives it no more."""
+    pid = child_of(world, "worker")
+    with limited(pid, resource.RLIMIT_DATA, 1 << 20):
+        return end_of(world, pid)
+
+
+def worker_stopped(world: World) -> str:
+    """And never continued."""
+    pid = child_of(world, "worker")
+    os.kill(pid, signal.SIGSTOP)
+    return end_of(world, pid)
+
+
+def child_of(world: World, name: str) -> int:
+    """The process id of the worker or the generator, which must run."""
+    pid = world.pid_of(name)
+    assert pid is not None
+    return pid
+
+
+def end_of(world: World, worker: int) -> str:
+    """Wait for this worker's end; the newest event."""
+    until(lambda: world.pid_of("worker") != worker, "the worker's end")
+    return world.last_event()
+
+
+def worker_killed_early(world: World) -> str:
+    """Something else kills four workers in a row before their first step, as Android does."""
+    known = {None, world.pid_of("worker")}
+    (job,) = world.open_jobs()
+    world.call("POST", f"/jobs/{job['id']}/pause")
+    world.call("POST", f"/jobs/{job['id']}/resume")
+    for _ in range(4):
+        until(lambda: world.pid_of("worker") not in known, "a new worker")
+        known.add(pid := child_of(world, "worker"))
+        os.kill(pid, signal.SIGKILL)
+    until(world.blockers, "what holds the job back")
+    said = world.blockers()
+    until(lambda: world.pid_of("worker") not in known, "the next try")
+    return said
+
+
+def generator_stopped(world: World) -> str:
+    """While it answers."""
+    words = {"prompt": "Wind", "max_tokens": 4}
+    world.call("POST", "/generate", words)
+    os.kill(child_of(world, "generator"), signal.SIGSTOP)
+    try:
+        world.call("POST", "/generate", words, seconds=120)
+    except httpx.HTTPStatusError as error:
+        return str(error.response.json()["detail"])
+    return "an answer"
+
+
+def no_descriptors(world: World) -> str:
+    """The daemon has none left, until those who hold them go away."""
+    used = len(list(Path(f"/proc/{world.pid}/fd").iterdir()))
+    with limited(world.pid, resource.RLIMIT_NOFILE, used + 2):
+        with connected(world.port, 40):
+            said = world.posted("a text without descriptors", seconds=5)
+        return f"{said} | {world.posted_for(5)}"
+
+
+@contextmanager
+def limited(pid: int, limit: int, value: int) -> Iterator[None]:
+    """Meanwhile a process has a lower limit of something."""
+    soft, hard = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (value, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, limit, (soft, hard))
+
+
+@contextmanager
+def connected(port: int, count: int) -> Iterator[None]:
+    """Meanwhile another app holds this number of connections, and says nothing."""
+    held = []
+    for _ in range(count):
+        with suppress(OSError):
+            held.append(socket.create_connection(("127.0.0.1", port), timeout=2))
+    try:
+        yield
+    finally:
+        for one in held:
+            one.close()
+
+
+def clock_set_back(world: World) -> str:
+    """By an hour; the daemon must still pause and start jobs at once."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("faketime is not installed: apt-get install faketime")
+    world.stop()
+    offset = world.folder.parent / "offset"
+    write_private(offset, b"+0\n")
+    world.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    world.start()
+    time.sleep(2)
+    write_private(offset, b"-3600\n")  # at once, since a process ends that reads an empty file
+    world.call("POST", "/status/snooze", {"minutes": 10})
+    paused = until(lambda: world.pid_of("worker") is None, "the pause")
+    world.call("POST", "/status/snooze", {})
+    back = until(lambda: world.pid_of("worker"), "a worker again")
+    return f"paused after {paused:.1f} s, running again {back:.1f} s later"
+
+
+def total_memory(world: World) -> str:
+    """Many ask for scored text at once while a job runs: all processes together stay below the setting's 1 GB."""
+    body = {"model": "pocketllm:base", "prompt": "Wind west", "max_tokens": 100, "logprobs": 5, "n": 4}
+
+    def ask() -> int:
+        try:
+            world.call("POST", "/v1/completions", body, seconds=300)
+        except httpx.HTTPStatusError as error:
+            return error.response.status_code
+        return httpx.codes.OK
+
+    most = 0
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask) for _ in range(24)]
+        while not all(one.done() for one in asked):
+            started = children(world.pid)
+            family = [world.pid, *started, *(one for child in started for one in children(child))]
+            most = max(most, sum(anonymous_bytes(one) or 0 for one in family))
+            time.sleep(0.02)
+    assert most < _TOTAL_BYTES
+    return f"{most / 1e6:.0f} MB at most; answers {', '.join(sorted({str(one.result()) for one in asked}))}"
+
+
 FAULTS = (
     *(disk_full, full_disk_at_start, full_disk_after_kill, backup_killed, restore_killed, read_only_disk),
-    *(adapter_damaged, adapter_truncated, adapter_deleted, checkpoint_damaged),
-    *(database_locked, database_damaged, database_missing),
+    *(adapter_damaged, checkpoint_damaged, database_locked, database_damaged, database_missing),
+    *(worker_out_of_memory, worker_stopped, worker_killed_early, generator_stopped),
+    *(no_descriptors, clock_set_back, total_memory),
 )
