@@ -177,9 +177,10 @@ def install(app: FastAPI) -> None:
 
 
 def _methods_at(request: Request) -> set[str]:
-    """The methods of all routes that fit the request's path."""
-    fitting = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(request.url.path))
-    return {method for route in fitting for method in route.methods or ()}
+    """The methods of the routes at the request's path: /jobs/plan is none at /jobs/{job_id}."""
+    fitting = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(request.url.path)]
+    path = min((route.path or "" for route in fitting), key=lambda path: path.count("{"))
+    return {method for route in fitting if route.path == path for method in route.methods or ()}
 
 
 _HINTS = {
