@@ -1,6 +1,5 @@
 """Adapters as GGUF LoRA files: read back by gguf's own reader, which must find the adapter's numbers."""
 
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +49,8 @@ def paired(path: str, b: torch.Tensor) -> NDArray[np.float32]:
 
 def test_every_tensor_comes_back_under_llama_cpps_name(tiny: ModelFolder, tmp_path: Path) -> None:
     adapter = of_all_maps(tiny)
-    found = tensors(exported(adapter, tiny, tmp_path))
+    reader = exported(adapter, tiny, tmp_path)
+    found = tensors(reader)
     assert len(found) == 2 * len(adapter.a) == 2 * 2 * 7
     for path in adapter.a:
         name = gguf_name(f"{path}.weight")
@@ -58,10 +58,7 @@ def test_every_tensor_comes_back_under_llama_cpps_name(tiny: ModelFolder, tmp_pa
         assert np.array_equal(found[f"{name}.lora_a"], adapter.a[path].numpy()), path
         assert np.array_equal(found[f"{name}.lora_b"], paired(path, adapter.b[path])), path
         assert found[f"{name}.lora_a"].dtype == np.float32
-
-
-def test_the_metadata(tiny: ModelFolder, tmp_path: Path) -> None:
-    assert metadata(exported(of_all_maps(tiny), tiny, tmp_path)) == {
+    assert metadata(reader) == {
         "general.architecture": "llama",
         "general.type": "adapter",
         "general.name": "it",
@@ -118,9 +115,7 @@ def truncate(folder: Path) -> None:
 HARMS: tuple[tuple[Callable[[Path], object], type[MezoError], str], ...] = (
     (configured(target_modules=["model.visual"]), CannotExport, "model.visual"),
     (configured(target_modules=["lm_head"]), AdapterError, "does not match its config"),
-    (configured(peft_type="IA3"), AdapterError, "only LORA"),
     (truncate, AdapterError, "not fully covered"),
-    (shutil.rmtree, AdapterError, "cannot be read"),
 )
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.weights import open_weights
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -95,9 +95,19 @@ def tiny_llama_folder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(path, max_shard_size=shard_size)
+    return save_with_tokenizer(model, path, max_shard_size=shard_size)
+
+
+def save_with_tokenizer(model: Any, path: Path, **settings: Any) -> Path:
+    """Write transformers' model and the byte tokenizer as a Hugging Face folder, and return `path`."""
+    model.save_pretrained(path, **settings)
     byte_tokenizer().save_pretrained(path)
     return path
+
+
+def import_and_open(source: Path, models_dir: Path, **settings: Any) -> ModelFolder:
+    """Import a Hugging Face folder or a GGUF file, and open what was made of it. settings: import_model's."""
+    return open_model_folder(models_dir / import_model(str(source), models_dir, **settings).name)
 
 
 def loud_llama_folder(path: Path, *, factor: float) -> Path:
