@@ -64,17 +64,15 @@ def smallest(shapes: Shapes, plan: JobPlan) -> int:
 @st.composite
 def plans(draw: st.DrawFn) -> JobPlan:
     probes, batch = draw(st.integers(1, 64)), draw(st.integers(1, 64))
-    rows = 2 * probes * draw(st.integers(1, batch))
-    return JobPlan(
+    return dataclasses.replace(
+        PLAN,
         mode=draw(st.sampled_from(["lora", "full"])),
         steps=draw(st.integers(1, 1000)),
         batch=batch,
         block_tokens=draw(st.integers(2, 4096)),
         probes=probes,
         rank=draw(st.integers(1, 256)),
-        targets=TARGETS,
-        micro_batch=rows,
-        compute_dtype="bfloat16",
+        micro_batch=2 * probes * draw(st.integers(1, batch)),
     )
 
 
@@ -87,11 +85,10 @@ def exact_plan(**changes: Any) -> JobPlan:
 @st.composite
 def exact_plans(draw: st.DrawFn) -> JobPlan:
     batch = draw(st.integers(1, 64))
-    rows = draw(st.integers(1, batch))
     return exact_plan(
         batch=batch,
         pass_blocks=batch,
-        micro_batch=rows,
+        micro_batch=draw(st.integers(1, batch)),
         block_tokens=draw(st.integers(2, 4096)),
         rank=draw(st.integers(1, 256)),
     )
@@ -300,14 +297,11 @@ class TestFit:
                 fit(shapes, plan, 10**12)
 
 
-class TestSamples:
-    """How many are drawn at once: as many as memory allows, at least one."""
-
-    QWEN = llama(hidden=1024, wide=3072, layers=28, vocabulary=151936)
-
-    def test_fewer_of_a_larger_model(self) -> None:
+class TestSamplesAtOnce:
+    def test_fewer_of_a_larger_model_and_at_least_one(self) -> None:
+        qwen = llama(hidden=1024, wide=3072, layers=28, vocabulary=151936)
         # Measured: 32 at once of a model of SmolLM2's shapes took 90 MB, of one of Qwen3-0.6B's 376, and 8 of that 90.
         assert samples_at_once(SMOLLM2, 32, 360 * MB) == 32
-        assert samples_at_once(self.QWEN, 32, 360 * MB) == 16
-        assert samples_at_once(self.QWEN, 32, 400 * MB) == 32
-        assert samples_at_once(self.QWEN, 32, 1) == 1
+        assert samples_at_once(qwen, 32, 360 * MB) == 16
+        assert samples_at_once(qwen, 32, 400 * MB) == 32
+        assert samples_at_once(qwen, 32, 1) == 1

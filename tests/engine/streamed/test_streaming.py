@@ -198,22 +198,19 @@ _WALK = """
 import json, sys
 from pathlib import Path
 import torch
+from pocketllm.daemon.process_memory import bytes_of
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.engine.formats.model_folder import open_model_folder
 from tests.support.models.learning import random_blocks, sides, some_adapter
-
-def file_bytes():
-    words = next(line for line in open("/proc/self/status") if line.startswith("RssFile")).split()
-    return 1024 * int(words[1])
 
 @torch.inference_mode()
 def growth(folder, release):
     model = LanguageModel(open_model_folder(Path(folder)), release_pages=release)
     model.set_parameters(some_adapter(model))
-    most = before = file_bytes()
+    most = before = bytes_of("RssFile")
     def look(*_):
         nonlocal most
-        most = max(most, file_bytes())
+        most = max(most, bytes_of("RssFile"))
     for linear in model.linears.values():
         linear.register_forward_hook(look)
     for _ in range(2):
