@@ -182,31 +182,26 @@ def test_a_gradient_that_is_no_number_does_not_enter_the_optimizer(tiny: ModelFo
     assert equal(training.adapter, undisturbed.adapter)
 
 
-class TestFreshAdapter:
-    def test_it_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(self, root: Path) -> None:
-        for name in ARCHITECTURES:
-            model = LanguageModel(imported(root, name, "float32"))
-            adapter = fresh_adapter(model, rank=4, seed=1)
-            assert list(adapter.a) == list(adapter.b) == adapted_paths(model)
-            assert {model.stack.number_of(path) for path in adapter.a} == {0, 1}
-            assert adapter.scaling == SCALING
-            for path, a in adapter.a.items():
-                assert a.shape == (4, model.linears[path].in_features)
-                assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
-                assert not adapter.b[path].count_nonzero()
-            blocks = random_blocks()
-            model.set_parameters(None)
-            before = model.block_losses(blocks)
-            model.set_parameters(adapter)
-            assert model.block_losses(blocks) == before
+def test_a_fresh_adapter_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(root: Path) -> None:
+    for name in ARCHITECTURES:
+        model = LanguageModel(imported(root, name, "float32"))
+        adapter = fresh_adapter(model, rank=4, seed=1)
+        assert list(adapter.a) == list(adapter.b) == adapted_paths(model)
+        assert {model.stack.number_of(path) for path in adapter.a} == {0, 1}
+        assert adapter.scaling == SCALING
+        for path, a in adapter.a.items():
+            assert a.shape == (4, model.linears[path].in_features)
+            assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
+            assert not adapter.b[path].count_nonzero()
+        blocks = random_blocks()
+        model.set_parameters(None)
+        before = model.block_losses(blocks)
+        model.set_parameters(adapter)
+        assert model.block_losses(blocks) == before
 
 
-class TestSchedule:
-    def test_it_warms_up_by_steps(self) -> None:
-        assert [schedule(step, 1.0) for step in range(1, WARM_UP_STEPS + 1)] == pytest.approx(
-            [step / WARM_UP_STEPS for step in range(1, WARM_UP_STEPS + 1)]
-        )
-
-    def test_then_it_falls_as_a_cosine(self) -> None:
-        for remaining, share in ((1.0, 1.0), (0.5, (1 + MIN_SHARE) / 2), (0.0, MIN_SHARE)):
-            assert schedule(1000, remaining) == pytest.approx(share)
+def test_the_rate_warms_up_by_steps_and_then_falls_as_a_cosine() -> None:
+    for step in range(1, WARM_UP_STEPS + 1):
+        assert schedule(step, 1.0) == pytest.approx(step / WARM_UP_STEPS)
+    for remaining, share in ((1.0, 1.0), (0.5, (1 + MIN_SHARE) / 2), (0.0, MIN_SHARE)):
+        assert schedule(1000, remaining) == pytest.approx(share)

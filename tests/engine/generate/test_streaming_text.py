@@ -62,15 +62,11 @@ def test_cancelling_ends_it(model: LanguageModel) -> None:
     assert list(generation.pieces) == []
 
 
-def test_empty_prompt_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(BadRequest, match="empty"):
-        generate(partial(sample, model), open_tokenizer(model.folder)[1], [], Sampling())
-
-
-def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
+def test_an_empty_or_too_long_prompt_is_refused(model: LanguageModel) -> None:
     limit = model.network.config.max_position_embeddings
-    with pytest.raises(BadRequest, match=f"context of {limit}"):
-        generate(partial(sample, model), open_tokenizer(model.folder)[1], [5] * limit, Sampling(max_tokens=1))
+    for prompt, problem in (([], "empty"), ([5] * limit, f"context of {limit}")):
+        with pytest.raises(BadRequest, match=problem):
+            generate(partial(sample, model), open_tokenizer(model.folder)[1], prompt, Sampling(max_tokens=1))
 
 
 def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:

@@ -26,30 +26,29 @@ from tests.support.models.learning import imported
 from tests.support.models.tiny_models import import_and_open, loud_llama_folder, tiny_model_folder
 
 EXACT = 3.5
-#: Speeds of bfloat16 and float16 over float32's (None: torch cannot multiply it here), the stored dtype -> the chosen.
-CHOICES: dict[tuple[float | None, float | None, str], str] = {
-    (1.0, 1.0, "bfloat16"): "float32",
-    (1.14, 1.0, "bfloat16"): "float32",  # not worth it
-    (1.15, 1.0, "bfloat16"): "bfloat16",
-    (1.16, 1.14, "float16"): "bfloat16",  # they tie, but one of them is not worth it
-    (2.0, 3.0, "bfloat16"): "float16",  # clearly faster
-    (3.0, 2.0, "float16"): "bfloat16",
-    (2.0, 2.1, "int4"): "bfloat16",  # a tie
-    (2.0, 2.1, "float32"): "bfloat16",
-    (2.1, 2.0, "float16"): "float16",
-    (None, 2.0, "bfloat16"): "float16",
-    (None, None, "bfloat16"): "float32",
-}
 
 
-def test_the_fastest_is_chosen() -> None:
-    chosen = {}
-    for bfloat16, float16, stored in CHOICES:
-        speeds = {"float32": 1.0, "bfloat16": bfloat16, "float16": float16}
-        flops = {dtype: speed for dtype, speed in speeds.items() if speed is not None}
-        found = choose_dtype(flops, stored=stored, exact=EXACT, loss_in=lambda _: EXACT)
-        chosen[bfloat16, float16, stored] = found
-    assert chosen == {row: (dtype, 0.0) for row, dtype in CHOICES.items()}
+@pytest.mark.parametrize(
+    ("bfloat16", "float16", "stored", "chosen"),
+    [
+        (1.0, 1.0, "bfloat16", "float32"),
+        (1.14, 1.0, "bfloat16", "float32"),  # not worth it
+        (1.15, 1.0, "bfloat16", "bfloat16"),
+        (1.16, 1.14, "float16", "bfloat16"),  # they tie, but one of them is not worth it
+        (2.0, 3.0, "bfloat16", "float16"),  # clearly faster
+        (3.0, 2.0, "float16", "bfloat16"),
+        (2.0, 2.1, "int4", "bfloat16"),  # a tie
+        (2.0, 2.1, "float32", "bfloat16"),
+        (2.1, 2.0, "float16", "float16"),
+        (None, 2.0, "bfloat16", "float16"),
+        (None, None, "bfloat16", "float32"),
+    ],
+)
+def test_the_fastest_is_chosen(bfloat16: float | None, float16: float | None, stored: str, chosen: str) -> None:
+    """By the speeds over float32's; None: torch cannot multiply it here."""
+    speeds = {"float32": 1.0, "bfloat16": bfloat16, "float16": float16}
+    flops = {dtype: speed for dtype, speed in speeds.items() if speed is not None}
+    assert choose_dtype(flops, stored=stored, exact=EXACT, loss_in=lambda _: EXACT) == (chosen, 0.0)
 
 
 @pytest.mark.parametrize("loss", [EXACT + 1.5 * TOLERANCE, EXACT - 1.5 * TOLERANCE, math.nan, math.inf, None])

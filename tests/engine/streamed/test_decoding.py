@@ -33,21 +33,21 @@ def assert_decoded_as_one_pass(model: LanguageModel, dtype: torch.dtype = torch.
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("llama", torch.bfloat16), *((name, torch.float32) for name in LLAMA_FAMILIES)]
+    ("name", "stored", "dtype"),
+    [
+        ("llama", "bfloat16", torch.bfloat16),
+        ("llama", "bfloat16", torch.float32),
+        ("llama", "int8", torch.float32),
+        *((name, "float32", torch.float32) for name in LLAMA_FAMILIES),
+    ],
 )
 @torch.inference_mode()
-def test_each_kind_with_and_without_an_adapter(root: Path, name: str, dtype: torch.dtype) -> None:
-    model = LanguageModel(imported(root, name, str(dtype).removeprefix("torch.")), dtype=dtype)
+def test_each_kind_with_and_without_an_adapter(root: Path, name: str, stored: str, dtype: torch.dtype) -> None:
+    model = LanguageModel(imported(root, name, stored), dtype=dtype)
     assert model.network.config.model_type in LLAMA_FAMILIES
     for adapter in (some_adapter(model, targets=None), some_adapter(model, targets=("k_proj", "up_proj")), None):
         model.set_parameters(adapter)
         assert_decoded_as_one_pass(model, dtype)
-
-
-@torch.inference_mode()
-def test_weights_that_are_not_stored_as_they_are_used(root: Path) -> None:
-    for stored in ("int8", "bfloat16"):
-        assert_decoded_as_one_pass(LanguageModel(imported(root, "llama", stored), dtype=torch.float32))
 
 
 def following(model: LanguageModel, adapter: Adapter | None) -> torch.Tensor:
