@@ -18,6 +18,7 @@ from tests.support.models.hub_double import serve_hub
 from tests.support.models.tiny_models import (
     VOCABULARY,
     edit_json,
+    edit_tensors,
     import_and_open,
     logits,
     mapped,
@@ -127,17 +128,12 @@ def run_import(source: str, models: Path, **environment: str) -> subprocess.Comp
 Damage = Callable[[Path], object]
 
 
-def rewrite_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS_NAME)
-        change(tensors)
-        save_file(tensors, folder / WEIGHTS_NAME)
-
-    return damage
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    return lambda folder: edit_tensors(folder / WEIGHTS_NAME, change)
 
 
 def one_shard_of_two(folder: Path) -> None:
-    rewrite_weights(lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])(folder)
+    weights(lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])(folder)
     (folder / WEIGHTS_NAME).rename(folder / "model-00001-of-00002.safetensors")
 
 
@@ -147,7 +143,7 @@ def settings(**values: Any) -> Damage:
 
 def fewer_tokens(folder: Path) -> None:
     settings(vocab_size=200)(folder)
-    rewrite_weights(lambda tensors: tensors.update({EMBEDDINGS: tensors[EMBEDDINGS][:200]}))(folder)
+    weights(lambda tensors: tensors.update({EMBEDDINGS: tensors[EMBEDDINGS][:200]}))(folder)
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -178,18 +174,14 @@ DAMAGED: tuple[tuple[Damage, type[MezoError], str], ...] = (
     (lambda f: (f / WEIGHTS_NAME).unlink(), ModelFileError, "no weights"),
     (lambda f: (f / WEIGHTS_NAME).rename(f / "pytorch_model.bin"), ModelFileError, "opening a pickle can run any code"),
     (lambda f: os.truncate(f / WEIGHTS_NAME, 50_000), ModelFileError, "not fully covered"),
-    (rewrite_weights(lambda t: t.pop(NORM)), ModelFileError, r"1 missing \(model\.norm"),
-    (rewrite_weights(lambda t: t.update({"lm_head.weight": t[EMBEDDINGS] + 1})), ModelFileError, "tie_word_embeddings"),
+    (weights(lambda t: t.pop(NORM)), ModelFileError, r"1 missing \(model\.norm"),
+    (weights(lambda t: t.update({"lm_head.weight": t[EMBEDDINGS] + 1})), ModelFileError, "tie_word_embeddings"),
     (
-        rewrite_weights(lambda t: t[NORM][3:4].fill_(torch.nan)),
+        weights(lambda t: t[NORM][3:4].fill_(torch.nan)),
         ModelFileError,
         r"numbers in model\.norm\.weight that are not finite",
     ),
-    (
-        rewrite_weights(lambda t: t.update({NORM: t[NORM].to(torch.int8)})),
-        UnsupportedModel,
-        r"model\.norm\.weight as int8",
-    ),
+    (weights(lambda t: t.update({NORM: t[NORM].to(torch.int8)})), UnsupportedModel, r"model\.norm\.weight as int8"),
     (one_shard_of_two, ModelFileError, r"9 missing \(model\.layers\.1\."),
 )
 

@@ -22,6 +22,7 @@ from tests.support.models.tiny_models import (
     VOCABULARY,
     byte_tokenizer,
     edit_json,
+    edit_tensors,
     import_and_open,
     mapped,
     save_with_tokenizer,
@@ -170,9 +171,7 @@ def test_nothing_to_pack(tmp_path: Path, models: Path) -> None:
 def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path) -> None:
     folder = architecture_folder("llama", tmp_path / "source")
     for number in (math.nan, math.inf, -1e30):
-        tensors = load_file(folder / WEIGHTS_NAME)
-        tensors[DOWN][3, 70] = number
-        save_file(tensors, folder / WEIGHTS_NAME)
+        edit_tensors(folder / WEIGHTS_NAME, lambda tensors, number=number: tensors[DOWN][3, 70:71].fill_(number))
         for packing in PACKINGS:
             with pytest.raises(ModelFileError, match=f"numbers in {DOWN} that are not finite as {packing}"):
                 import_model(str(folder), models, dtype=packing)
@@ -181,8 +180,7 @@ def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path) -> None:
 
 def test_weights_of_zero_have_no_error(tmp_path: Path, models: Path) -> None:
     folder = architecture_folder("llama", tmp_path / "source")
-    tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS_NAME).items()}
-    save_file(tensors, folder / WEIGHTS_NAME)
+    edit_tensors(folder / WEIGHTS_NAME, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
     for packing in PACKINGS:
         manifest = import_model(str(folder), models, name=packing, dtype=packing)
         assert manifest.quantization_error == 0

@@ -8,7 +8,6 @@ from transformers import DynamicCache
 
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.decoding import product
 from pocketllm.engine.streamed.families import LLAMA_FAMILIES
 from pocketllm.engine.streamed.model import DECODED_TOKENS, LanguageModel
 from pocketllm.engine.streamed.weights import Weight, adjacent, open_weights
@@ -79,14 +78,6 @@ def test_weights_that_were_taken_into_memory_are_trained_in_place(tiny: ModelFol
     with torch.inference_mode():
         assert_decoded_as_one_pass(model)
     assert not torch.allclose(following(model, None), before, atol=0.1)
-
-
-def test_a_product_keeps_the_shape() -> None:
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
-        for shape in ((1, 1, 8), (1, 4, 8), (3, 1, 8), (2, 8)):
-            x, weight = torch.randn(shape).to(dtype), torch.randn(5, 8).to(dtype)
-            assert product(x, weight).shape == (*shape[:-1], 5)
-            assert torch.allclose(product(x, weight), x @ weight.t(), atol=tolerance), (dtype, shape)
 
 
 def test_only_neighbours_of_a_kind_are_joined(tmp_path: Path, tiny: ModelFolder) -> None:

@@ -1,7 +1,6 @@
 """Modules without weights: what they compute at several points at once, what they leave alone, and what they hold."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -225,7 +224,6 @@ print(json.dumps({"released": growth(large, True), "kept": growth(large, False)}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     layers = 64
     large = tiny_model_folder(tmp_path, "large", dtype="float32", layers=layers, hidden=128)
@@ -237,7 +235,6 @@ def test_resident_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     assert seen["released"] < 6 * size / layers
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @torch.inference_mode()
 def test_logits_of_a_large_vocabulary_leave_no_pages_of_the_head_resident(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path, dtype="float32", hidden=64, vocab=270_000)

@@ -112,12 +112,13 @@ def import_and_open(source: Path, models_dir: Path, **settings: Any) -> ModelFol
 
 def loud_llama_folder(path: Path, *, factor: float) -> Path:
     """Write a `tiny_llama_folder` whose feed-forward layers compute with numbers `factor` squared as large."""
-    weights = tiny_llama_folder(path) / "model.safetensors"
-    tensors = load_file(weights)
-    for name, tensor in tensors.items():
-        if ".gate_proj." in name or ".up_proj." in name:
-            tensor *= factor
-    save_file(tensors, weights, metadata={"format": "pt"})
+
+    def louder(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if ".gate_proj." in name or ".up_proj." in name:
+                tensor *= factor
+
+    edit_tensors(tiny_llama_folder(path) / "model.safetensors", louder)
     return path
 
 
@@ -242,6 +243,13 @@ def edit_json(path: Path, **values: Any) -> None:
     """Change settings of a JSON file; None removes one."""
     settings = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def mapped(model_folder: ModelFolder) -> dict[str, torch.Tensor]:
