@@ -1,7 +1,5 @@
 """What a tokenizer puts before every text stands before every block, row and prompt; where it puts nothing, nothing."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ START, EOS = start_ids(STARTED), eos_id(STARTED)
 LONG = "Wind west, glass rising. Mug of tea. " * 6
 
 
-def encoded(*examples: Example, start: Sequence[int] = START) -> Batches:
+def encoded(*examples: Example, start: tuple[int, ...] = START) -> Batches:
     return encode(examples, STARTED, length=32, eos=EOS, start=start)
 
 
