@@ -1,5 +1,6 @@
 """NAdam on exact gradients, against torch's NAdam on transformers' own autograd through the whole model."""
 
+from copy import deepcopy
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -26,7 +27,7 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.method import StepRecord
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.models.backpropagation import adapted, layers_adapter, whole_loss
+from tests.support.models.backpropagation import layers_adapter, whole_gradients
 from tests.support.models.learning import equal, family, imported, mean_loss, random_blocks, some_blocks
 from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
 
@@ -67,7 +68,8 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     """In float64, with samples of the base model: the objective is the weighted sum."""
     model = LanguageModel(imported(root, name, "float32"), dtype=torch.float64)
     adapter = layers_adapter(model)
-    network, factors = adapted(family(root, name), replace(adapter, alpha=adapter.alpha / SERVED))
+    expected = deepcopy(adapter)
+    expected.alpha /= SERVED
     model.set_parameters(adapter)
 
     def batch(step: int) -> Batch:
@@ -78,35 +80,27 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
 
     plan = replace(PLAN, samples_weight=samples_weight)
     exact = Exact(model, adapter, plan, SIZE, to_start=lambda: None, samples=samples if samples_weight else None)
-    leaves = [leaf for pair in factors.values() for leaf in pair]
-    of_a, of_b = ([pair[i] for pair in factors.values()] for i in (0, 1))
     # torch's NAdam begins with half the momentum, and gets to all of it at the speed of momentum_decay: at once.
-    groups = [{"params": of_a}, {"params": of_b}]
+    groups = [{"params": list(factors.values())} for factors in (expected.a, expected.b)]
     optimizer = torch.optim.NAdam(groups, betas=(BETA1, BETA2), momentum_decay=1e9)
     for step in range(1, 4):
         record = exact.step(step, batch(step), remaining=left(step), share=0.5)
         for group, times in zip(optimizer.param_groups, (1, B_RATE), strict=True):
             group["lr"] = times * 0.5 * PLAN.rate * schedule(step, left(step))
-        loss = whole_loss(network, batch(step))
-        objective = (1 - samples_weight) * loss
-        if samples_weight:
-            objective = objective + samples_weight * whole_loss(network, samples(step))
-        optimizer.zero_grad()
-        unit = batch(step).tokens / (1 - samples_weight)  # see whole_gradients
-        (objective * unit).backward()
-        for leaf in leaves:
-            assert leaf.grad is not None
-            leaf.grad.div_(unit)
-        norm = sqrt(sum(float(leaf.grad.square().sum()) for leaf in leaves if leaf.grad is not None))
+        parts = [(batch(step), 1 - samples_weight), (samples(step), samples_weight)]
+        losses, gradients = whole_gradients(family(root, name), expected, parts)
+        for path, pair in gradients.items():
+            expected.a[path].grad, expected.b[path].grad = pair
+        norm = sqrt(sum(float(gradient.square().sum()) for pair in gradients.values() for gradient in pair))
         optimizer.step()
-        assert record.loss == pytest.approx(float(loss.detach()), rel=1e-8)
+        assert record.loss == pytest.approx(losses[0], rel=1e-8)
         assert record.scalars == pytest.approx((norm,), rel=1e-6)
         assert record.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         assert record.tokens == batch(step).tokens
-    for path, pair in factors.items():
-        for found, expected in zip((adapter.a[path], adapter.b[path]), pair, strict=True):
+    for ours, theirs in ((adapter.a, expected.a), (adapter.b, expected.b)):
+        for path in theirs:
             # A step is of the size of the rate wherever the gradient's sign is known, so it is what tells.
-            assert torch.allclose(found, expected.detach(), rtol=0, atol=1e-5 * PLAN.rate), path
+            assert torch.allclose(ours[path], theirs[path], rtol=0, atol=1e-5 * PLAN.rate), path
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_bf16: ModelFolder) -> None:
@@ -182,31 +176,26 @@ def test_a_gradient_that_is_no_number_does_not_enter_the_optimizer(tiny: ModelFo
     assert equal(training.adapter, undisturbed.adapter)
 
 
-class TestFreshAdapter:
-    def test_it_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(self, root: Path) -> None:
-        for name in ARCHITECTURES:
-            model = LanguageModel(imported(root, name, "float32"))
-            adapter = fresh_adapter(model, rank=4, seed=1)
-            assert list(adapter.a) == list(adapter.b) == adapted_paths(model)
-            assert {model.stack.number_of(path) for path in adapter.a} == {0, 1}
-            assert adapter.scaling == SCALING
-            for path, a in adapter.a.items():
-                assert a.shape == (4, model.linears[path].in_features)
-                assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
-                assert not adapter.b[path].count_nonzero()
-            blocks = random_blocks()
-            model.set_parameters(None)
-            before = model.block_losses(blocks)
-            model.set_parameters(adapter)
-            assert model.block_losses(blocks) == before
+def test_a_fresh_adapter_is_of_every_linear_map_of_the_layers_and_adds_nothing_yet(root: Path) -> None:
+    for name in ARCHITECTURES:
+        model = LanguageModel(imported(root, name, "float32"))
+        adapter = fresh_adapter(model, rank=4, seed=1)
+        assert list(adapter.a) == list(adapter.b) == adapted_paths(model)
+        assert {model.stack.number_of(path) for path in adapter.a} == {0, 1}
+        assert adapter.scaling == SCALING
+        for path, a in adapter.a.items():
+            assert a.shape == (4, model.linears[path].in_features)
+            assert 0 < float(a.abs().max()) <= 1 / sqrt(a.shape[1])
+            assert not adapter.b[path].count_nonzero()
+        blocks = random_blocks()
+        model.set_parameters(None)
+        before = model.block_losses(blocks)
+        model.set_parameters(adapter)
+        assert model.block_losses(blocks) == before
 
 
-class TestSchedule:
-    def test_it_warms_up_by_steps(self) -> None:
-        assert [schedule(step, 1.0) for step in range(1, WARM_UP_STEPS + 1)] == pytest.approx(
-            [step / WARM_UP_STEPS for step in range(1, WARM_UP_STEPS + 1)]
-        )
-
-    def test_then_it_falls_as_a_cosine(self) -> None:
-        for remaining, share in ((1.0, 1.0), (0.5, (1 + MIN_SHARE) / 2), (0.0, MIN_SHARE)):
-            assert schedule(1000, remaining) == pytest.approx(share)
+def test_the_rate_warms_up_by_steps_and_then_falls_as_a_cosine() -> None:
+    for step in range(1, WARM_UP_STEPS + 1):
+        assert schedule(step, 1.0) == pytest.approx(step / WARM_UP_STEPS)
+    for remaining, share in ((1.0, 1.0), (0.5, (1 + MIN_SHARE) / 2), (0.0, MIN_SHARE)):
+        assert schedule(1000, remaining) == pytest.approx(share)

@@ -5,20 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from pocketllm.backprop.gradients import PassSize
 from pocketllm.engine.errors import UnsupportedModel
-from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import TESTED_FAMILIES, ModelFolder, open_model_folder
+from pocketllm.engine.formats.model_folder import TESTED_FAMILIES, ModelFolder
 from pocketllm.engine.formats.tokenizer import open_tokenizer
 from pocketllm.engine.generate.suggestions import Suggester, Typed
 from pocketllm.engine.generate.vocabulary import Vocabulary
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.backpropagation import layers_adapter, layerwise, whole_gradients, worst_error
-from tests.support.models.learning import random_blocks
-from tests.support.models.tiny_architectures import ARCHITECTURES, DECODER, random_model
-from tests.support.models.tiny_models import byte_tokenizer
+from tests.support.models.learning import random_blocks, transformers_model
+from tests.support.models.tiny_architectures import ARCHITECTURES, DECODER, imported_config
 
 #: Their own tests: test_backprop.py has them, with what is special about each.
 ELSEWHERE = ("opt", "roberta")
@@ -31,16 +29,9 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def source_of(folder: Path, family: str) -> Path:
-    """A tiny random model of a family, as a Hugging Face folder in float32."""
-    random_model(AutoConfig.for_model(family, **{**DECODER, **MORE.get(family, {})})).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def imported(folder: Path) -> ModelFolder:
-    import_model(str(folder), folder.parent / "models", name="tiny", dtype="float32")
-    return open_model_folder(folder.parent / "models" / "tiny")
+def imported(family: str, folder: Path) -> ModelFolder:
+    """A tiny random model of a family, which is in `folder`/source as a Hugging Face folder."""
+    return imported_config(AutoConfig.for_model(family, **{**DECODER, **MORE.get(family, {})}), folder)
 
 
 def suggest(model_folder: ModelFolder) -> None:
@@ -54,11 +45,10 @@ def suggest(model_folder: ModelFolder) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in TESTED_FAMILIES if family not in ELSEWHERE])
 def test_a_family_is_computed_as_transformers_does(tmp_path: Path, family: str) -> None:
-    source = source_of(tmp_path / "source", family)
-    model_folder = imported(source)
+    model_folder = imported(family, tmp_path)
     model, parts = LanguageModel(model_folder, dtype=torch.float64), [(random_blocks(5, 20), 1.0)]
     adapter = layers_adapter(model)
-    reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
+    reference = transformers_model(tmp_path / "source")
     losses, expected = whole_gradients(reference, adapter, parts)
     found, gradients = layerwise(model, adapter, PassSize(stored=10_000, micro_batch=10_000), parts)
     assert found == pytest.approx(losses, rel=1e-9)
@@ -73,4 +63,4 @@ def test_those_with_tests_of_their_own_have_them() -> None:
 @pytest.mark.slow
 def test_a_model_that_keeps_a_state_says_that_it_cannot_suggest(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="cannot suggest words"):
-        suggest(imported(source_of(tmp_path / "source", "lfm2")))
+        suggest(imported("lfm2", tmp_path))

@@ -25,10 +25,6 @@ THETA_TOLERANCE = 1e-6
 EPSILON = 1e-3
 
 
-def record(seed: int, step: int, scalars: Sequence[float], learning_rate: float) -> StepRecord:
-    return StepRecord(seed=seed, step=step, scalars=tuple(scalars), loss=0.0, learning_rate=learning_rate, tokens=1)
-
-
 @dataclass
 class Bowl:
     """theta of two tensors under the loss sum (theta - 1)^2, whose minimum is at 1."""
@@ -70,8 +66,11 @@ def descend(
     rows = []
     for step in range(1, steps + 1):
         seen = probe(theta.losses, directions(seed, step, probes, kind), epsilon=EPSILON)
-        rows.append(record(seed, step, seen.scalars, learning_rate))
-        update(theta, rows[-1], kind)
+        row = StepRecord(
+            seed=seed, step=step, scalars=seen.scalars, loss=seen.loss, learning_rate=learning_rate, tokens=1
+        )
+        rows.append(row)
+        update(theta, row, kind)
     return rows
 
 
@@ -101,20 +100,13 @@ def test_equals_a_dense_reference_built_from_the_same_z(probes: int, kind: Kind)
 
 
 @each_kind
-def test_same_seed_gives_bitwise_the_same_parameters(kind: Kind) -> None:
+def test_same_seed_gives_bitwise_the_same_parameters_and_another_seed_others(kind: Kind) -> None:
     for seed, probes in product((0, 1, 2**63 - 1, 2**63 + 5, 2**64 - 1), PROBES):
-        one, two = Bowl(), Bowl()
+        one, two, other = Bowl(), Bowl(), Bowl()
         rows = [descend(theta, seed=seed, steps=20, kind=kind, probes=probes) for theta in (one, two)]
-        assert same(one, two), (seed, probes)
+        descend(other, seed=seed ^ 1, steps=20, kind=kind, probes=probes)
+        assert same(one, two) and not same(one, other), (seed, probes)
         assert rows[0] == rows[1], (seed, probes)
-
-
-def test_every_seed_is_a_seed() -> None:
-    for seed, other in ((0, 1), (2**63 + 5, 2**63 + 6)):
-        one, two = Bowl(), Bowl()
-        descend(one, seed=seed, steps=5, kind="rademacher")
-        descend(two, seed=other, steps=5, kind="rademacher")
-        assert not same(one, two), seed
 
 
 @pytest.mark.parametrize(("kind", "probes", "learning_rate"), [("rademacher", 1, 0.02), ("gaussian", 2, 0.01)])

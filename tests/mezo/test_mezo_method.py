@@ -31,23 +31,19 @@ def left(step: int, steps: int = STEPS) -> float:
     return 1 - (step - 1) / steps
 
 
-def method(model: LanguageModel, adapter: Adapter, plan: MeZOPlan) -> MeZO:
-    start = {path: b.clone() for path, b in adapter.b.items()}
-
-    def to_start() -> None:
-        for path, b in adapter.b.items():
-            b.copy_(start[path])
-
-    return MeZO(lambda points, batch: model.losses_at(points, batch, ALL_ROWS), adapter, plan, to_start)
-
-
 def run(
     model: LanguageModel, plan: MeZOPlan, *, steps: int = STEPS, size: int = SIZE, done: Sequence[StepRecord] = ()
 ) -> tuple[Adapter, list[StepRecord]]:
     """Train, from behind these records on."""
-    adapter = fresh(model)
+    adapter, start = fresh(model), fresh(model)
     model.set_parameters(adapter)
-    mezo, batch = method(model, adapter, plan), shuffled(BUCKETS, size=size, seed=plan.seed)
+
+    def to_start() -> None:
+        for path, b in adapter.b.items():
+            b.copy_(start.b[path])
+
+    mezo = MeZO(lambda points, blocks: model.losses_at(points, blocks, ALL_ROWS), adapter, plan, to_start)
+    batch = shuffled(BUCKETS, size=size, seed=plan.seed)
     with torch.inference_mode():
         mezo.restore({}, done)
         made = [
@@ -137,42 +133,36 @@ def test_a_record_says_what_its_step_saw(tiny: ModelFolder) -> None:
     assert any(b.count_nonzero() for b in theta.b.values())
 
 
+def rates(*scalars: Sequence[float]) -> list[float]:
+    """The learning rate of each step, given its scalars."""
+    size = StepSize()
+    return [size.learning_rate(PLAN.step_size, left(step), found) for step, found in enumerate(scalars, 1)]
+
+
 def test_step_size_does_not_depend_on_how_steep_the_loss_is() -> None:
     for scale in (1e-6, 1.0, 1e6):
-        size = StepSize()
-        moves = [
-            size.learning_rate(PLAN.step_size, left(step), [scalar * scale]) * scalar * scale
-            for step, scalar in enumerate((1, -2, 1.5), 1)
-        ]
+        scalars = [scale, -2 * scale, 1.5 * scale]
+        moves = [rate * scalar for rate, scalar in zip(rates(*([s] for s in scalars)), scalars, strict=True)]
         assert moves == pytest.approx([0.01, -0.0196, 0.0146], abs=1e-3), scale
 
 
 def test_an_outlier_moves_no_further_than_three_typical_probes() -> None:
-    size = StepSize()
-    for step in range(1, 5):
-        size.learning_rate(PLAN.step_size, left(step), [1.0])
-    assert abs(size.learning_rate(PLAN.step_size, left(5), [1e9]) * 1e9) <= 3 * PLAN.step_size
+    assert rates(*[[1.0]] * 4, [1e9])[-1] * 1e9 <= 3 * PLAN.step_size
 
 
 def test_several_scalars_count_by_their_root_mean_square_and_move_as_far_each() -> None:
     """Two probes of 3 and 4 are as steep as one of sqrt(12.5), and an update takes their mean."""
-    one, two = StepSize(), StepSize()
-    for step in range(1, 5):
-        assert two.learning_rate(PLAN.step_size, left(step), [3.0, 4.0]) / 2 == pytest.approx(
-            one.learning_rate(PLAN.step_size, left(step), [12.5**0.5]), rel=1e-6
-        )
+    of_each = [rate / 2 for rate in rates(*[[3.0, 4.0]] * 4)]
+    assert of_each == pytest.approx(rates(*[[12.5**0.5]] * 4), rel=1e-6)
 
 
 def test_a_flat_loss_moves_nothing() -> None:
-    size = StepSize()
-    assert size.learning_rate(PLAN.step_size, left(1), [0.0]) == 0.0
-    assert size.learning_rate(PLAN.step_size, left(2), [1.0]) > 0
+    flat, steep = rates([0.0], [1.0])
+    assert flat == 0.0 < steep
 
 
 def test_steps_stay_as_long_as_they_are_until_near_the_end() -> None:
-    size = StepSize()
-    rates = [size.learning_rate(PLAN.step_size, left(step), [1.0]) for step in range(1, STEPS + 1)]
-    falling = round(STEPS * StepSize.FALLING)
-    assert rates[:-falling] == pytest.approx([PLAN.step_size] * (STEPS - falling))
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(PLAN.step_size / STEPS / StepSize.FALLING)
+    found, falling = rates(*[[1.0]] * STEPS), round(STEPS * StepSize.FALLING)
+    assert found[:-falling] == pytest.approx([PLAN.step_size] * (STEPS - falling))
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == pytest.approx(PLAN.step_size / STEPS / StepSize.FALLING)

@@ -13,12 +13,8 @@ START, EOS = start_ids(STARTED), eos_id(STARTED)
 LONG = "Wind west, glass rising. Mug of tea. " * 6
 
 
-def started(*examples: Example, length: int = 32) -> Batches:
-    return encode(examples, STARTED, length=length, eos=EOS, start=START)
-
-
-def plain(*examples: Example, length: int = 32) -> Batches:
-    return encode(examples, STARTED, length=length, eos=EOS)
+def encoded(*examples: Example, start: tuple[int, ...] = START) -> Batches:
+    return encode(examples, STARTED, length=32, eos=EOS, start=start)
 
 
 def targets(buckets: Batches) -> list[int]:
@@ -34,15 +30,15 @@ def test_it_is_what_the_tokenizer_adds() -> None:
     "example", [Example(LONG), Example(LONG, "glass falling"), Example("glass", LONG), Example("", LONG)]
 )
 def test_each_block_and_row_begins_with_it_and_each_token_is_a_target_once(example: Example) -> None:
-    for bucket in started(example):
+    for bucket in encoded(example):
         assert (bucket.inputs[:, 0] == START[0]).all()
-    once = targets(plain(example))
+    once = targets(encoded(example, start=()))
     if example.completion is None:  # of plain text the first token, too
         once = [*STARTED(LONG[0], add_special_tokens=False)["input_ids"], *once]
-    assert targets(started(example)) == once
+    assert targets(encoded(example)) == once
 
 
 def test_a_row_that_has_room_is_as_it_was_but_for_it() -> None:
-    [row], [before] = started(Example("glass", " rising")), plain(Example("glass", " rising"))
+    [row], [before] = (encoded(Example("glass", " rising"), start=start) for start in (START, ()))
     assert before.inputs[0, 0] == EOS
     assert torch.equal(row.inputs[:, 1:], before.inputs[:, 1:]) and torch.equal(row.targets, before.targets)

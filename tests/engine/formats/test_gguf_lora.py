@@ -1,6 +1,6 @@
 """Adapters as GGUF LoRA files: read back by gguf's own reader, which must find the adapter's numbers."""
 
-import shutil
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,47 +48,39 @@ def paired(path: str, b: torch.Tensor) -> NDArray[np.float32]:
     return permute(numbers, heads) if heads else numbers
 
 
-def test_every_tensor_comes_back_under_llama_cpps_name(tiny: ModelFolder, tmp_path: Path) -> None:
-    adapter = of_all_maps(tiny)
-    found = tensors(exported(adapter, tiny, tmp_path))
-    assert len(found) == 2 * len(adapter.a) == 2 * 2 * 7
-    for path in adapter.a:
-        name = gguf_name(f"{path}.weight")
-        assert name.startswith("blk."), path
-        assert np.array_equal(found[f"{name}.lora_a"], adapter.a[path].numpy()), path
-        assert np.array_equal(found[f"{name}.lora_b"], paired(path, adapter.b[path])), path
-        assert found[f"{name}.lora_a"].dtype == np.float32
-
-
-def test_the_metadata(tiny: ModelFolder, tmp_path: Path) -> None:
-    assert metadata(exported(of_all_maps(tiny), tiny, tmp_path)) == {
-        "general.architecture": "llama",
-        "general.type": "adapter",
-        "general.name": "it",
-        "general.base_model.count": 1,
-        "general.base_model.0.name": "tiny",
-        "adapter.type": "lora",
-        "adapter.lora.alpha": 6.0,
-    }
-
-
 @pytest.mark.parametrize(
     ("family", "architecture", "reorders"),
     [
+        ("llama", "llama", True),
         ("mistral", "llama", True),
         ("qwen2", "qwen2", False),
         ("qwen3", "qwen3", False),
         ("gemma3_text", "gemma3", False),
     ],
 )
-def test_other_families(root: Path, tmp_path: Path, family: str, architecture: str, reorders: bool) -> None:
+def test_every_tensor_comes_back_under_llama_cpps_name(
+    root: Path, tmp_path: Path, family: str, architecture: str, reorders: bool
+) -> None:
     model_folder = imported(root, family, "bfloat16")
     adapter = of_all_maps(model_folder)
     reader = exported(adapter, model_folder, tmp_path)
-    assert metadata(reader)["general.architecture"] == architecture
+    found = tensors(reader)
+    assert len(found) == 2 * len(adapter.a) == 2 * 2 * 7
     for path, b in adapter.b.items():
-        got, expected = tensors(reader)[gguf_name(f"{path}.weight") + ".lora_b"], b.numpy()
-        assert np.array_equal(got, paired(path, b) if reorders else expected), path
+        name = gguf_name(f"{path}.weight")
+        assert name.startswith("blk."), path
+        assert np.array_equal(found[f"{name}.lora_a"], adapter.a[path].numpy()), path
+        assert np.array_equal(found[f"{name}.lora_b"], paired(path, b) if reorders else b.numpy()), path
+        assert found[f"{name}.lora_a"].dtype == np.float32
+    assert metadata(reader) == {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "general.name": "it",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": "bfloat16",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 6.0,
+    }
 
 
 def test_a_family_that_no_such_file_can_be_made_of(root: Path, tmp_path: Path) -> None:
@@ -109,18 +101,11 @@ def configured(**values: Any) -> Callable[[Path], object]:
     return lambda folder: edit_json(folder / CONFIG_NAME, **values)
 
 
-def truncate(folder: Path) -> None:
-    data = (folder / WEIGHTS_NAME).read_bytes()
-    (folder / WEIGHTS_NAME).write_bytes(data[:-1])
-
-
 #: What is done to an adapter's folder, and what the refusal says.
 HARMS: tuple[tuple[Callable[[Path], object], type[MezoError], str], ...] = (
     (configured(target_modules=["model.visual"]), CannotExport, "model.visual"),
     (configured(target_modules=["lm_head"]), AdapterError, "does not match its config"),
-    (configured(peft_type="IA3"), AdapterError, "only LORA"),
-    (truncate, AdapterError, "not fully covered"),
-    (shutil.rmtree, AdapterError, "cannot be read"),
+    (lambda folder: os.truncate(folder / WEIGHTS_NAME, 9000), AdapterError, "not fully covered"),
 )
 
 

@@ -9,15 +9,14 @@ from transformers import DynamicCache
 
 from pocketllm.engine.errors import CannotExport
 from pocketllm.engine.formats.gguf_merged import PACKED, write_merged_gguf
-from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
+from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import some_adapter
+from tests.support.models.tiny_models import import_and_open
 
 
 def test_its_weights_are_the_personal_models(tiny_gguf: Path, tmp_path: Path) -> None:
-    import_model(str(tiny_gguf), tmp_path / "models", name="tiny", dtype="float32")
-    model_folder = open_model_folder(tmp_path / "models/tiny")
+    model_folder = import_and_open(tiny_gguf, tmp_path / "models", name="tiny", dtype="float32")
     adapter = some_adapter(LanguageModel(model_folder), targets=None, alpha=6.0)
     adapter.save(tmp_path / "it")
     write_merged_gguf(tmp_path / "it", model_folder, tmp_path / "it.gguf")
@@ -29,8 +28,8 @@ def test_its_weights_are_the_personal_models(tiny_gguf: Path, tmp_path: Path) ->
     changed = {one.name for one, other in zip(found.tensors, base.tensors, strict=True) if one.tensor_type == PACKED}
     assert len(changed) >= len(adapter.a)
 
-    import_model(str(tmp_path / "it.gguf"), tmp_path / "models", name="merged", dtype="float32")
-    merged = LanguageModel(open_model_folder(tmp_path / "models/merged"), dtype=torch.float32)
+    merged_folder = import_and_open(tmp_path / "it.gguf", tmp_path / "models", name="merged", dtype="float32")
+    merged = LanguageModel(merged_folder, dtype=torch.float32)
     personal = LanguageModel(model_folder, dtype=torch.float32)
     personal.set_parameters(adapter)
     tokens = [[5, 6, 7, 8, 9]]

@@ -15,15 +15,17 @@ from pocketllm.engine.formats.architectures import auto_class
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, ModelFolder, open_model_folder
 from pocketllm.engine.formats.quantization import GROUPS, MINIMA, PACKINGS, SCALES, pack
-from pocketllm.engine.formats.safetensors_io import ALIGNMENT_BYTES, read_header
-from tests.support.models.learning import imported, source_folder
-from tests.support.models.tiny_architectures import MASKED, ODD_VOCABULARY, architecture_folder, dense_tensors, families
+from tests.support.models.learning import imported, source_folder, transformers_model
+from tests.support.models.tiny_architectures import MASKED, architecture_folder, dense_tensors, families
 from tests.support.models.tiny_models import (
     IDS,
     VOCABULARY,
     byte_tokenizer,
     edit_json,
+    edit_tensors,
+    import_and_open,
     mapped,
+    save_with_tokenizer,
     tiny_llama_folder,
     tiny_model_folder,
     write_tiny_gguf,
@@ -43,12 +45,6 @@ def roberta(tmp_path: Path) -> Path:
     return architecture_folder("roberta", tmp_path / "roberta")
 
 
-def reference(folder: Path, *, is_mlm: bool) -> Any:
-    """The model as transformers loads it."""
-    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
-    return auto.from_pretrained(folder, dtype=torch.float32)
-
-
 def untied(model: Any) -> Tensors:
     """The model's tensors, tied ones once."""
     return {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
@@ -58,7 +54,7 @@ def untied(model: Any) -> Tensors:
 def test_a_family_comes_in_whole(root: Path, name: str) -> None:
     source, is_mlm = source_folder(root, name), name in MASKED
     assert auto_class(AutoConfig.from_pretrained(source)) is (AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM)
-    model = reference(source, is_mlm=is_mlm)
+    model = transformers_model(source, is_mlm=is_mlm, dtype=torch.float32)
     nothing_is_lost(model, imported(root, name, "float32"), is_mlm=is_mlm)
     for packing in PACKINGS:
         half_a_step_is_lost_at_most(model, imported(root, name, packing), packing)
@@ -71,18 +67,14 @@ def nothing_is_lost(model: Any, found: ModelFolder, *, is_mlm: bool) -> None:
     assert (manifest.is_mlm, manifest.architecture) == (is_mlm, type(model).__name__)
     assert manifest.parameters == sum(tensor.numel() for tensor in expected.values())
     assert (manifest.compute_dtype, manifest.quantization_error) == ("float32", None)
-    with torch.no_grad():
-        assert torch.equal(reference(found.path, is_mlm=is_mlm)(IDS).logits, model(IDS).logits)
+    again = transformers_model(found.path, is_mlm=is_mlm, dtype=torch.float32)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
     open_model_folder(found.path, verify=True)
 
 
 def half_a_step_is_lost_at_most(model: Any, found: ModelFolder, packing: str) -> None:
-    expected, dense, stored, manifest = (
-        untied(model),
-        dense_tensors(found.path),
-        load_file(found.weights),
-        found.manifest,
-    )
+    expected, manifest = untied(model), found.manifest
+    dense, stored = dense_tensors(found.path), load_file(found.weights)
     packings = expected_packings(model, packing)
     assert dense.keys() == expected.keys()
     assert {name.removesuffix(SCALES) for name in stored if name.endswith(SCALES)} == packings.keys()
@@ -124,7 +116,7 @@ def test_a_masked_model_is_known_by_its_family_alone(roberta: Path, models: Path
 
 
 def test_a_roberta_checkpoint_may_hold_more_and_name_the_other_of_two_tied_biases(roberta: Path, models: Path) -> None:
-    expected = untied(reference(roberta, is_mlm=True))
+    expected = untied(transformers_model(roberta, is_mlm=True, dtype=torch.float32))
     stored = {name: tensor.clone() for name, tensor in load_file(roberta / WEIGHTS_NAME).items()}
     more = {
         "roberta.embeddings.position_ids": torch.arange(259).unsqueeze(0),
@@ -149,16 +141,13 @@ def test_a_tokenizer_without_a_mask(roberta: Path, models: Path) -> None:
 
 def test_a_gguf_file_is_packed_like_its_folder(tmp_path: Path, models: Path) -> None:
     file = write_tiny_gguf(tmp_path / "x.gguf", tiny_llama_folder(tmp_path / "x", hidden=64))
-    dense, int8, int4 = (weights_of(file, models, dtype) for dtype in ("float32", *PACKINGS))
+    dense, int8, int4 = (
+        load_file(import_and_open(file, models, name=dtype, dtype=dtype).weights) for dtype in ("float32", *PACKINGS)
+    )
     for packed, packing in ((int8, "int8"), (int4, "int4")):
         for name, kind in ((EMBEDDINGS, "int8"), (DOWN, packing), ("model.layers.0.self_attn.q_proj.weight", packing)):
             for suffix, part in pack(dense[name], kind).items():
                 assert torch.equal(packed[name + suffix], part), (packing, name)
-
-
-def weights_of(source: Path, models: Path, dtype: str) -> Tensors:
-    import_model(str(source), models, name=dtype, dtype=dtype)
-    return load_file(models / dtype / WEIGHTS_NAME)
 
 
 def test_what_cannot_be_packed_stays_bfloat16(tmp_path: Path, tiny_bf16: ModelFolder) -> None:
@@ -173,44 +162,25 @@ def test_what_cannot_be_packed_stays_bfloat16(tmp_path: Path, tiny_bf16: ModelFo
 
 def test_nothing_to_pack(tmp_path: Path, models: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=64))
-    model.save_pretrained(tmp_path / "gpt2")
-    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
+    save_with_tokenizer(model, tmp_path / "gpt2")
     with pytest.raises(UnsupportedModel, match=r"no weights of a shape that int4 can pack\. Import it as bfloat16"):
         import_model(str(tmp_path / "gpt2"), models, dtype="int4")
     assert list(models.iterdir()) == []
 
 
-def test_every_part_can_be_mapped(root: Path) -> None:
-    for packing in PACKINGS:
-        model_folder = imported(root, "llama", packing)
-        entries, stored, found = (
-            read_header(model_folder.weights),
-            load_file(model_folder.weights),
-            mapped(model_folder),
-        )
-        # The scales of 263 rows are the only part of odd length; with the rows themselves they stand at the end.
-        assert list(entries)[-2:] == [EMBEDDINGS, EMBEDDINGS + SCALES]
-        assert entries[EMBEDDINGS + SCALES].shape == (ODD_VOCABULARY, 1)
-        assert all(entry.offset % ALIGNMENT_BYTES == 0 for entry in entries.values())
-        assert all(torch.equal(found[name], stored[name]) for name in stored)
-
-
-def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path) -> None:
+@pytest.mark.parametrize("number", [math.nan, math.inf, -1e30])
+def test_a_number_that_has_no_packed_form(tmp_path: Path, models: Path, number: float) -> None:
     folder = architecture_folder("llama", tmp_path / "source")
-    for number in (math.nan, math.inf, -1e30):
-        tensors = load_file(folder / WEIGHTS_NAME)
-        tensors[DOWN][3, 70] = number
-        save_file(tensors, folder / WEIGHTS_NAME)
-        for packing in PACKINGS:
-            with pytest.raises(ModelFileError, match=f"numbers in {DOWN} that are not finite as {packing}"):
-                import_model(str(folder), models, dtype=packing)
-            assert list(models.iterdir()) == []
+    edit_tensors(folder / WEIGHTS_NAME, lambda tensors: tensors[DOWN][3, 70:71].fill_(number))
+    for packing in PACKINGS:
+        with pytest.raises(ModelFileError, match=f"numbers in {DOWN} that are not finite as {packing}"):
+            import_model(str(folder), models, dtype=packing)
+        assert list(models.iterdir()) == []
 
 
 def test_weights_of_zero_have_no_error(tmp_path: Path, models: Path) -> None:
     folder = architecture_folder("llama", tmp_path / "source")
-    tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / WEIGHTS_NAME).items()}
-    save_file(tensors, folder / WEIGHTS_NAME)
+    edit_tensors(folder / WEIGHTS_NAME, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
     for packing in PACKINGS:
         manifest = import_model(str(folder), models, name=packing, dtype=packing)
         assert manifest.quantization_error == 0

@@ -33,7 +33,7 @@ from pocketllm.engine.formats.importer import (
 )
 from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, list_model_folders, open_model_folder
 from pocketllm.engine.formats.quantization import pack
-from tests.support.models.tiny_models import mapped, tiny_llama_folder, write_tiny_gguf
+from tests.support.models.tiny_models import import_and_open, mapped, tiny_llama_folder, write_tiny_gguf
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -56,9 +56,7 @@ def test_what_the_manifest_and_the_folder_say(llama: Path, models: Path) -> None
     assert config["dtype"] == "bfloat16"
     assert (manifest.architecture, manifest.model_type) == ("LlamaForCausalLM", "llama")
     assert manifest.parameters == sum(tensor.numel() for tensor in load_file(llama / WEIGHTS_NAME).values())
-    assert manifest.source == "Tiny Llama"
-    assert manifest.license == "unknown"
-    assert manifest.created_at == then
+    assert (manifest.source, manifest.license, manifest.created_at) == ("Tiny Llama", "unknown", then)
 
 
 @pytest.mark.slow
@@ -98,7 +96,7 @@ def test_a_name_is_made_of_the_file(tmp_path: Path, models: Path) -> None:
             import_model(str(tmp_path / file), models)
 
 
-def test_a_bad_name_is_refused(llama: Path, tmp_path: Path, models: Path) -> None:
+def test_a_bad_name_or_dtype_is_refused(llama: Path, tmp_path: Path, models: Path) -> None:
     for name in ("", "A", "../x", ".x", "a/b", "a b", "x" * 65, "é", "x\n"):
         with pytest.raises(BadRequest, match="is not a valid model name"):
             import_model(str(llama), models, name=name)
@@ -107,35 +105,26 @@ def test_a_bad_name_is_refused(llama: Path, tmp_path: Path, models: Path) -> Non
         import_model(str(tmp_path / "модель"), models)
     with pytest.raises(BadRequest, match="is not UTF-8"):
         import_model(os.fsdecode(b"/caf\xe9/model.gguf"), models)
-
-
-def test_a_bad_dtype_is_refused(llama: Path, models: Path) -> None:
     with pytest.raises(BadRequest, match=r"dtype is 'int3'\. Choose one of bfloat16, .*int4"):
         import_model(str(llama), models, dtype="int3")
 
 
-def test_an_existing_model_stays_unless_replaced(llama: Path, tmp_path: Path, models: Path) -> None:
-    import_model(str(llama), models, name="tiny")
-    old = mapped(open_model_folder(models / "tiny"))[EMBEDDINGS]
+def test_an_existing_model_stays_until_it_is_replaced_as_a_whole(
+    llama: Path, changed: Path, tmp_path: Path, models: Path
+) -> None:
+    old = mapped(import_and_open(llama, models, name="tiny"))[EMBEDDINGS]
     before = old.clone()
     other = tiny_llama_folder(tmp_path / "other", seed=1)
     with pytest.raises(ModelExists, match="replace the model"):
         import_model(str(other), models, name="tiny")
-    assert torch.equal(mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS], before)
-    import_model(str(other), models, name="tiny", replace=True)
-    after = mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS]
-    assert not torch.equal(after, before)
-    # Who has the old weights mapped keeps them.
-    assert torch.equal(old, before)
-
-
-def test_a_failed_replacement_leaves_the_old_model(llama: Path, changed: Path, models: Path) -> None:
-    import_model(str(llama), models, name="tiny")
-    with (changed / WEIGHTS_NAME).open("ab") as file:
-        file.truncate(10_000)
+    os.truncate(changed / WEIGHTS_NAME, 10_000)
     with pytest.raises(ModelFileError):
         import_model(str(changed), models, name="tiny", replace=True)
-    open_model_folder(models / "tiny", verify=True)
+    assert torch.equal(mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS], before)
+    import_model(str(other), models, name="tiny", replace=True)
+    assert not torch.equal(mapped(open_model_folder(models / "tiny", verify=True))[EMBEDDINGS], before)
+    # Who has the old weights mapped keeps them.
+    assert torch.equal(old, before)
 
 
 def test_ctrl_c_leaves_nothing(llama: Path, models: Path) -> None:
@@ -172,20 +161,16 @@ def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path
     assert [path.name for path in models.iterdir()] == ["other"]
 
 
-def test_killed_between_the_two_renames(llama: Path, models: Path) -> None:
+@pytest.mark.parametrize("renames", [1, 2])
+def test_an_import_killed_after_the_first_or_second_rename_is_finished(llama: Path, models: Path, renames: int) -> None:
     import_model(str(llama), models, name="tiny")
     left = Path(mkdtemp(prefix=scratch_prefix(models / "tiny"), dir=models))
-    (models / "tiny").rename(left / REPLACED)
+    if renames == 1:
+        (models / "tiny").rename(left / REPLACED)
+    else:
+        (left / REPLACED).mkdir()
     import_model(str(llama), models, name="other")
     open_model_folder(models / "tiny", verify=True)
-    assert not left.exists()
-
-
-def test_killed_after_the_second_rename(llama: Path, tmp_path: Path, models: Path) -> None:
-    import_model(str(llama), models, name="tiny")
-    left = Path(mkdtemp(prefix=scratch_prefix(models / "tiny"), dir=models))
-    (left / REPLACED).mkdir()
-    import_model(str(llama), models, name="other")
     assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jinja2 import TemplateError
@@ -26,12 +25,8 @@ def lean(folder: Path) -> LeanTokenizer:
     return found
 
 
-def both(model_folder: ModelFolder) -> tuple[LeanTokenizer, Any]:
-    return lean(model_folder.path), model_folder.tokenizer()
-
-
-def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: ModelFolder) -> None:
-    ours, theirs = both(tiny)
+def test_texts_tokens_and_vocabulary_are_the_same(tiny: ModelFolder) -> None:
+    ours, theirs = lean(tiny.path), tiny.tokenizer()
     for text in TEXTS:
         tokens = ours(text, add_special_tokens=False)["input_ids"]
         assert tokens == theirs(text, add_special_tokens=False)["input_ids"]
@@ -39,10 +34,6 @@ def test_texts_have_the_same_tokens_and_tokens_the_same_text(tiny: ModelFolder) 
             assert ours.decode(tokens, skip_special_tokens=skip) == theirs.decode(tokens, skip_special_tokens=skip)
         for cut in range(len(tokens)):  # within characters, too
             assert ours.decode(tokens[:cut]) == theirs.decode(tokens[:cut])
-
-
-def test_the_vocabulary_is_the_same(tiny: ModelFolder) -> None:
-    ours, theirs = both(tiny)
     assert (len(ours), ours.eos_token_id) == (len(theirs), theirs.eos_token_id)
     assert ours.get_vocab() == theirs.get_vocab()
     assert stop_ids_of(2, ours) == stop_ids_of(2, theirs)
@@ -71,15 +62,15 @@ def test_a_template_may_refuse_a_chat(tmp_path: Path) -> None:
         lean(folder).apply_chat_template(CHAT, add_generation_prompt=True)
 
 
-def test_what_only_transformers_renders_is_left_to_it(tmp_path: Path) -> None:
+def test_what_only_transformers_renders_or_tokenizes_is_left_to_it(tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path)
-    for template in ("{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"):
-        (folder / "chat_template.jinja").write_text(template)
-        assert LeanTokenizer.open(folder) is None, template
-
-
-def test_classes_of_transformers_that_are_more_than_their_file_are_left_to_it(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path)
+    template = (folder / "chat_template.jinja").read_text()
+    for other in ("{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"):
+        (folder / "chat_template.jinja").write_text(other)
+        assert LeanTokenizer.open(folder) is None, other
+    (folder / "chat_template.jinja").write_text(template)
+    assert LeanTokenizer.open(folder)
+    # A class of transformers that is more than its file.
     edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     assert LeanTokenizer.open(folder) is None
     assert not isinstance(open_tokenizer(open_model_folder(folder))[0], LeanTokenizer)

@@ -1,12 +1,10 @@
 """What a model has learned: what is looked at, and that what is found is what the model says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.data.batches import IGNORE_INDEX, Batch, Batches, pack
 from pocketllm.engine.data.examples import Example, encode
@@ -24,9 +22,8 @@ from pocketllm.engine.generate.model_report import (
     sample,
 )
 from pocketllm.engine.generate.sampling import greedy
-from pocketllm.engine.params.lora import Adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from tests.support.models.learning import imported
+from tests.support.models.learning import imported, some_adapter, transformers_model
 from tests.support.models.tiny_models import VOCABULARY, byte_tokenizer
 
 EOS = 0
@@ -45,15 +42,6 @@ def notes(*, length: int = 32) -> Batches:
     return encoded(*(Example(note) for note in NOTES), length=length)
 
 
-def loud_adapter(model: LanguageModel) -> Adapter:
-    """An adapter that changes what the model says."""
-    torch.manual_seed(0)
-    a, b = {}, {}
-    for path, linear in list(model.linears.items())[:4]:
-        a[path], b[path] = torch.randn(2, linear.in_features), torch.randn(linear.out_features, 2)
-    return Adapter(base="tiny", alpha=2, a=a, b=b)
-
-
 def numbers(*counts: int) -> list[list[int]]:
     """Texts of so many tokens, each token another one."""
     texts, first = [], 3
@@ -64,28 +52,27 @@ def numbers(*counts: int) -> list[list[int]]:
 
 
 class TestSample:
-    def test_beginnings_of_plain_texts_are_gone_on_with(self) -> None:
-        texts = numbers(30, 40, 50)
-        found = chosen(held_out=(pack(texts, length=128, eos=EOS),)).prompts
-        assert found == [text[:PROMPT_TOKENS] for text in texts]
-
-    def test_of_short_texts_half_and_of_shorter_ones_nothing(self) -> None:
-        texts = numbers(10, 4, 7)
-        found = chosen(held_out=(pack(texts, length=64, eos=EOS),)).prompts
-        assert found == [texts[0][:5], texts[2][:3]]
-
-    def test_long_beginnings_come_first_and_from_all_over_the_text(self) -> None:
-        texts = numbers(8, *[26] * 9)
-        found = chosen(held_out=(pack(texts, length=256, eos=EOS),)).prompts
-        assert found == [texts[number][:PROMPT_TOKENS] for number in (1, 4, 7)]
-
-    def test_of_a_text_of_several_rows_each_row_is_a_beginning(self) -> None:
-        [text] = numbers(100)
-        found = chosen(held_out=(pack([text], length=25, eos=EOS),)).prompts
-        assert found == [text[start : start + PROMPT_TOKENS] for start in (0, 25, 50)]
-
-    def test_the_filling_of_the_last_row_is_no_text(self) -> None:
-        assert len(chosen(held_out=(pack(numbers(30), length=200, eos=EOS),)).prompts) == 1
+    @pytest.mark.parametrize(
+        ("counts", "length", "continued"),
+        [
+            ((30, 40, 50), 128, [(0, 0, PROMPT_TOKENS), (1, 0, PROMPT_TOKENS), (2, 0, PROMPT_TOKENS)]),
+            ((10, 4, 7), 64, [(0, 0, 5), (2, 0, 3)]),  # of short texts half, and of shorter ones nothing
+            # Long beginnings come first, and from all over the text.
+            ((8, *[26] * 9), 256, [(1, 0, PROMPT_TOKENS), (4, 0, PROMPT_TOKENS), (7, 0, PROMPT_TOKENS)]),
+            # Of a text of several rows each row is a beginning.
+            ((100,), 25, [(0, start, start + PROMPT_TOKENS) for start in (0, 25, 50)]),
+            ((30,), 200, [(0, 0, PROMPT_TOKENS)]),  # the filling of the last row is no text
+            ((), 128, []),
+        ],
+    )
+    def test_beginnings_of_plain_texts_are_continued(
+        self, counts: tuple[int, ...], length: int, continued: list[tuple[int, int, int]]
+    ) -> None:
+        """continued: the number of a text, and which of its tokens are a prompt."""
+        texts = numbers(*counts)
+        held_out = (pack(texts, length=length, eos=EOS),) if texts else ()
+        found = chosen(held_out=held_out).prompts
+        assert found == [texts[number][start:stop] for number, start, stop in continued]
 
     def test_of_a_completion_its_prompt_is_gone_on_with(self) -> None:
         found = chosen(held_out=encoded(Example("Q: two?", "2")))
@@ -116,27 +103,18 @@ class TestSample:
         assert chosen(learned=(two,)).places == 3
         assert chosen(learned=(pack(numbers(100), length=size, eos=EOS),)).places == 0
 
-    def test_no_text_at_all(self) -> None:
-        assert chosen().prompts == []
-
 
 @pytest.fixture(scope="module")
 def model(tiny: ModelFolder) -> LanguageModel:
     return LanguageModel(tiny)
 
 
-def transformers_logits(model_folder: ModelFolder, inputs: torch.Tensor) -> torch.Tensor:
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    with torch.no_grad():
-        found: torch.Tensor = load(model_folder.path).eval()(inputs).logits
-    return found
-
-
 class TestObserve:
     def test_mean_probabilities_are_those_of_transformers(self, tiny: ModelFolder) -> None:
         found = chosen(held_out=notes())
         [blocks] = found.held_out
-        wanted = transformers_logits(tiny, blocks.inputs)[blocks.targets != IGNORE_INDEX].softmax(1).mean(0)
+        logits = transformers_model(tiny.path, dtype=torch.float32)(blocks.inputs).logits
+        wanted = logits[blocks.targets != IGNORE_INDEX].softmax(1).mean(0)
         for logit_bytes in (1, 50_000, 2**24):
             observed = observe(LanguageModel(tiny), found, 4, logit_bytes=logit_bytes)
             assert observed.probabilities is not None
@@ -160,18 +138,16 @@ class TestObserve:
             assert answer == greedy(model, [EOS, *prompt], stop_ids={EOS}, max_tokens=ANSWER_TOKENS)
 
 
-class TestGreedily:
+class TestGreedy:
     def test_it_stops_before_an_end(self, model: LanguageModel) -> None:
         whole = greedy(model, [5, 60], stop_ids=(), max_tokens=10)
         assert len(whole) == 10
         assert greedy(model, [5, 60], stop_ids={whole[3]}, max_tokens=10) == whole[: whole.index(whole[3])]
 
     def test_a_prompt_beyond_the_context_loses_its_beginning(self, model: LanguageModel) -> None:
-        limit = 256 - 10
         long = [number % 200 + 5 for number in range(400)]
-        assert greedy(model, long, stop_ids=(), max_tokens=10) == greedy(
-            model, long[-limit:], stop_ids=(), max_tokens=10
-        )
+        whole, cut = (greedy(model, prompt, stop_ids=(), max_tokens=10) for prompt in (long, long[-(256 - 10) :]))
+        assert whole == cut
 
 
 def as_block(tokens: Sequence[int]) -> Batch:
@@ -182,7 +158,7 @@ class TestCompare:
     def test_what_rose_and_what_is_said_now(self, model: LanguageModel) -> None:
         found = chosen(notes(length=64), notes(length=64))
         observed = []
-        for theta in (None, loud_adapter(model)):
+        for theta in (None, some_adapter(model, size=1.0)):
             model.set_parameters(theta)
             observed.append(observe(model, found, 4))
         model.set_parameters(None)

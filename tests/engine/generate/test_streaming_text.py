@@ -31,7 +31,7 @@ def test_pieces_make_up_the_text(model: LanguageModel) -> None:
     for seed in range(5):  # random bytes: many unfinished characters
         generation, pieces = answer(model, Sampling(seed=seed, temperature=2.0, max_tokens=40))
         assert "".join(pieces) == generation.text
-        assert generation.completion_tokens <= 40
+        assert generation.completion_tokens <= 40 and generation.prompt_tokens == 2
 
 
 def test_stop_string_ends_the_text_before_it(model: LanguageModel) -> None:
@@ -50,27 +50,17 @@ def test_a_stop_string_may_go_on_with_a_character_of_several_tokens(model: Langu
     assert list(generation.pieces) == ["x"] and generation.tokens == tokens[:1]
 
 
-def test_length_ends_the_text(model: LanguageModel) -> None:
-    generation, _ = answer(model, Sampling(temperature=0, max_tokens=1))
-    assert generation.completion_tokens <= 1
-    assert generation.prompt_tokens == 2
-
-
 def test_cancelling_ends_it(model: LanguageModel) -> None:
     decoding = open_tokenizer(model.folder)[1]
     generation = generate(partial(sample, model), decoding, [5, 6], Sampling(max_tokens=100), cancelled=lambda: True)
     assert list(generation.pieces) == []
 
 
-def test_empty_prompt_is_refused(model: LanguageModel) -> None:
-    with pytest.raises(BadRequest, match="empty"):
-        generate(partial(sample, model), open_tokenizer(model.folder)[1], [], Sampling())
-
-
-def test_too_long_a_prompt_is_refused_with_the_limit(model: LanguageModel) -> None:
+def test_an_empty_or_too_long_prompt_is_refused(model: LanguageModel) -> None:
     limit = model.network.config.max_position_embeddings
-    with pytest.raises(BadRequest, match=f"context of {limit}"):
-        generate(partial(sample, model), open_tokenizer(model.folder)[1], [5] * limit, Sampling(max_tokens=1))
+    for prompt, problem in (([], "empty"), ([5] * limit, f"context of {limit}")):
+        with pytest.raises(BadRequest, match=problem):
+            generate(partial(sample, model), open_tokenizer(model.folder)[1], prompt, Sampling(max_tokens=1))
 
 
 def test_separator_is_the_end_of_text_token(model: LanguageModel) -> None:

@@ -70,15 +70,24 @@ def test_the_tokens_that_a_word_may_begin_with(vocabulary: Vocabulary) -> None:
     assert [vocabulary.texts[token] for token in vocabulary.beginning("s")] == ["s"]
 
 
+def ids(text: str) -> list[int]:
+    found: list[int] = byte_tokenizer()(text)["input_ids"]
+    return found
+
+
+def continuation(model: LanguageModel, text: str, context: list[int]) -> tuple[float, torch.Tensor]:
+    """The probability that the context goes on with this text, and those of the token behind it, by a plain pass."""
+    tokens = [*context, *ids(text)]
+    with torch.inference_mode():
+        logprobs = model.all_logits(torch.tensor([tokens]), DynamicCache()).log_softmax(-1)
+    places = range(len(context) - 1, len(tokens) - 1)
+    return math.exp(sum(float(logprobs[place, tokens[place + 1]]) for place in places)), logprobs[-1].exp()
+
+
 def by_plain_passes(model: LanguageModel, vocabulary: Vocabulary, text: str, context: list[int] = CONTEXT) -> float:
     """The probability that the context goes on with this text, and a word ends there."""
-    tokens = [*context, *byte_tokenizer()(text)["input_ids"]]
-    with torch.inference_mode():
-        logits = model.all_logits(torch.tensor([tokens]), DynamicCache())
-    logprobs = logits.log_softmax(-1)
-    places = range(len(context) - 1, len(tokens) - 1)
-    total = sum(float(logprobs[place, tokens[place + 1]]) for place in places)
-    return math.exp(total) * float(logprobs[-1].exp() @ vocabulary.ending)
+    probability, behind = continuation(model, text, context)
+    return probability * float(behind @ vocabulary.ending)
 
 
 def test_probabilities_are_those_of_plain_passes(model: LanguageModel, vocabulary: Vocabulary) -> None:
@@ -104,10 +113,10 @@ def test_what_is_remembered_changes_nothing(model: LanguageModel, vocabulary: Vo
     text = "The boat was old. She said that"
     for size in range(1, len(text) + 1):
         typed = Typed.of(text[:size], None)
-        tokens = [EOS, *byte_tokenizer()(typed.context)["input_ids"]]
+        tokens = [EOS, *ids(typed.context)]
         found = suggested(typing, tokens, typed.beginning, n=2)
         assert_equal(found, suggested(Suggester(model, vocabulary), tokens, typed.beginning, n=2))
-    shorter = [EOS, *byte_tokenizer()("The boat")["input_ids"]]  # the cursor goes back
+    shorter = [EOS, *ids("The boat")]  # the cursor goes back
     assert_equal(suggested(typing, shorter, " ", n=2), suggested(Suggester(model, vocabulary), shorter, " ", n=2))
 
 
@@ -115,13 +124,12 @@ def test_what_is_known_of_endings_needs_no_pass_and_no_other_words(model: Langua
     every_token_ends_a_word = Vocabulary(byte_tokenizer(), VOCABULARY, stop_ids=range(VOCABULARY))
     typing = Suggester(model, every_token_ends_a_word)
     suggested(typing, CONTEXT, "", n=3)
-    longer = [*CONTEXT, *byte_tokenizer()(" old")["input_ids"]]
+    longer = [*CONTEXT, *ids(" old")]
     found = suggested(typing, longer, "", n=3)
     assert_equal(found, suggested(Suggester(model, every_token_ends_a_word), longer, "", n=3))
     for one in found:
-        assert one.probability == pytest.approx(
-            by_plain_passes(model, every_token_ends_a_word, one.text, longer), rel=1e-3
-        )
+        expected = by_plain_passes(model, every_token_ends_a_word, one.text, longer)
+        assert one.probability == pytest.approx(expected, rel=1e-3)
 
 
 def assert_equal(found: list[Suggestion], wanted: list[Suggestion]) -> None:
@@ -141,7 +149,7 @@ def test_behind_a_finished_word_the_next_words_are_suggested(model: LanguageMode
         found = suggested(Suggester(model, vocabulary), CONTEXT, beginning, n=3, may_be_whole=True)
         assert len(found) == 3
         assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
-        whole = [*CONTEXT, *byte_tokenizer()(beginning)["input_ids"]]
+        whole = [*CONTEXT, *ids(beginning)]
         for one in found:
             assert one.text.startswith(" ") and len(one.text.split()) == 1
             assert one.probability == pytest.approx(by_plain_passes(model, vocabulary, one.text, whole), rel=1e-3)
@@ -157,14 +165,9 @@ def test_a_word_that_the_owner_often_goes_on_with_is_not_finished(model: Languag
 
 def test_shares_are_of_what_begins_as_typed(model: LanguageModel, vocabulary: Vocabulary) -> None:
     found = suggested(Suggester(model, vocabulary), CONTEXT, " sta", n=3)
-    shares = [by_plain_passes(model, vocabulary, f" {one.text}") for one in found]
-    tokens = [*CONTEXT, *byte_tokenizer()(" sta")["input_ids"]]
-    with torch.inference_mode():
-        logprobs = model.all_logits(torch.tensor([tokens]), DynamicCache()).log_softmax(-1)
-    places = range(len(CONTEXT) - 1, len(tokens) - 1)
-    begins = math.exp(sum(float(logprobs[place, tokens[place + 1]]) for place in places))
-    for one, share in zip(found, shares, strict=True):
-        assert one.share == pytest.approx(share / begins, rel=1e-2)
+    begins, _ = continuation(model, " sta", CONTEXT)
+    for one in found:
+        assert one.share == pytest.approx(by_plain_passes(model, vocabulary, f" {one.text}") / begins, rel=1e-2)
 
 
 @pytest.mark.slow

@@ -10,14 +10,11 @@ def dictionary() -> Dictionary:
     return Dictionary()
 
 
-def test_what_it_has_and_lacks(dictionary: Dictionary) -> None:
+def test_words_and_beginnings(dictionary: Dictionary) -> None:
     for word in ("a", "swimmer", "Swimmer", "LONDON", "don’t", "swimmer's", "1664", "zulu"):  # noqa: RUF001
         assert word in dictionary and dictionary.begins(word), word
     for word in ("", "'s", "swimmerest", "lookin’s", "zzzz", "\n", "a\nb", "\U0010ffff"):  # noqa: RUF001
         assert word not in dictionary, word
-
-
-def test_beginnings(dictionary: Dictionary) -> None:
     assert all(dictionary.begins(letters) for letters in ("", "Swim", "swimmer’", "zul"))  # noqa: RUF001
     assert not any(dictionary.begins(letters) for letters in ("swimmx", "qqqq", "\U0010ffff"))
 

@@ -4,12 +4,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pocketllm.engine.data.batches import shuffled
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, open_model_folder
@@ -27,6 +25,7 @@ from tests.support.models.learning import (
     random_blocks,
     reference_losses,
     some_blocks,
+    transformers_model,
 )
 from tests.support.models.tiny_architectures import MASKED
 from tests.support.models.tiny_models import tiny_model_folder
@@ -155,13 +154,8 @@ def test_saved_weights_are_a_model_of_their_own(root: Path, tmp_path: Path, name
     weights = trained.manifest.model_dump(include={"weights_sha256", "weights_bytes"})
     changes = {"name": "trained", "source": model_folder.manifest.name, "created_at": NOW, **weights}
     assert trained.manifest == model_folder.manifest.model_copy(update=changes)
-    theirs = reference_of(trained.path, is_mlm=name in MASKED)
+    theirs = transformers_model(trained.path, is_mlm=name in MASKED, dtype=torch.float32)
     assert reference_losses(theirs, blocks) == pytest.approx(losses, abs=2 * FP32_TOLERANCE)
-
-
-def reference_of(folder: Path, *, is_mlm: bool) -> Any:
-    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
-    return auto.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def test_saved_weights_keep_their_dtype_and_every_bit(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pocketllm.engine.errors import AdapterError
@@ -15,7 +15,7 @@ from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, fitt
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.planning.shapes import read_shapes
-from tests.support.models.tiny_models import edit_json
+from tests.support.models.tiny_models import edit_json, edit_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of PEFT and transformers
 
@@ -58,13 +58,7 @@ def test_what_is_more_than_lora_is_refused_by_name(
 
 
 def tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    found = load_file(folder / WEIGHTS_NAME)
-    change(found)
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / WEIGHTS_NAME)
-
-
-def replace(folder: Path, name: str, content: bytes) -> None:
-    (folder / name).write_bytes(content)
+    edit_tensors(folder / WEIGHTS_NAME, change)
 
 
 def pipe(folder: Path) -> None:
@@ -80,8 +74,8 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda it: (it / WEIGHTS_NAME).rename(it / "adapter_model.bin"), "Pickles are not read"),
     "pipe": (pipe, "Pickles are not read"),
     "truncated": (lambda it: os.truncate(it / WEIGHTS_NAME, 500), "not a complete safetensors"),
-    "pickle": (lambda it: replace(it, WEIGHTS_NAME, b"\x80\x04cos\nsystem\n"), "not a complete safetensors"),
-    "long header": (lambda it: replace(it, WEIGHTS_NAME, b"\xff" * 8 + b"{"), "not a complete safetensors"),
+    "pickle": (lambda it: (it / WEIGHTS_NAME).write_bytes(b"\x80\x04cos\nsystem\n"), "not a complete safetensors"),
+    "long header": (lambda it: (it / WEIGHTS_NAME).write_bytes(b"\xff" * 8 + b"{"), "not a complete safetensors"),
     "not finite": (lambda it: tensors(it, lambda found: other(found, torch.full((4, 32), torch.nan))), "no numbers"),
     "of another shape": (lambda it: tensors(it, lambda found: other(found, torch.ones(4, 33))), "not fit"),
     "unknown tensor": (lambda it: tensors(it, lambda found: found.update(x=torch.ones(1))), "x \\(1,\\) is only"),
@@ -92,9 +86,9 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "endless alpha": (lambda it: edit_json(it / CONFIG_NAME, lora_alpha=float("inf")), "alpha inf"),
     "endless rank": (lambda it: edit_json(it / CONFIG_NAME, r=float("inf")), "cannot be read"),
     "other kind": (lambda it: edit_json(it / CONFIG_NAME, peft_type="IA3"), "only LORA"),
-    "deep": (lambda it: replace(it, CONFIG_NAME, b"[" * 10**5), "cannot be read"),
-    "large config": (lambda it: replace(it, CONFIG_NAME, b" " * 2**21 + b"{}"), "cannot be read"),
-    "a list": (lambda it: replace(it, CONFIG_NAME, b"[]"), "cannot be read"),
+    "deep": (lambda it: (it / CONFIG_NAME).write_bytes(b"[" * 10**5), "cannot be read"),
+    "large config": (lambda it: (it / CONFIG_NAME).write_bytes(b" " * 2**21 + b"{}"), "cannot be read"),
+    "a list": (lambda it: (it / CONFIG_NAME).write_bytes(b"[]"), "cannot be read"),
 }
 
 

@@ -1,10 +1,9 @@
 """What a job is predicted to take, and how a plan is made to fit."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -44,6 +43,8 @@ PLAN = JobPlan(
     micro_batch=16,
     compute_dtype="bfloat16",
 )
+#: Exact gradients of 8 blocks, all of which go through together.
+EXACT_PLAN = replace(PLAN, method="exact", targets=(), micro_batch=4, pass_blocks=8)
 
 
 def working(shapes: Shapes, plan: JobPlan) -> int:
@@ -64,34 +65,26 @@ def smallest(shapes: Shapes, plan: JobPlan) -> int:
 @st.composite
 def plans(draw: st.DrawFn) -> JobPlan:
     probes, batch = draw(st.integers(1, 64)), draw(st.integers(1, 64))
-    rows = 2 * probes * draw(st.integers(1, batch))
-    return JobPlan(
+    return replace(
+        PLAN,
         mode=draw(st.sampled_from(["lora", "full"])),
         steps=draw(st.integers(1, 1000)),
         batch=batch,
         block_tokens=draw(st.integers(2, 4096)),
         probes=probes,
         rank=draw(st.integers(1, 256)),
-        targets=TARGETS,
-        micro_batch=rows,
-        compute_dtype="bfloat16",
+        micro_batch=2 * probes * draw(st.integers(1, batch)),
     )
-
-
-def exact_plan(**changes: Any) -> JobPlan:
-    """Exact gradients of 8 blocks, all of which go through together."""
-    made = dataclasses.replace(PLAN, method="exact", targets=(), micro_batch=4, pass_blocks=8)
-    return dataclasses.replace(made, **changes)
 
 
 @st.composite
 def exact_plans(draw: st.DrawFn) -> JobPlan:
     batch = draw(st.integers(1, 64))
-    rows = draw(st.integers(1, batch))
-    return exact_plan(
+    return replace(
+        EXACT_PLAN,
         batch=batch,
         pass_blocks=batch,
-        micro_batch=rows,
+        micro_batch=draw(st.integers(1, batch)),
         block_tokens=draw(st.integers(2, 4096)),
         rank=draw(st.integers(1, 256)),
     )
@@ -144,16 +137,16 @@ class TestPredict:
         assert found.anonymous_bytes - found.working_bytes < found.library_bytes
         assert found.seconds == pytest.approx(found.seconds_per_step * plan.steps)
         assert (found.kept_bytes, found.kept_seconds) == (0, 0), "MeZO needs no activations"
-        assert min(dataclasses.astuple(found)[:-2]) > 0
+        assert min(astuple(found)[:-2]) > 0
 
     @given(plans() | exact_plans(), st.sampled_from([SMOLLM2, LLAMA_7B]), st.integers(1, 500))
     def test_more_of_anything_never_takes_less(self, plan: JobPlan, shapes: Shapes, more: int) -> None:
         now = predict(shapes, plan)
         for name in ("block_tokens", "rank", "micro_batch", "pass_blocks"):
-            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            changed = replace(plan, **{name: getattr(plan, name) + more})
             assert working(shapes, changed) >= now.working_bytes, name
         for name in ("block_tokens", "batch", "probes"):
-            changed = dataclasses.replace(plan, **{name: getattr(plan, name) + more})
+            changed = replace(plan, **{name: getattr(plan, name) + more})
             assert predict(shapes, changed).seconds_per_step >= now.seconds_per_step, name
 
     @given(plans(), st.integers(1, 1024), st.integers(1, 64))
@@ -162,37 +155,36 @@ class TestPredict:
     ) -> None:
         # Where all weights are trained, each point of a walk has its own.
         probes = plan.probes if plan.mode == "full" else probes
-        changed = dataclasses.replace(plan, batch=batch, probes=probes)
+        changed = replace(plan, batch=batch, probes=probes)
         assert working(SMOLLM2, changed) == working(SMOLLM2, plan)
 
     def test_only_adapted_maps_cost(self) -> None:
-        fewer = dataclasses.replace(PLAN, targets=("q_proj", "v_proj"))
+        fewer = replace(PLAN, targets=("q_proj", "v_proj"))
         assert set(adapted(SMOLLM2, fewer.targets).values()) == {(576, 576)}
         assert working(SMOLLM2, fewer) < working(SMOLLM2, PLAN)
 
     def test_all_weights_cost_themselves_and_some_rows_of_both_sides_with_their_noise(self) -> None:
-        full = dataclasses.replace(PLAN, mode="full")
+        full = replace(PLAN, mode="full")
         taken = SMOLLM2.weights_bytes + 3 * 2 * SMOLLM2.largest
         assert taken < working(SMOLLM2, full) < taken + 100 * MB
         assert predict(SMOLLM2, full).file_bytes < predict(SMOLLM2, PLAN).file_bytes
 
     def test_what_is_packed_costs_some_dense_rows_and_the_same_in_float32(self) -> None:
-        stored = {dtype: dataclasses.replace(SMOLLM2, dtype=dtype) for dtype in DTYPES}
+        stored = {dtype: replace(SMOLLM2, dtype=dtype) for dtype in DTYPES}
         plain, int8, int4 = (working(stored[dtype], PLAN) for dtype in ("bfloat16", "int8", "int4"))
         assert int8 - plain == pytest.approx(2 * 2 * SMOLLM2.largest, abs=1)
         assert int4 == int8
-        packed = dataclasses.replace(LLAMA_7B, dtype="int4")
-        kept = dataclasses.replace(LLAMA_7B, dtype="bfloat16")
-        assert working(packed, PLAN) - working(kept, PLAN) < 2 * LLAMA_7B.largest / 3
+        kept = replace(LLAMA_7B, dtype="bfloat16")
+        assert working(LLAMA_7B, PLAN) - working(kept, PLAN) < 2 * LLAMA_7B.largest / 3
         assert working(stored["float32"], PLAN) == int8
 
     def test_seven_billion_weights_fit_into_a_gigabyte(self) -> None:
-        plan = dataclasses.replace(PLAN, batch=2, block_tokens=64, micro_batch=4)
+        plan = replace(PLAN, batch=2, block_tokens=64, micro_batch=4)
         assert predict(LLAMA_7B, plan).peak_bytes < 2**30
 
     def test_what_was_measured_at_import_is_used(self) -> None:
         measured = {"gemm_flops": 40e9, "library_anonymous_bytes": 100 * MB, "library_file_bytes": 50 * MB}
-        here = dataclasses.replace(SMOLLM2, calibration=measured)
+        here = replace(SMOLLM2, calibration=measured)
         assert predict(here, PLAN).library_bytes == 150 * MB
         assert predict(here, PLAN).seconds == pytest.approx(predict(SMOLLM2, PLAN).seconds / 2)
 
@@ -200,39 +192,36 @@ class TestPredict:
         measured = {"gemm_flops": 1e15, "forward_seconds": 3.0, "forward_tokens": 1000}
         for shapes in (SMOLLM2, LLAMA_7B):
             unpacking = shapes.multiplied * UNPACK_SECONDS if shapes.packed else 0
-            here = dataclasses.replace(shapes, calibration=measured)
+            here = replace(shapes, calibration=measured)
             expected = 2 * PLAN.batch * PLAN.block_tokens * (3.0 - unpacking) / 1000 + unpacking
             assert predict(here, PLAN).seconds_per_step == pytest.approx(expected)
         # Never less than its products take.
-        quick = dataclasses.replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
+        quick = replace(SMOLLM2, calibration=measured | {"gemm_flops": 1e9})
         assert predict(quick, PLAN).seconds_per_step > 100
 
 
 class TestExact:
     def test_what_memory_is_left_keeps_activations(self) -> None:
-        requested = exact_plan()
-        kept = dataclasses.replace(requested, kept_layers=SMOLLM2.layers)
-        assert fit(SMOLLM2, requested, working(SMOLLM2, kept)) == (kept, [])
-        faster, slower = predict(SMOLLM2, kept), predict(SMOLLM2, requested)
+        kept = replace(EXACT_PLAN, kept_layers=SMOLLM2.layers)
+        assert fit(SMOLLM2, EXACT_PLAN, working(SMOLLM2, kept)) == (kept, [])
+        faster, slower = predict(SMOLLM2, kept), predict(SMOLLM2, EXACT_PLAN)
         assert faster.kept_bytes == faster.working_bytes - slower.working_bytes > 0
         assert faster.kept_seconds == pytest.approx(slower.seconds_per_step - faster.seconds_per_step)
 
     def test_where_it_is_short_fewer_blocks_at_a_time_keep_more_layers(self) -> None:
-        requested = exact_plan()
-        half = dataclasses.replace(requested, kept_layers=SMOLLM2.layers // 2)
-        plan, said = fit(SMOLLM2, requested, working(SMOLLM2, half))
-        assert said == [] and plan.pass_blocks < requested.pass_blocks and plan.kept_layers > half.kept_layers
+        half = replace(EXACT_PLAN, kept_layers=SMOLLM2.layers // 2)
+        plan, said = fit(SMOLLM2, EXACT_PLAN, working(SMOLLM2, half))
+        assert said == [] and plan.pass_blocks < EXACT_PLAN.pass_blocks and plan.kept_layers > half.kept_layers
         assert predict(SMOLLM2, plan).seconds_per_step < predict(SMOLLM2, half).seconds_per_step
 
     def test_speed_is_given_up_before_length(self) -> None:
-        requested = exact_plan()
-        limit = working(SMOLLM2, exact_plan(micro_batch=1, pass_blocks=1))
-        plan, said = fit(SMOLLM2, requested, limit)
-        assert plan.block_tokens == requested.block_tokens
+        limit = working(SMOLLM2, replace(EXACT_PLAN, micro_batch=1, pass_blocks=1))
+        plan, said = fit(SMOLLM2, EXACT_PLAN, limit)
+        assert plan.block_tokens == EXACT_PLAN.block_tokens
         assert all(sentence.endswith("slower, with the same result.") for sentence in said)
-        shorter, said = fit(SMOLLM2, requested, limit - MB)
+        shorter, said = fit(SMOLLM2, EXACT_PLAN, limit - MB)
         assert (shorter.micro_batch, shorter.pass_blocks) == (1, 1)
-        assert shorter.block_tokens < requested.block_tokens and "shorter blocks" in said[-1]
+        assert shorter.block_tokens < EXACT_PLAN.block_tokens and "shorter blocks" in said[-1]
 
 
 class TestFit:
@@ -242,16 +231,16 @@ class TestFit:
         assert fit(SMOLLM2, PLAN, limit - 1) != (PLAN, [])
 
     def test_first_fewer_rows_then_shorter_ones(self) -> None:
-        few = dataclasses.replace(PLAN, micro_batch=MIN_ROWS[PLAN.method])
-        plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, dataclasses.replace(PLAN, micro_batch=8)))
+        few = replace(PLAN, micro_batch=MIN_ROWS[PLAN.method])
+        plan, said = fit(SMOLLM2, PLAN, working(SMOLLM2, replace(PLAN, micro_batch=8)))
         assert (plan.micro_batch, plan.block_tokens) == (8, 128)
         [sentence] = said
         assert "was reduced from 16 to 8" in sentence and "training.memory_bytes (" in sentence
 
         assert fit(SMOLLM2, PLAN, working(SMOLLM2, few))[0] == few
-        limit = working(SMOLLM2, dataclasses.replace(few, block_tokens=32))
+        limit = working(SMOLLM2, replace(few, block_tokens=32))
         plan, said = fit(SMOLLM2, PLAN, limit)
-        assert plan == dataclasses.replace(few, block_tokens=32)
+        assert plan == replace(few, block_tokens=32)
         assert "rows that pass through the layers together was reduced from 16 to 2:" in said[0]
         assert "training.block_tokens was reduced from 128 to 32:" in said[1]
 
@@ -275,7 +264,7 @@ class TestFit:
         names = ("micro_batch", "pass_blocks", "block_tokens")
         reduced = sum(getattr(plan, name) < getattr(requested, name) for name in names)
         as_wished = {name: getattr(requested, name) for name in names}
-        assert dataclasses.replace(plan, **as_wished, kept_layers=0) == requested
+        assert replace(plan, **as_wished, kept_layers=0) == requested
         if requested.method == "exact":
             assert min(plan.micro_batch, requested.pass_blocks) <= plan.pass_blocks <= requested.pass_blocks
             # Fewer blocks at a time may be faster, and are no reduction then.
@@ -286,28 +275,25 @@ class TestFit:
             assert len(said) == reduced
 
     def test_what_cannot_be_trained_at_all_is_refused(self) -> None:
-        full = dataclasses.replace(PLAN, mode="full")
-        no_such_map = dataclasses.replace(PLAN, targets=("fc1",))
-        no_layers = dataclasses.replace(SMOLLM2, linears={"map": (9, 9)})
+        full = replace(PLAN, mode="full")
+        no_such_map = replace(PLAN, targets=("fc1",))
+        no_layers = replace(SMOLLM2, linears={"map": (9, 9)})
         refused = (
             (LLAMA_7B, full, r"some is stored as int4\. Import it as bfloat16, or train an adapter"),
             (SMOLLM2, no_such_map, r"\(fc1\) is a linear map of some\. Name some of these: down_proj, gate_proj"),
-            (SMOLLM2, exact_plan(mode="full"), "train an adapter only"),
-            (no_layers, exact_plan(), "no list of layers, as exact gradients require"),
+            (SMOLLM2, replace(EXACT_PLAN, mode="full"), "train an adapter only"),
+            (no_layers, EXACT_PLAN, "no list of layers, as exact gradients require"),
         )
         for shapes, plan, sentence in refused:
             with pytest.raises(BadRequest, match=sentence):
                 fit(shapes, plan, 10**12)
 
 
-class TestSamples:
-    """How many are drawn at once: as many as memory allows, at least one."""
-
-    QWEN = llama(hidden=1024, wide=3072, layers=28, vocabulary=151936)
-
-    def test_fewer_of_a_larger_model(self) -> None:
+class TestSamplesAtOnce:
+    def test_fewer_of_a_larger_model_and_at_least_one(self) -> None:
+        qwen = llama(hidden=1024, wide=3072, layers=28, vocabulary=151936)
         # Measured: 32 at once of a model of SmolLM2's shapes took 90 MB, of one of Qwen3-0.6B's 376, and 8 of that 90.
         assert samples_at_once(SMOLLM2, 32, 360 * MB) == 32
-        assert samples_at_once(self.QWEN, 32, 360 * MB) == 16
-        assert samples_at_once(self.QWEN, 32, 400 * MB) == 32
-        assert samples_at_once(self.QWEN, 32, 1) == 1
+        assert samples_at_once(qwen, 32, 360 * MB) == 16
+        assert samples_at_once(qwen, 32, 400 * MB) == 32
+        assert samples_at_once(qwen, 32, 1) == 1

@@ -8,7 +8,6 @@ from transformers import DynamicCache
 
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.lora import Adapter
-from pocketllm.engine.streamed.decoding import product
 from pocketllm.engine.streamed.families import LLAMA_FAMILIES
 from pocketllm.engine.streamed.model import DECODED_TOKENS, LanguageModel
 from pocketllm.engine.streamed.weights import Weight, adjacent, open_weights
@@ -33,21 +32,21 @@ def assert_decoded_as_one_pass(model: LanguageModel, dtype: torch.dtype = torch.
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("llama", torch.bfloat16), *((name, torch.float32) for name in LLAMA_FAMILIES)]
+    ("name", "stored", "dtype"),
+    [
+        ("llama", "bfloat16", torch.bfloat16),
+        ("llama", "bfloat16", torch.float32),
+        ("llama", "int8", torch.float32),
+        *((name, "float32", torch.float32) for name in LLAMA_FAMILIES),
+    ],
 )
 @torch.inference_mode()
-def test_each_kind_with_and_without_an_adapter(root: Path, name: str, dtype: torch.dtype) -> None:
-    model = LanguageModel(imported(root, name, str(dtype).removeprefix("torch.")), dtype=dtype)
+def test_each_kind_with_and_without_an_adapter(root: Path, name: str, stored: str, dtype: torch.dtype) -> None:
+    model = LanguageModel(imported(root, name, stored), dtype=dtype)
     assert model.network.config.model_type in LLAMA_FAMILIES
     for adapter in (some_adapter(model, targets=None), some_adapter(model, targets=("k_proj", "up_proj")), None):
         model.set_parameters(adapter)
         assert_decoded_as_one_pass(model, dtype)
-
-
-@torch.inference_mode()
-def test_weights_that_are_not_stored_as_they_are_used(root: Path) -> None:
-    for stored in ("int8", "bfloat16"):
-        assert_decoded_as_one_pass(LanguageModel(imported(root, "llama", stored), dtype=torch.float32))
 
 
 def following(model: LanguageModel, adapter: Adapter | None) -> torch.Tensor:
@@ -79,14 +78,6 @@ def test_weights_that_were_taken_into_memory_are_trained_in_place(tiny: ModelFol
     with torch.inference_mode():
         assert_decoded_as_one_pass(model)
     assert not torch.allclose(following(model, None), before, atol=0.1)
-
-
-def test_a_product_keeps_the_shape() -> None:
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
-        for shape in ((1, 1, 8), (1, 4, 8), (3, 1, 8), (2, 8)):
-            x, weight = torch.randn(shape).to(dtype), torch.randn(5, 8).to(dtype)
-            assert product(x, weight).shape == (*shape[:-1], 5)
-            assert torch.allclose(product(x, weight), x @ weight.t(), atol=tolerance), (dtype, shape)
 
 
 def test_only_neighbours_of_a_kind_are_joined(tmp_path: Path, tiny: ModelFolder) -> None:

@@ -1,7 +1,6 @@
 """Every family that can be imported, on streamed weights, against transformers' own forward pass and against itself."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,16 +45,8 @@ every_causal_family = pytest.mark.parametrize("name", families(name for name in 
 MODES: tuple[tuple[str, Kind], ...] = (("lora", "rademacher"), ("full", "gaussian"))
 
 
-@cache
-def shared_model(root: Path, name: str, dtype: str, release: bool) -> LanguageModel:
-    """A model in float32 that no test trains as a whole."""
-    return LanguageModel(imported(root, name, dtype), dtype=torch.float32, release_pages=release)
-
-
 def base(root: Path, name: str, dtype: str = "float32", *, release: bool = True) -> LanguageModel:
-    model = shared_model(root, name, dtype, release)
-    model.set_parameters(None)
-    return model
+    return LanguageModel(imported(root, name, dtype), dtype=torch.float32, release_pages=release)
 
 
 def labelled_blocks() -> Batch:

@@ -22,12 +22,12 @@ from transformers import (
 
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import AdapterError, ModelFileError, UnsupportedModel
-from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.noise import Direction, Perturbation
 from pocketllm.engine.streamed.model import HEAD_ROWS, LanguageModel
 from tests.support.models.learning import (
     ALL_ROWS,
+    TARGETS,
     imported,
     losses_moved,
     mean_loss,
@@ -37,8 +37,8 @@ from tests.support.models.learning import (
     some_adapter,
     some_blocks,
 )
-from tests.support.models.tiny_architectures import random_model
-from tests.support.models.tiny_models import IDS, byte_tokenizer, edit_json, tiny_model_folder
+from tests.support.models.tiny_architectures import DECODER, imported_config, random_model
+from tests.support.models.tiny_models import IDS, edit_json, tiny_model_folder
 
 #: Logits in fp32, sums in another order.
 FP32_TOLERANCE = 1e-5
@@ -50,21 +50,35 @@ def our_logits(model: LanguageModel) -> torch.Tensor:
     with torch.inference_mode():
         head = model.head.at(None)
         logits: torch.Tensor = model.hidden(Batch(inputs=IDS, targets=IDS)) @ head.rows(0, head.vocabulary).t()
-        return logits.float()
+        return (logits if head.bias is None else logits + head.bias).float()
+
+
+@pytest.fixture
+def masked(root: Path) -> ModelFolder:
+    """A model that fills in masks."""
+    return imported(root, "roberta", "float32")
 
 
 # PEFT 0.21 asks transformers 5.24 under a name that the latter has deprecated.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize(("fixture", "tolerance"), [("tiny", FP32_TOLERANCE), ("tiny_bf16", BF16_TOLERANCE)])
+@pytest.mark.parametrize(
+    ("fixture", "targets", "tolerance"),
+    [
+        ("tiny", TARGETS, FP32_TOLERANCE),
+        ("tiny_bf16", TARGETS, BF16_TOLERANCE),
+        ("masked", ("query", "value"), FP32_TOLERANCE),
+    ],
+)
 def test_peft_loads_our_adapter_and_gives_our_logits(
-    fixture: str, tolerance: float, tmp_path: Path, request: pytest.FixtureRequest
+    fixture: str, targets: tuple[str, ...], tolerance: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model_folder: ModelFolder = request.getfixturevalue(fixture)
-    model = LanguageModel(model_folder)
-    adapter = some_adapter(model, rank=4, alpha=6.0)
-    adapter.save(tmp_path / "adapter")
+    model, is_mlm = LanguageModel(model_folder), model_folder.manifest.is_mlm
+    adapter = some_adapter(model, alpha=6.0, targets=targets)
+    adapter.save(tmp_path / "adapter", is_mlm=is_mlm)
 
-    base = AutoModelForCausalLM.from_pretrained(model_folder.path, dtype=model.context.dtype)
+    auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
+    base = auto.from_pretrained(model_folder.path, dtype=model.context.dtype).eval()
     with torch.inference_mode():
         unchanged = base(IDS).logits.float()
         theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits.float()
@@ -73,24 +87,6 @@ def test_peft_loads_our_adapter_and_gives_our_logits(
     assert torch.allclose(ours, theirs, atol=tolerance)
     # The adapter does much more than the tolerance.
     assert float((ours - unchanged).abs().max()) > 10 * tolerance
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_peft_loads_the_adapter_of_a_masked_model(tmp_path: Path) -> None:
-    model_folder = imported(tmp_path, "roberta", "float32")
-    model = LanguageModel(model_folder)
-    adapter = some_adapter(model, targets=("query", "value"))
-    adapter.save(tmp_path / "adapter", is_mlm=model_folder.manifest.is_mlm)
-    base = AutoModelForMaskedLM.from_pretrained(model_folder.path, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        unchanged = base(IDS).logits
-        theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(IDS).logits
-    model.set_parameters(adapter)
-    bias = model.head.at(None).bias
-    assert bias is not None
-    ours = our_logits(model) + bias
-    assert torch.allclose(ours, theirs, atol=FP32_TOLERANCE)
-    assert float((theirs - unchanged).abs().max()) > 10 * FP32_TOLERANCE
 
 
 def test_weights_are_the_files_own_pages(tiny: ModelFolder) -> None:
@@ -141,74 +137,54 @@ def test_adapter_of_another_model_is_refused(tiny: ModelFolder) -> None:
         model.set_parameters(adapter)
 
 
-def test_weights_of_another_shape_than_the_configs_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("intermediate_size", 48, r"mlp\..*shape \(\d+, \d+\), but config.json requires"),
+        ("num_hidden_layers", 3, r"lacks model\.layers\.2.*Import the model again"),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path, setting: str, value: int, problem: str) -> None:
     folder = tiny_model_folder(tmp_path)
-    edit_json(folder / "config.json", intermediate_size=48)
-    with pytest.raises(ModelFileError, match=r"mlp\..*shape \(\d+, \d+\), but config.json requires"):
+    edit_json(folder / "config.json", **{setting: value})
+    with pytest.raises(ModelFileError, match=problem):
         LanguageModel(open_model_folder(folder))
-
-
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path, layers=1)
-    edit_json(folder / "config.json", num_hidden_layers=2)
-    with pytest.raises(ModelFileError, match=r"lacks model\.layers\.1.*Import the model again"):
-        LanguageModel(open_model_folder(folder))
-
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 263,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-GROUPED: dict[str, Any] = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (CohereConfig(**GROUPED, logit_scale=0.25), "scales or caps its logits"),
-        (Gemma2Config(**GROUPED, head_dim=8, attn_logit_softcapping=9.0), "caps its attention scores"),
-        (GptOssConfig(**GROUPED, head_dim=8, num_local_experts=2), r"cannot be streamed: model\.layers\.0.*sinks"),
-        (GPT2Config(**SIZES), "without linear maps"),
+        (CohereConfig(**DECODER, logit_scale=0.25), "scales or caps its logits"),
+        (Gemma2Config(**DECODER, head_dim=16, attn_logit_softcapping=9.0), "caps its attention scores"),
+        (GptOssConfig(**DECODER, head_dim=16, num_local_experts=2), r"cannot be streamed: model\.layers\.0.*sinks"),
+        (GPT2Config(**DECODER), "without linear maps"),
     ],
     ids=["logits are scaled", "scores are capped", "a parameter beside modules", "no linear maps"],
 )
 def test_what_would_compute_something_else_is_refused(config: PreTrainedConfig, reason: str, tmp_path: Path) -> None:
-    random_model(config).save_pretrained(tmp_path / "source")
-    byte_tokenizer().save_pretrained(tmp_path / "source")
-    import_model(str(tmp_path / "source"), tmp_path / "models", name="odd")
+    model_folder = imported_config(config, tmp_path)
     with pytest.raises(UnsupportedModel, match=f"{reason}.*Choose another model"):
-        LanguageModel(open_model_folder(tmp_path / "models" / "odd")).block_losses(some_blocks(1))
+        LanguageModel(model_folder).block_losses(some_blocks(1))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Adds its mask to the scores: the boolean one that goes with our attention would hide nothing.
+        BloomConfig(vocab_size=263, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+        # Positions are one row for the whole batch: each side of a probe has a table of them, its blocks the same row.
+        BioGptConfig(**DECODER),
+    ],
+    ids=["attention of its own", "positions of a batch"],
+)
 @torch.inference_mode()
-def test_a_model_without_exchangeable_attention_keeps_its_own(tmp_path: Path) -> None:
-    """Bloom adds its mask to the scores: the boolean one that goes with our attention would hide nothing."""
-    config = BloomConfig(vocab_size=263, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
-    check_against_transformers(config, tmp_path)
-
-
-@torch.inference_mode()
-def test_positions_that_are_one_row_for_the_whole_batch(tmp_path: Path) -> None:
-    """As in BioGPT: each side of a probe has its own table of them, and every block of a side the same row."""
-    check_against_transformers(BioGptConfig(**SIZES, intermediate_size=64), tmp_path)
-
-
-def check_against_transformers(config: PreTrainedConfig, folder: Path) -> None:
+def test_a_model_that_passes_through_in_another_way_is_transformers(config: PreTrainedConfig, tmp_path: Path) -> None:
+    model, blocks = LanguageModel(imported_config(config, tmp_path)), random_blocks()
     network = random_model(config)
-    network.save_pretrained(folder / "source")
-    byte_tokenizer().save_pretrained(folder / "source")
-    import_model(str(folder / "source"), folder / "models", name="other", dtype="float32")
-    model, blocks = LanguageModel(open_model_folder(folder / "models" / "other")), random_blocks()
     network.set_attn_implementation("eager")
     assert model.block_losses(blocks) == pytest.approx(reference_losses(network, blocks), abs=FP32_TOLERANCE)
     theta = model.full()
     model.set_parameters(theta)
     points = sides(probes=2)
-    assert model.losses_at(points, blocks, ALL_ROWS) == pytest.approx(
-        losses_moved(model, theta, points, blocks), abs=FP32_TOLERANCE
-    )
+    moved = losses_moved(model, theta, points, blocks)
+    assert model.losses_at(points, blocks, ALL_ROWS) == pytest.approx(moved, abs=FP32_TOLERANCE)

@@ -25,9 +25,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from pocketllm.engine.formats.model_folder import WEIGHTS_NAME
+from pocketllm.engine.formats.model_folder import WEIGHTS_NAME, ModelFolder
 from pocketllm.engine.formats.quantization import GROUPS, MINIMA, SCALES, unpack
-from tests.support.models.tiny_models import byte_tokenizer
+from tests.support.models.tiny_models import byte_tokenizer, import_and_open, save_with_tokenizer
 
 #: At least the byte tokenizer's 259 tokens and "<mask>"; prime.
 ODD_VOCABULARY = 263
@@ -35,30 +35,23 @@ ODD_VOCABULARY = 263
 WINDOW = 8
 MASK_TOKEN = "<mask>"
 
-#: What every decoder below has in common. Hidden and intermediate sizes can be packed as int8 and as int4.
-DECODER: dict[str, Any] = {
+_COMMON: dict[str, Any] = {
     "vocab_size": ODD_VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+#: What every decoder below has in common. Hidden and intermediate sizes can be packed as int8 and as int4.
+DECODER: dict[str, Any] = _COMMON | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
 }
-_OPT: dict[str, Any] = {
-    "vocab_size": ODD_VOCABULARY,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "init_std": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
+_OPT: dict[str, Any] = _COMMON | {"max_position_embeddings": 256, "init_std": 0.2}
 
 
 def masking_tokenizer() -> PreTrainedTokenizerFast:
@@ -95,17 +88,12 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     ),
     # With its masked head; positions start behind the padding token's id.
     "roberta": RobertaConfig(
-        vocab_size=ODD_VOCABULARY,
+        **_COMMON,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
         max_position_embeddings=259,
         type_vocab_size=1,
         initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
         tie_word_embeddings=True,
     ),
 }
@@ -135,9 +123,15 @@ def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 
 def architecture_folder(name: str, path: Path) -> Path:
     """Write one of ARCHITECTURES as a Hugging Face folder, and return `path`."""
     is_mlm = name in MASKED
-    random_model(ARCHITECTURES[name], is_mlm=is_mlm).save_pretrained(path)
-    (masking_tokenizer() if is_mlm else byte_tokenizer()).save_pretrained(path)
+    save_with_tokenizer(random_model(ARCHITECTURES[name], is_mlm=is_mlm), path)
+    if is_mlm:
+        masking_tokenizer().save_pretrained(path)
     return path
+
+
+def imported_config(config: PreTrainedConfig, folder: Path, *, dtype: str = "float32") -> ModelFolder:
+    """Import a random model of `config`, which is then in `folder`/source."""
+    return import_and_open(save_with_tokenizer(random_model(config), folder / "source"), folder / "models", dtype=dtype)
 
 
 def dense_tensors(folder: Path) -> dict[str, torch.Tensor]:

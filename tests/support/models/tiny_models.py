@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocketllm.engine.formats.importer import import_model
-from pocketllm.engine.formats.model_folder import ModelFolder
+from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.streamed.weights import open_weights
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -95,19 +95,30 @@ def tiny_llama_folder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(path, max_shard_size=shard_size)
+    return save_with_tokenizer(model, path, max_shard_size=shard_size)
+
+
+def save_with_tokenizer(model: Any, path: Path, **settings: Any) -> Path:
+    """Write transformers' model and the byte tokenizer as a Hugging Face folder, and return `path`."""
+    model.save_pretrained(path, **settings)
     byte_tokenizer().save_pretrained(path)
     return path
 
 
+def import_and_open(source: Path, models_dir: Path, **settings: Any) -> ModelFolder:
+    """Import a Hugging Face folder or a GGUF file, and open what was made of it. settings: import_model's."""
+    return open_model_folder(models_dir / import_model(str(source), models_dir, **settings).name)
+
+
 def loud_llama_folder(path: Path, *, factor: float) -> Path:
     """Write a `tiny_llama_folder` whose feed-forward layers compute with numbers `factor` squared as large."""
-    weights = tiny_llama_folder(path) / "model.safetensors"
-    tensors = load_file(weights)
-    for name, tensor in tensors.items():
-        if ".gate_proj." in name or ".up_proj." in name:
-            tensor *= factor
-    save_file(tensors, weights, metadata={"format": "pt"})
+
+    def louder(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if ".gate_proj." in name or ".up_proj." in name:
+                tensor *= factor
+
+    edit_tensors(tiny_llama_folder(path) / "model.safetensors", louder)
     return path
 
 
@@ -232,6 +243,13 @@ def edit_json(path: Path, **values: Any) -> None:
     """Change settings of a JSON file; None removes one."""
     settings = json.loads(path.read_text()) | values
     path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def mapped(model_folder: ModelFolder) -> dict[str, torch.Tensor]:
