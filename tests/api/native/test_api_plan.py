@@ -49,7 +49,6 @@ def plan(api: InProcessApp, **requested: Any) -> Document:
 def test_the_document(api: InProcessApp) -> None:
     document = plan(api)
     planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training)
-    found = planned.prediction
     assert document == {
         "model": "tiny",
         "mode": "lora",
@@ -62,17 +61,7 @@ def test_the_document(api: InProcessApp) -> None:
         "micro_batch": 3,
         "kept_layers": 2,
         "reductions": [],
-        "predicted": {
-            "library_bytes": found.library_bytes,
-            "working_bytes": found.working_bytes,
-            "anonymous_bytes": found.anonymous_bytes,
-            "file_bytes": found.file_bytes,
-            "peak_bytes": found.peak_bytes,
-            "seconds_per_step": found.seconds_per_step,
-            "seconds": found.seconds,
-            "kept_bytes": found.kept_bytes,
-            "kept_seconds": found.kept_seconds,
-        },
+        "predicted": asdict(planned.prediction),
         "alternatives": [
             {"method": one.method, "prediction": asdict(one.prediction) if one.prediction else None, "reason": None}
             for one in planned.alternatives

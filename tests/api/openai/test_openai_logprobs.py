@@ -84,25 +84,6 @@ def test_a_prompt_in_words_is_scored_as_by_transformers(trained: TrainedDaemon) 
     assert answer.usage and answer.usage.prompt_tokens == 4
 
 
-def test_a_chat_is_scored_where_that_is_asked_for(trained: TrainedDaemon) -> None:
-    with trained.client as client:
-        answer = client.chat.completions.create(
-            model=BASE,
-            messages=[{"role": "user", "content": "Hello"}],
-            max_tokens=3,
-            temperature=0,
-            logprobs=True,
-            top_logprobs=2,
-        )
-        plain = client.chat.completions.create(
-            model=BASE, messages=[{"role": "user", "content": "Hello"}], max_tokens=3
-        )
-    scored = answer.choices[0].logprobs
-    assert scored and scored.content and len(scored.content) == 3
-    assert all(entry.logprob < 0 and len(entry.top_logprobs) == 2 for entry in scored.content)
-    assert plain.choices[0].logprobs is None
-
-
 def test_a_stop_string_ends_the_scores_too(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 12, "seed": 4, "logprobs": 0}
     whole = trained.daemon.client.post("/v1/completions", json=given).json()["choices"][0]

@@ -3,22 +3,20 @@
 import asyncio
 import inspect
 import json
-import shutil
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.support.daemon.real_daemon import Daemon, running
+from tests.support.daemon.real_daemon import Daemon
+from tests.support.daemon.tiny_daemon import SMALL_JOB, tiny_daemon
 
 pytestmark = pytest.mark.slow
 
 LATEST, BASE = "pocketllm:latest", "pocketllm:base"
-JOB = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
 CHATS = [
     {
         "messages": [
@@ -33,10 +31,8 @@ LINES = [*CHATS, {"prompt": "Who has the watch?", "completion": " Anna until fou
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("tuning")
-    shutil.copytree(models, folder / "models")
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000", **JOB) as made:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with tiny_daemon(tmp_path_factory.mktemp("tuning") / "data", **SMALL_JOB) as made:
         yield made
 
 
@@ -121,10 +117,9 @@ async def the_whole_way(client: Any, name: str) -> None:
 def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type) -> None:
     """Strict: an answer that differs from the client's types is an error."""
     name = kind.__name__.lower()
-    token = {"name": name, "scopes": ["ingest", "generate", "train"]}  # as README creates one
+    key = daemon.app_token(name, "ingest", "generate", "train")  # as README creates one
 
     async def run() -> None:
-        key = daemon.client.post("/tokens", json=token).json()["token"]
         client = kind(base_url=f"{daemon.url}/v1", api_key=key, _strict_response_validation=True)
         try:
             await the_whole_way(client, name)
@@ -137,13 +132,13 @@ def test_from_a_file_to_a_model_that_answers(daemon: Daemon, kind: type) -> None
 def test_it_is_the_same_job(daemon: Daemon) -> None:
     """What OpenAI's client started is in GET /jobs, and the other way round."""
     daemon.client.post("/texts", json=[{"text": f"Tide tables, page {page}.", "source": "t"} for page in range(20)])
-    model_folder = daemon.wait_for_job(daemon.start_job(steps=2), "succeeded")
+    job = daemon.wait_for_job(daemon.start_job(steps=2), "succeeded")
     with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.token) as client:
         jobs = list(client.fine_tuning.jobs.list())
-        assert jobs[0].id == model_folder["id"].replace("job-", "ftjob-")
+        assert jobs[0].id == job["id"].replace("job-", "ftjob-")
         assert (jobs[0].model, jobs[0].training_file) == (LATEST, "file-inbox")
-        ours = {job["id"].replace("job-", "ftjob-") for job in daemon.client.get("/jobs").json()["data"]}
-        assert {job.id for job in jobs} == ours
+        ours = {one["id"].replace("job-", "ftjob-") for one in daemon.client.get("/jobs").json()["data"]}
+        assert {one.id for one in jobs} == ours
 
 
 def test_a_fine_tuned_model_is_deleted(daemon: Daemon) -> None:

@@ -16,8 +16,7 @@ from tests.support.daemon.routes import OPEN, routes
 @pytest.fixture(scope="module")
 def tokens(shared: InProcessApp) -> dict[str, str]:
     """A token of each scope."""
-    made = {scope: shared.post("/tokens", json={"name": scope, "scopes": [scope]}) for scope in Scope}
-    return {scope: str(response.json()["token"]) for scope, response in made.items()}
+    return {scope: shared.app_token(scope, scope) for scope in Scope}
 
 
 def closed_routes(shared: InProcessApp) -> list[tuple[str, str]]:
