@@ -10,11 +10,11 @@ import pytest
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Outcome
+from pocketllm.storage.tables import Outcome
 from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
 from tests.support.daemon.real_daemon import running
-from tests.support.daemon.workers import NOW, queue_job
 from tests.support.models.learning import some_adapter
+from tests.support.stored import start_job, succeed
 
 
 def roll_back(api: InProcessApp, **body: str) -> Document:
@@ -65,11 +65,8 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
         shutil.copytree(models, folder / "models")
         adapter = some_adapter(LanguageModel(open_model_folder(folder / "models" / "tiny")), size=0.5)
         store = Store.open(folder / "pocketllm.db")
-        store.texts.add([], now=NOW)
-        job = queue_job(store)
         adapter.save(folder / "adapters" / "adapter-1")
-        row = Adapter(id="adapter-1", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
-        store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+        succeed(store, start_job(store), "adapter-1")
         store.close()
 
         def generated() -> tuple[str | None, str]:

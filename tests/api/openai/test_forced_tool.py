@@ -48,6 +48,9 @@ def choice(name: str) -> Any:
     return {"type": "function", "function": {"name": name}}
 
 
+ASKED: dict[str, Any] = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("tools") / "data"
@@ -75,18 +78,16 @@ def test_the_answer_is_a_call(client: openai.OpenAI, daemon: Daemon) -> None:
             assert call.type == "function" and call.function.name == "wind"
             Wind.model_validate_json(call.function.arguments)
         assert "warnings" not in answer.to_dict()
-    asked = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
-    whole = daemon.client.post("/v1/chat/completions", json=asked).json()
+    whole = daemon.client.post("/v1/chat/completions", json=ASKED).json()
     assert ChatAnswer.model_validate(whole).choices[0].message.tool_calls
-    cut = daemon.client.post("/v1/chat/completions", json=asked | {"max_tokens": 2}).json()["choices"][0]
+    cut = daemon.client.post("/v1/chat/completions", json=ASKED | {"max_tokens": 2}).json()["choices"][0]
     assert cut["finish_reason"] == "length", "half a call is none"
 
 
 @pytest.mark.slow
 def test_a_streamed_call_says_the_same(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
-    whole = client.chat.completions.create(**asked, seed=3).choices[0].message.tool_calls[0].function
-    chunks = list(client.chat.completions.create(**asked, seed=3, stream=True))
+    whole = client.chat.completions.create(**ASKED, seed=3).choices[0].message.tool_calls[0].function
+    chunks = list(client.chat.completions.create(**ASKED, seed=3, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks]
     calls = [call for delta in deltas for call in delta.tool_calls or []]
     assert (deltas[0].role, calls[0].type, calls[0].function.name) == ("assistant", "function", whole.name)
