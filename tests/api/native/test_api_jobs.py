@@ -1,7 +1,6 @@
 """Jobs over HTTP: asked for, listed, explained while they wait, withdrawn."""
 
 import re
-from typing import Any
 
 import pytest
 
@@ -19,19 +18,6 @@ def api(api: InProcessApp) -> InProcessApp:
     """With one text of four words."""
     api.add("Wind west, glass rising.")
     return api
-
-
-def ask(api: InProcessApp, **requested: Any) -> Document:
-    response = api.post("/jobs", json=requested)
-    assert response.status_code == 202, response.text
-    job: Document = response.json()
-    return job
-
-
-def job(api: InProcessApp, identity: str) -> Document:
-    """The job as anybody sees it."""
-    document: Document = api.get(f"/jobs/{identity}").json()
-    return document
 
 
 def step(api: InProcessApp, identity: str, number: int, **measured: float) -> None:
@@ -84,9 +70,9 @@ def test_without_a_model_there_is_nothing_to_teach(bare: InProcessApp) -> None:
 
 
 def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> None:
-    identity = ask(api, steps=5)["id"]
+    identity = api.ask("POST", "/jobs", json={"steps": 5})["id"]
     api.tick(3)
-    detail = job(api, identity)
+    detail = api.ask("GET", f"/jobs/{identity}")
     assert detail["state"] == "running"
     assert detail["settings"] == api.services.settings.training.model_dump(mode="json") | {"steps": 5}
     assert detail["events"] == [
@@ -99,16 +85,16 @@ def test_a_job_shows_its_settings_and_what_happened_to_it(api: InProcessApp) -> 
 
 
 def test_what_a_worker_settled_on_is_shown(api: InProcessApp) -> None:
-    identity = ask(api)["id"]
-    assert job(api, identity)["plan"] is None
+    identity = api.ask("POST", "/jobs")["id"]
+    assert api.ask("GET", f"/jobs/{identity}")["plan"] is None
     api.services.store.jobs.update(identity, plan={"method": "mezo", "batch": 2}, predicted_bytes=5)
-    detail = job(api, identity)
+    detail = api.ask("GET", f"/jobs/{identity}")
     assert (detail["plan"]["batch"], detail["predicted_bytes"], detail["mode"]) == (2, 5, "lora")
     assert api.get("/jobs").json()["data"][0]["predicted_bytes"] == 5
 
 
 def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
-    identity = ask(api, steps=10)["id"]
+    identity = api.ask("POST", "/jobs", json={"steps": 10})["id"]
     api.tick()
     for number, loss in ((1, 3.0), (2, 2.0)):
         step(api, identity, number, loss=loss, seconds=2.0)
@@ -124,10 +110,10 @@ def test_progress_is_read_off_the_step_log(api: InProcessApp) -> None:
 def test_a_paused_job_says_what_is_left_of_it_in_nights_like_the_last_ones(api: InProcessApp) -> None:
     api.tick()
     api.tick(5 * 3600)  # nobody asked for anything: the gate was open
-    identity = ask(api, steps=10, now=False)["id"]
+    identity = api.ask("POST", "/jobs", json={"steps": 10, "now": False})["id"]
     api.tick(60)
     step(api, identity, 1, loss=3.0, seconds=3600.0)
-    running = job(api, identity)
+    running = api.ask("GET", f"/jobs/{identity}")
     assert (running["eta_seconds"], running["eta_nights"]) == (32400, None)
     api.power.value = False
     api.tick()
@@ -135,4 +121,4 @@ def test_a_paused_job_says_what_is_left_of_it_in_nights_like_the_last_ones(api: 
     for document in (api.get("/jobs").json()["data"][0], api.get("/status").json()["open_job"]):
         assert (document["state"], document["eta_seconds"], document["eta_nights"]) == ("paused", 32400, 2)
     api.post(f"/jobs/{identity}/cancel")
-    assert (job(api, identity)["eta_seconds"], api.get("/status").json()["open_job"]) == (None, None)
+    assert (api.ask("GET", f"/jobs/{identity}")["eta_seconds"], api.get("/status").json()["open_job"]) == (None, None)

@@ -11,17 +11,8 @@ import pytest
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
-from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
-
-
-def status(api: InProcessApp) -> Document:
-    """What anybody sees."""
-    response = api.get("/status")
-    assert response.status_code == 200
-    assert response.text.endswith("\n}\n")
-    document: Document = response.json()
-    return document
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def test_health(api: InProcessApp) -> None:
 def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     api.tick(90)
     now = "2026-03-01T12:01:30Z"
-    assert status(api) == {
+    assert api.ask("GET", "/status") == {
         "version": __version__,
         "uptime_seconds": 90.0,
         "model": {"name": "tiny", "ready": True, "message": None, "adapter": None, "withdrawn": None},
@@ -74,7 +65,7 @@ def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
     api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
     api.tick(10)
     api.tick(10)
-    training = status(api)["training"]
+    training = api.ask("GET", "/status")["training"]
     assert (training["allowed"], training["expected_at"]) == (False, None)
     assert {one["since"] for one in training["blockers"]} == {"2026-03-01T12:00:10Z"}, "the first look, not the last"
     assert [(one["message"], one["value"], one["threshold"], one["unit"]) for one in training["blockers"]] == [
@@ -89,13 +80,13 @@ def test_a_model_that_is_missing_or_broken_keeps_everything_waiting(api: InProce
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"!")
     api.tick()
-    model = status(api)["model"]
+    model = api.ask("GET", "/status")["model"]
     assert not model["ready"]
     assert "model.safetensors" in model["message"] and "Import the model again" in model["message"]
     assert api.get("/models").json() == {"data": []}
     shutil.rmtree(folder)
     api.tick()
-    document = status(api)
+    document = api.ask("GET", "/status")
     assert not document["model"]["ready"] and "`pocketllm models add`" in document["model"]["message"]
     assert not document["training"]["allowed"] and document["training"]["blockers"][0]["name"] == "model"
 
@@ -105,7 +96,7 @@ def test_counts_and_the_worker(api: InProcessApp) -> None:
     first, second = (api.post("/jobs", json={"seed": seed}).json()["id"] for seed in range(2))
     api.post(f"/jobs/{second}/cancel")
     api.tick()
-    document = status(api)
+    document = api.ask("GET", "/status")
     assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 1000, "waited_threshold_words": 400}
     assert document["worker"] == {"running": True, "pid": api.runner.pid, "job": first}
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
@@ -176,11 +167,12 @@ def test_a_model_is_switched_and_back_and_each_has_its_adapter(api: InProcessApp
     switched = api.post("/models/other/use")
     assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None, "withdrawn": None}
     assert config.read_text() == 'model = "other"\n'
-    assert status(api)["model"]["name"] == "other" and status(api)["texts"]["new_words"] == 3
+    now = api.ask("GET", "/status")
+    assert (now["model"]["name"], now["texts"]["new_words"]) == ("other", 3)
     assert [one["default"] for one in api.get("/models").json()["data"]] == [True, False]
     assert api.post("/jobs/plan").json()["model"] == api.post("/jobs").json()["model"] == "other"
     assert api.post("/models/tiny/use").json()["adapter"] == "a"
-    assert config.read_text() == 'model = "tiny"\n' and status(api)["texts"]["new_words"] == 0
+    assert config.read_text() == 'model = "tiny"\n' and api.ask("GET", "/status")["texts"]["new_words"] == 0
 
 
 def test_a_model_is_not_switched_to_one_that_is_not_there_or_where_a_variable_names_it(
@@ -192,4 +184,4 @@ def test_a_model_is_not_switched_to_one_that_is_not_there_or_where_a_variable_na
     monkeypatch.setenv("POCKETLLM_MODEL", "tiny")
     refused = assert_problem(api.post("/models/other/use"), 409, "bad_settings")
     assert "variable POCKETLLM_MODEL" in refused["detail"]
-    assert status(api)["model"]["name"] == "tiny" and not config.exists()
+    assert api.ask("GET", "/status")["model"]["name"] == "tiny" and not config.exists()

@@ -18,6 +18,7 @@ def job_id(tuned: Document) -> str:
     return str(tuned["id"]).replace("ftjob-", "job-")
 
 
+NO_ANSWER = "line 1: messages: no assistant message has words to train on"
 BAD = {
     "nothing": (b"", "The body contains no text"),
     "no JSON": (b'{"text": "a"}\n{"text": \n', "line 2: This is not valid JSON"),
@@ -25,14 +26,8 @@ BAD = {
     "unknown fields": (b'{"input": "a"}', "line 1: There is no text to train on"),
     "two kinds": (b'{"text": "a", "messages": []}', "line 1: messages cannot be combined with text"),
     "no messages": (b'{"messages": []}', "line 1: messages: "),
-    "nothing to learn": (
-        b'{"messages": [{"role": "user", "content": "a"}]}',
-        "line 1: messages: no assistant message has words to train on",
-    ),
-    "weight zero": (
-        b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}',
-        "line 1: messages: no assistant message has words to train on",
-    ),
+    "nothing to learn": (b'{"messages": [{"role": "user", "content": "a"}]}', NO_ANSWER),
+    "weight zero": (b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', NO_ANSWER),
     "an unknown role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "line 1: role: "),
     "an empty text": (b'{"text": " "}', "line 1: The text is empty"),
 }

@@ -65,15 +65,6 @@ def test_what_both_have_sent_outlives_the_apps_texts(api: InProcessApp, person_f
     assert_problem(api.delete("/apps/notes/texts"), 404, "not_found")
 
 
-def test_the_last_of_several_apps_to_let_go_deletes(api: InProcessApp) -> None:
-    for name in ("notes", "other"):
-        api.post("/texts", json=GUESS, token=api.app_token(name, "ingest"))
-    assert api.delete("/apps/notes/texts").json()["texts"] == 0
-    assert texts(api) == [GUESS["text"]]
-    assert api.delete("/apps/other/texts").json()["texts"] == 1
-    assert texts(api) == []
-
-
 def test_what_the_person_deletes_is_gone_for_all(api: InProcessApp) -> None:
     notes = api.app_token("notes", "ingest")
     api.post("/texts", json=GUESS)

@@ -165,18 +165,21 @@ class InProcessApp:
         """DELETE."""
         return self.request("DELETE", path, **options)
 
+    def ask(self, method: str, path: str, **options: Any) -> Document:
+        """Send one request; the document of its answer, which is no error."""
+        response = self.request(method, path, **options)
+        assert response.is_success, response.text
+        document: Document = response.json()
+        return document
+
     def add(self, *texts: str, source: str = "test") -> list[str]:
         """Store texts; their ids."""
-        response = self.post("/texts", json=[{"text": text, "source": source} for text in texts])
-        assert response.status_code == 201, response.text
-        ids: list[str] = response.json()["ids"]
+        ids: list[str] = self.ask("POST", "/texts", json=[{"text": text, "source": source} for text in texts])["ids"]
         return ids
 
     def app_token(self, name: str, *scopes: str) -> str:
         """A new token of an app's."""
-        response = self.post("/tokens", json={"name": name, "scopes": scopes})
-        assert response.status_code == 201, response.text
-        return str(response.json()["token"])
+        return str(self.ask("POST", "/tokens", json={"name": name, "scopes": scopes})["token"])
 
     def upload(self, data: bytes, *, token: str = TOKEN) -> httpx.Response:
         """Send a file to train on."""
@@ -191,10 +194,7 @@ class InProcessApp:
     def tune(self, file: str, *, model: str = "pocketllm:base", token: str = TOKEN, **fields: Any) -> Document:
         """Ask for a fine-tuning job as OpenAI's clients do; its document."""
         body = {"model": model, "training_file": file, **fields}
-        response = self.post("/v1/fine_tuning/jobs", json=body, token=token)
-        assert response.status_code == 200, response.text
-        document: Document = response.json()
-        return document
+        return self.ask("POST", "/v1/fine_tuning/jobs", json=body, token=token)
 
     def tick(self, seconds: float = 2) -> None:
         """Let the scheduler look at everything, some seconds later."""
