@@ -78,14 +78,12 @@ def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: T
     told = answer | {"examples": None, "accuracy": None, "threshold": None}  # they grow with what others have labelled
     assert client.post("/classify", json=named, headers=headers).json() == told
 
-    more = [
-        {"text": f"{n} of {label}", "label": str(label), "source": "labels"} for label in range(49) for n in range(3)
-    ]
+    more = [{"text": f"{n} of {label}", "label": str(label), "source": "many"} for label in range(49) for n in range(3)]
     assert client.post("/texts", json=more).status_code == 201
     refused = client.post("/classify", json={"text": QUEUE})
     assert "2 to 50" in assert_problem(refused, 422, "invalid_value")["detail"]
     assert client.post("/classify", json=named, headers=headers).json() == told
-    assert client.delete("/texts", params={"source": "labels"}).status_code == 200
+    assert client.delete("/texts", params={"source": "many"}).status_code == 200
 
 
 # Suggesting.
@@ -128,9 +126,7 @@ def test_behind_a_finished_word_nothing_is_replaced(trained: TrainedDaemon) -> N
     ("path", "body"),
     [("/suggest", {"context": "Vinden ", "timeout_ms": 60_000}), ("/classify", {"text": "q", "labels": ["qu", "zo"]})],
 )
-def test_a_request_whose_client_is_gone_gives_up_its_place(
-    trained: TrainedDaemon, path: str, body: dict[str, Any]
-) -> None:
+def test_a_request_whose_client_is_gone_gives_up_its_place(trained: TrainedDaemon, path: str, body: Document) -> None:
     client = trained.daemon.client
     client.post("/texts", json=[{**one, "label": one["label"][:2]} for one in EXAMPLES])
     ask(trained, path, **body)

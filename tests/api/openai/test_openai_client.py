@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified and strict, sync and async, against a real daemon with a tiny model."""
+"""OpenAI's own client, unmodified and strict, against a real daemon with a tiny model."""
 
 import json
 import os
