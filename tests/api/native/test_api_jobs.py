@@ -1,6 +1,7 @@
 """Jobs over HTTP: asked for, listed, explained while they wait, withdrawn."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def api(api: InProcessApp) -> InProcessApp:
     return api
 
 
-def step(api: InProcessApp, identity: str, number: int, **measured: float) -> None:
+def step(api: InProcessApp, identity: str, number: int, **measured: Any) -> None:
     """Let the job make a step of 100 tokens."""
     of_mezo: Document = {"seed": 1, "scalars": [0.5], "learning_rate": 1e-3}
     api.services.store.step_log.append(Step(job_id=identity, step=number, tokens=100, **of_mezo, **measured))
