@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,54 +57,43 @@ def new(*texts: str) -> list[NewText]:
     return [NewText(text=text, source="test") for text in texts]
 
 
+def together(texts: TextStore, *requests: Request) -> list[Any]:
+    """What becomes of requests that come in at once: each one's Added, or its error."""
+
+    async def ask() -> list[Any]:
+        ingest = Ingest(texts, lambda: NOW)
+        adding = (ingest.add(list(brought), owner=owner) for brought, owner in requests)
+        return await asyncio.gather(*adding, return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
 def test_one_is_written_at_a_time(database: Database) -> None:
     texts = Watched(database)
-
-    async def ask() -> list[Added]:
-        ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(
-            *(ingest.add(new(f"text {number}", "in all"), owner=PERSON) for number in range(20))
-        )
-
-    answers = asyncio.run(ask())
+    answers = together(texts, *((new(f"text {number}", "in all"), PERSON) for number in range(20)))
     assert (texts.most_at_once, texts.transactions) == (1, 1)
     assert [texts.get(added.ids[0]).text for added in answers] == [f"text {number}" for number in range(20)]
     assert [added.created for added in answers] == [2] + [1] * 19
 
 
-def together(texts: TextStore, *names: str) -> list[Added | BaseException]:
-    """What becomes of requests that come in at once, each with a text."""
-
-    async def ask() -> list[Added | BaseException]:
-        ingest = Ingest(texts, lambda: NOW)
-        return await asyncio.gather(*(ingest.add(new(name), owner=PERSON) for name in names), return_exceptions=True)
-
-    return asyncio.run(ask())
-
-
 def test_an_error_is_told_to_who_brought_the_text_and_the_others_are_written(database: Database) -> None:
     texts = Watched(database, refused="a")
-    first, refused, last = together(texts, "b", "a", "c")
-    assert isinstance(first, Added) and isinstance(refused, DiskFull) and isinstance(last, Added)
+    answers = together(texts, *((new(name), PERSON) for name in "bac"))
+    assert [type(answer) for answer in answers] == [Added, DiskFull, Added]
     assert texts.counts().texts == 2
 
 
 def test_where_the_database_is_locked_a_single_try_has_waited_for_all(database: Database) -> None:
     texts = Watched(database, refused="a", error=DatabaseLocked)
-    assert [type(answer) for answer in together(texts, "b", "a", "c")] == [DatabaseLocked] * 3
+    answers = together(texts, *((new(name), PERSON) for name in "bac"))
+    assert [type(answer) for answer in answers] == [DatabaseLocked] * 3
     assert texts.transactions == 1
 
 
 def test_requests_that_come_at_once_have_one_quota_together(tmp_path: Path) -> None:
     with closing(Store.open(tmp_path / "pocketllm.db", Quota(texts_per_day=5, bytes=10**6))) as store:
-
-        async def ask() -> list[Added | BaseException]:
-            ingest = Ingest(store.texts, lambda: NOW)
-            brought = [ingest.add(new(f"text {number}"), owner="notes") for number in range(16)]
-            brought.append(ingest.add(new("of another"), owner="mail"))
-            return await asyncio.gather(*brought, return_exceptions=True)
-
-        answers = asyncio.run(ask())
+        notes = [(new(f"text {number}"), "notes") for number in range(16)]
+        answers = together(store.texts, *notes, (new("of another"), "mail"))
         assert [isinstance(answer, QuotaExceeded) for answer in answers] == [False] * 5 + [True] * 11 + [False]
         assert store.texts.counts().texts == 6
 

@@ -31,8 +31,7 @@ def test_each_item_is_on_one_page(api: InProcessApp, subtests: pytest.Subtests, 
     for number in range(COUNT):
         made["/texts"] += api.add(f"Buoy {number} rings.")
         made["/jobs"].append(api.post("/jobs", json={"seed": number}).json()["id"])
-        file = {"files": {"file": (f"{number}.jsonl", b'{"text": "a"}')}, "data": {"purpose": "fine-tune"}}
-        made["/v1/files"].append(api.post("/v1/files", **file).json()["id"])
+        made["/v1/files"].append(api.uploaded({"text": "a"}))
         api.clock.advance(seconds)
     made["/v1/fine_tuning/jobs"] = [f"ft{job}" for job in made["/jobs"]]
     for path, ids in made.items():

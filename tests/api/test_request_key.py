@@ -45,7 +45,6 @@ def test_every_key_of_a_job_that_is_gone_on_with_is_remembered(api: InProcessApp
 
 
 def test_each_callers_keys_are_its_own(api: InProcessApp) -> None:
-    token = api.post("/tokens", json={"name": "app", "scopes": ["admin"]}).json()["token"]
-    for sent in (TOKEN, token):
+    for sent in (TOKEN, api.app_token("app", "admin")):
         assert api.post("/jobs", json={"steps": 3}, headers=KEY, token=sent).status_code == 202
     assert jobs(api) == 2

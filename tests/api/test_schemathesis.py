@@ -11,6 +11,7 @@ import pytest
 
 from pocketllm.engine.formats.importer import import_model
 from tests.support.daemon.real_daemon import running
+from tests.support.daemon.tiny_daemon import SMALL_JOB
 from tests.support.models.tiny_models import edit_json, tiny_llama_folder
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
@@ -22,8 +23,7 @@ def test_nothing_differs_from_the_document(tmp_path: Path, pytestconfig: pytest.
     edit_json(source / "config.json", max_position_embeddings=1024)
     (tmp_path / "data").mkdir()
     import_model(str(source), tmp_path / "data" / "models", name="tiny", dtype="float32")
-    job = {"TRAINING__METHOD": "mezo", "TRAINING__BATCH": "2", "TRAINING__BLOCK_TOKENS": "16", "TRAINING__RANK": "2"}
-    with running(tmp_path / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **job) as daemon:
+    with running(tmp_path / "data", MODEL="tiny", TRAINING__NEW_WORDS="100000", **SMALL_JOB) as daemon:
         notes = [{"text": f"Wind west, glass rising. Mug of tea number {n}.", "source": "notes"} for n in range(30)]
         assert daemon.client.post("/texts", json=notes).status_code == 201
         daemon.wait_for_job(daemon.start_job(steps=4, seed=1), "succeeded")

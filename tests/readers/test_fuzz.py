@@ -128,9 +128,7 @@ NAMES = ["gguf", "safetensors", "manifest", "backup", "settings", "application/j
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_the_bytes_are(
-    name: str, tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path, tiny: Any
-) -> None:
+def test_whatever_bytes_come(name: str, tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path, tiny: Any) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     parser = parsers(folder, tiny_gguf, tiny.path)[name]
 

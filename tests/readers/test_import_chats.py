@@ -13,10 +13,10 @@ from tests.support.reading import gathered, items, look, reasons, write, writers
 NNBSP = "\u202f"
 
 
-def learned(*messages: tuple[str, str]) -> list[Document]:
+def learned(*messages: tuple[str, str], **options: Any) -> list[Document]:
     """What is learned from messages, each its sender and its text."""
     conversation = Conversation(messages=[Message(sender=sender, text=text) for sender, text in messages])
-    found = examples([conversation], ReadOptions(me=frozenset({"me"})))
+    found = examples([conversation], ReadOptions(me=frozenset({"me"}), **options))
     return [one.item for one in found if isinstance(one, Example)]
 
 
@@ -61,9 +61,7 @@ def test_the_prompt_is_bounded() -> None:
 
 
 def test_an_answer_too_long_for_one_text_is_split() -> None:
-    conversation = Conversation(messages=[Message(sender="a", text="?"), Message(sender="me", text="x " * 500)])
-    found = list(examples([conversation], ReadOptions(me=frozenset({"me"}), max_bytes=600)))
-    assert [set(one.item) for one in found if isinstance(one, Example)] == [{"text"}, {"text"}]
+    assert [set(item) for item in learned(("a", "?"), ("me", "x " * 500), max_bytes=600)] == [{"text"}, {"text"}]
 
 
 CHATS: dict[str, tuple[Kind, str, Any]] = {
@@ -107,16 +105,12 @@ def test_every_kind_of_chat(tmp_path: Path) -> None:
         assert reasons(path, "Nobody") == ["conversations without messages from you"], name
 
 
-def test_an_owner_may_be_named_by_an_id(tmp_path: Path) -> None:
-    _, file, content = CHATS["Telegram, one chat"]
-    assert items(write(tmp_path / file, content), "user2") == [{"prompt": "Tea?\n", "completion": "Yes."}]
-
-
-def test_telegrams_whole_export_says_who_the_owner_is(tmp_path: Path) -> None:
-    _, _, chat = CHATS["Telegram, one chat"]
-    document = {"personal_information": {"user_id": 2, "first_name": "Me"}, "chats": {"list": [chat, chat]}}
+def test_an_owner_may_be_named_by_an_id_as_telegrams_whole_export_does(tmp_path: Path) -> None:
+    _, file, chat = CHATS["Telegram, one chat"]
     answer = {"prompt": "Tea?\n", "completion": "Yes."}
-    assert items(write(tmp_path / "result.json", document)) == [answer, answer]
+    assert items(write(tmp_path / file, chat), "user2") == [answer]
+    whole = {"personal_information": {"user_id": 2, "first_name": "Me"}, "chats": {"list": [chat, chat]}}
+    assert items(write(tmp_path / file, whole)) == [answer, answer]
 
 
 def test_what_whatsapp_itself_writes_is_left_out(tmp_path: Path) -> None:
@@ -251,6 +245,7 @@ def test_the_owner_may_say_what_a_file_is(tmp_path: Path) -> None:
     assert items(path, "Me", format=Kind.NOTES) == [{"text": "31.12.20, 23:59 - Me: Yes."}]
     assert reasons(write(tmp_path / "b.txt", "Rain"), format=Kind.WHATSAPP)[0].startswith("not a WhatsApp export")
     assert reasons(path, format=Kind.TELEGRAM)[0].startswith("invalid JSON")
+    assert reasons(path, format=Kind.MBOX)[0].startswith("not a mailbox")
     for kind in (Kind.TELEGRAM, Kind.CHATGPT, Kind.CLAUDE):
         assert reasons(write(tmp_path / "a.json", [{"a": 1}]), format=kind) == [f"not a {kind} export"]
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -58,18 +57,6 @@ def test_only_the_owners_mails(tmp_path: Path) -> None:
         ]
 
 
-def test_a_mail_in_html_alone(tmp_path: Path) -> None:
-    message = EmailMessage()
-    message["From"], message["Date"] = "anna@example.org", "Mon, 01 Jan 2024 10:00:00 +0000"
-    message.set_content(
-        "<style>p {}</style><div>One &amp; two.</div><div><br></div><div>Three.</div>"
-        "<div>On Mon, 1 Jan 2024 at 11:00, Bert &lt;bert@example.org&gt; wrote:<br></div>"
-        "<blockquote class=q>Not mine <blockquote>nor this</blockquote>.</blockquote>",
-        subtype="html",
-    )
-    assert items(write(tmp_path / "one.eml", message.as_bytes())) == [{"text": "One & two.\n\nThree."}]
-
-
 def part(content: str, kind: str = "text/plain", *headers: str) -> str:
     return "\n".join([f"Content-Type: {kind}", *headers, "", content])
 
@@ -80,42 +67,47 @@ def several(kind: str, *parts: str) -> str:
     return part(f"{between}--{mark}--", f"multipart/{kind}; boundary={mark}")
 
 
+def mixed(*parts: str) -> str:
+    return several("mixed", *parts)
+
+
 ATTACHED, INLINE = "Content-Disposition: attachment", "Content-Disposition: inline"
 PICTURE = part("AAAA", "image/png", f"{INLINE}; filename=a.png", "Content-Transfer-Encoding: base64")
-HTML = "<p>Yes.</p>"
+ONE, PAGE = part("One."), part("<p>Yes.</p>", "text/html")
+FLOWED = "text/plain; format=flowed"
 #: By what a mail is: its parts, and what its sender wrote.
 PARTS = {
-    "text around a picture": (several("mixed", part("One."), PICTURE, part("Two.")), "One.\n\nTwo."),
-    "pages around a picture": (
-        several("mixed", part(HTML, "text/html"), PICTURE, part(HTML, "text/html")),
-        "Yes.\n\nYes.",
-    ),
-    "a named file is attached": (
-        several("mixed", part("One."), part("no", "text/plain", f"{ATTACHED}; filename=a.txt")),
-        "One.",
-    ),
-    "a file is attached": (several("mixed", part("One."), part("no", "text/plain", ATTACHED)), "One."),
-    "a file is shown": (
-        several("mixed", part("One."), part("no", "text/plain", f"{INLINE}; filename=a.patch")),
-        "One.",
-    ),
-    "a mail is attached": (several("mixed", part("One."), part(part("no"), "message/rfc822")), "One."),
+    "text around a picture": (mixed(ONE, PICTURE, part("Two.")), "One.\n\nTwo."),
+    "pages around a picture": (mixed(PAGE, PICTURE, PAGE), "Yes.\n\nYes."),
+    "a named file is attached": (mixed(ONE, part("no", "text/plain", f"{ATTACHED}; filename=a.txt")), "One."),
+    "a file is attached": (mixed(ONE, part("no", "text/plain", ATTACHED)), "One."),
+    "a file is shown": (mixed(ONE, part("no", "text/plain", f"{INLINE}; filename=a.patch")), "One."),
+    "a mail is attached": (mixed(ONE, part(part("no"), "message/rfc822")), "One."),
     "the same as text and as a page": (
-        several("mixed", several("alternative", part("Yes."), part(HTML, "text/html"), part("{}", "text/calendar"))),
+        mixed(several("alternative", part("Yes."), PAGE, part("{}", "text/calendar"))),
         "Yes.",
     ),
-    "a page with its pictures": (several("alternative", several("related", part(HTML, "text/html"), PICTURE)), "Yes."),
-    "signed": (several("signed", part("One."), part("AAAA", "application/pgp-signature")), "One."),
+    "a page with its pictures": (several("alternative", several("related", PAGE, PICTURE)), "Yes."),
+    "signed": (several("signed", ONE, part("AAAA", "application/pgp-signature")), "One."),
     "encrypted": (
         several("encrypted", part("Version: 1", "application/pgp-encrypted"), part("A", "application/octet-stream")),
         None,
     ),
+    "soft line ends": (part("One \ntwo.\n From three \n> no \n> no\n-- \nme", FLOWED), "One two.\nFrom three"),
     "soft line ends in a signed text": (
         part(
-            "-----BEGIN PGP SIGNED MESSAGE-----\n\nOne \ntwo.\n- -- \nme\n-----BEGIN PGP SIGNATURE-----\n\niQ\n",
-            "text/plain; format=flowed",
+            "-----BEGIN PGP SIGNED MESSAGE-----\n\nOne \ntwo.\n- -- \nme\n-----BEGIN PGP SIGNATURE-----\n\niQ\n", FLOWED
         ),
         "One two.",
+    ),
+    "a page alone": (
+        part(
+            "<style>p {}</style><div>One &amp; two.</div><div><br></div><div>Three.</div>"
+            "<div>On Mon, 1 Jan 2024 at 11:00, Bert &lt;bert@example.org&gt; wrote:<br></div>"
+            "<blockquote class=q>Not mine <blockquote>nor this</blockquote>.</blockquote>",
+            "text/html",
+        ),
+        "One & two.\n\nThree.",
     ),
     "a page with the answer below": (
         part(
@@ -136,12 +128,6 @@ def test_parts(name: str, tmp_path: Path) -> None:
         assert reasons(path) == ["mails without text of their own"]
     else:
         assert items(path) == [{"text": own}]
-
-
-def test_soft_line_ends_are_taken_out(tmp_path: Path) -> None:
-    head = b"From: a@b.c\nDate: x\nContent-Type: text/plain; format=flowed\n\n"
-    text = head + b"One \ntwo.\n From three \n> no \n> no\n-- \nme"
-    assert items(write(tmp_path / "mail", text)) == [{"text": "One two.\nFrom three"}]
 
 
 def test_a_mail_is_known_without_its_suffix_but_a_note_stays_one(tmp_path: Path) -> None:
@@ -185,10 +171,6 @@ def test_parts_nested_without_end(tmp_path: Path) -> None:
     nested = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(3000))
     found = look(write(tmp_path / "m.eml", b"From: a@b.c\n" + nested + b"\nwords\n"))[1]
     assert len(found) == 1
-
-
-def test_no_mailbox(tmp_path: Path) -> None:
-    assert reasons(write(tmp_path / "m.txt", "words"), format=Kind.MBOX)[0].startswith("not a mailbox")
 
 
 @pytest.mark.slow

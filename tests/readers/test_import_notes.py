@@ -71,17 +71,13 @@ def test_folders_nested_deeper_than_python_calls(tmp_path: Path) -> None:
     assert gathered(tmp_path)[1].total("texts") == 1
 
 
-def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_or_long_is_a_source_all_the_same(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"gr\xf6sse.md")).write_text("words")
-    ((text,), _) = gathered(tmp_path)
+    write(tmp_path / ("h" * 200) / ("b" * 100 + ".md"), "more words")
+    ((text, long), _) = gathered(tmp_path)
     assert text["source"] == "notes: gr\ufffdsse.md"
-
-
-def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:
-    write(tmp_path / ("a" * 200) / ("b" * 100 + ".md"), "words")
-    ((text,), _) = gathered(tmp_path)
-    assert len(text["source"]) == 200
-    assert text["source"].startswith("notes: aaa") and text["source"].endswith("bbb.md")
+    assert len(long["source"]) == 200
+    assert long["source"].startswith("notes: hhh") and long["source"].endswith("bbb.md")
 
 
 def test_front_matter_is_taken_off() -> None:
@@ -91,14 +87,9 @@ def test_front_matter_is_taken_off() -> None:
         "---\ntitle: A\n...\nWords": "Words",
         "---\ntitle: A\n---": "",
     }
+    rule, other = "---\nA rule above, no front matter.\n---\nWords", "----\na: b\n---\n"
+    rows |= {text: text for text in (rule, other, "---\ntitle: A\nnever ends", "Words\n---\ntitle: A\n---\n")}
     assert {text: without_front_matter(text) for text in rows} == rows
-    for text in (
-        "---\nA rule above, no front matter.\n---\nWords",
-        "---\ntitle: A\nnever ends",
-        "Words\n---\ntitle: A\n---\n",
-        "----\na: b\n---\n",
-    ):
-        assert without_front_matter(text) == text
 
 
 def test_markdown_gives_its_prose() -> None:
@@ -127,6 +118,8 @@ def test_encodings(tmp_path: Path) -> None:
     marked = "\ufeffGröße"
     for data in ("Größe".encode(), marked.encode(), "Größe".encode("utf-16"), marked.encode("utf-16-be")):
         assert items(write(tmp_path / "a.txt", data)) == [{"text": "Größe"}], data
+    cut = "x" * 63_999 + "é" * 10  # in the middle of a character, where the look at its beginning ends
+    assert items(write(tmp_path / "a.txt", cut)) == [{"text": cut}]
 
 
 def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -150,20 +143,13 @@ def test_what_is_no_note_is_left_out_with_the_reason(tmp_path: Path) -> None:
         assert found.startswith(reason), (name, data[:80])
 
 
-def test_a_character_may_be_cut_where_the_look_ends(tmp_path: Path) -> None:
-    text = "x" * 63_999 + "é" * 10
-    assert items(write(tmp_path / "a.txt", text)) == [{"text": text}]
-
-
 def test_text_of_an_unknown_name_is_read_only_if_it_is_named_itself(tmp_path: Path) -> None:
     write(tmp_path / "script.py", "words = 1")
     assert items(tmp_path / "script.py") == [{"text": "words = 1"}]
     assert gathered(tmp_path)[0] == []
 
 
-def test_html_notes(tmp_path: Path) -> None:
-    html = "<html><head><title>x</title></head><body><h1>Day</h1><p>Two&nbsp;mugs\nof <b>tea</b>.<br>Home.</p></body>"
-    assert items(write(tmp_path / "a.html", html)) == [{"text": "Day\n\nTwo mugs of tea.\nHome."}]
+HTML = "<html><head><title>x</title></head><body><h1>Day</h1><p>Two&nbsp;mugs\nof <b>tea</b>.<br>Home.</p></body>"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +163,7 @@ def test_html_notes(tmp_path: Path) -> None:
         ("a.txt", "From Paris\nMonday: rain.", None),
         ("a.org", "[[https://example.org][A link]] and words.", None),
         ("a.html", "<p>sender, text</p>", "sender, text"),
+        ("a.html", HTML, "Day\n\nTwo mugs of tea.\nHome."),
         ("a", "Author, Text\nAnna, Tea", None),
     ],
 )

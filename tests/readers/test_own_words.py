@@ -47,11 +47,8 @@ OWN = {
         f"Yes.\n\nOn 2 Jan 2024 at 11:00, {BERT} wrote:\n\nNo.\n\nOn 1 Jan 2024 10:00, Cid wrote:\n\nOr?\n> Why?\nSo.",
         "Yes.",
     ),
-    "header cut in the address": (
-        "Yes.\n\nOn Mon, 1 Jan 2024 at 11:00, Bert <\nbert@example.org> wrote:\n\nNo?",
-        "Yes.",
-    ),
-    "header cut before its verb": (f"Yes.\nOn Mon, 1 Jan 2024 at 11:00, {BERT}\nwrote:\nNo?", "Yes."),
+    "cut in the address": ("Yes.\n\nOn Mon, 1 Jan 2024 at 11:00, Bert <\nbert@example.org> wrote:\n\nNo?", "Yes."),
+    "cut before its verb": (f"Yes.\nOn Mon, 1 Jan 2024 at 11:00, {BERT}\nwrote:\nNo?", "Yes."),
     "header over three lines": (
         "Yes.\n\nOn Monday, 1 January 2024, 11:00:00 CET\nBert Birch of the harbour\n<bert@example.org> wrote:\nNo?",
         "Yes.",
@@ -69,24 +66,18 @@ OWN = {
     "Polish": (f"Tak.\n\nW dniu pon., 1 sty 2024 o 11:00 {BERT} napisał(a):\n\nNie?", "Tak."),
     "no verb": (f"Yes.\n\n2024-01-01 11:00 GMT+01:00 {BERT}:\n\nNo?", "Yes."),
     # Headers that are copied into the mail.
-    "a header block": ("Yes.\n\nFrom: Bert <b@example.org>\nSent: Monday\nTo: Anna\n\nNo?", "Yes."),
-    "German header block": ("Ja.\n\nVon: Bert\nGesendet: Montag\nAn: Anna\n\nNein?", "Ja."),
-    "bold header block": ("Yes.\n\n*From:* Bert\n*Sent:* Monday\n*To:* Anna\n*Subject:* Boat\n\nNo?", "Yes."),
-    "a header block below a rule": (
+    "headers": ("Yes.\n\nFrom: Bert <b@example.org>\nSent: Monday\nTo: Anna\n\nNo?", "Yes."),
+    "German headers": ("Ja.\n\nVon: Bert\nGesendet: Montag\nAn: Anna\n\nNein?", "Ja."),
+    "bold headers": ("Yes.\n\n*From:* Bert\n*Sent:* Monday\n*To:* Anna\n*Subject:* Boat\n\nNo?", "Yes."),
+    "headers below a rule": (
         f"Yes.\n\n{RULE[:32]}\nFrom: {BERT}\nSent: Monday, January 1, 2024 11:00 AM\nTo: Anna\nSubject: Boat\n\nNo?",
         "Yes.",
     ),
-    "French header block": (
-        "Oui.\n\nDe : Bert\nEnvoyé : lundi 1 janvier 2024\nÀ : Anna\nObjet : Bateau\n\nNon?",
-        "Oui.",
-    ),
-    "Dutch header block": ("Ja.\n\nVan: Bert\nVerzonden: maandag\nAan: Anna\nOnderwerp: Boot\n\nNee?", "Ja."),
-    "Spanish header block": ("Sí.\n\nDe: Bert\nEnviado: lunes\nPara: Anna\nAsunto: Barco\n\n¿No?", "Sí."),
-    "GMX's header block": (
-        "Ja.\n\nGesendet: Montag, 01. Januar 2024\nVon: Bert\nAn: Anna\nBetreff: Boot\n\nNein?",
-        "Ja.",
-    ),
-    "no header block": ("From: here to there.\nNo mail.", "From: here to there.\nNo mail."),
+    "French headers": ("Oui.\n\nDe : Bert\nEnvoyé : lundi 1 janvier 2024\nÀ : Anna\nObjet : Bateau\n\nNon?", "Oui."),
+    "Dutch headers": ("Ja.\n\nVan: Bert\nVerzonden: maandag\nAan: Anna\nOnderwerp: Boot\n\nNee?", "Ja."),
+    "Spanish headers": ("Sí.\n\nDe: Bert\nEnviado: lunes\nPara: Anna\nAsunto: Barco\n\n¿No?", "Sí."),
+    "GMX's headers": ("Ja.\n\nGesendet: Montag, 01. Januar 2024\nVon: Bert\nAn: Anna\nBetreff: Boot\n\nNein?", "Ja."),
+    "no headers": ("From: here to there.\nNo mail.", "From: here to there.\nNo mail."),
     # Lines between dashes.
     "original message": ("Yes.\n\n-----Original Message-----\nFrom: Bert\nNo?", "Yes."),
     "forwarded message": ("Look.\n\n---------- Forwarded message ---------\nFrom: Bert", "Look."),

@@ -37,14 +37,8 @@ def ask(trained: TrainedDaemon, path: str, **body: Any) -> Document:
     return document
 
 
-def add(trained: TrainedDaemon, *texts: str, headers: dict[str, str] | None = None) -> list[str]:
-    body = [{"text": text} for text in texts]
-    return list(trained.daemon.client.post("/texts", json=body, headers=headers).json()["ids"])
-
-
-def app(trained: TrainedDaemon, name: str) -> dict[str, str]:
-    made = trained.daemon.client.post("/tokens", json={"name": name, "scopes": ["generate", "ingest"]}).json()
-    return {"Authorization": f"Bearer {made['token']}"}
+def add(trained: TrainedDaemon, *texts: str) -> list[str]:
+    return list(trained.daemon.client.post("/texts", json=[{"text": text} for text in texts]).json()["ids"])
 
 
 # Classifying.
@@ -78,20 +72,18 @@ def test_three_examples_of_two_labels_are_enough_and_no_job_is_needed(trained: T
     assert {one["label"]: one["examples"] for one in listed} == {"queue": 3, "zoo": 3}
     assert len(listed[0]["newest"]) == 3
 
-    headers = app(trained, "classifier")
+    headers = {"Authorization": f"Bearer {trained.daemon.app_token('classifier', 'generate')}"}
     assert_problem(client.post("/classify", json={"text": QUEUE}, headers=headers), 422, "invalid_value")
     named = {"text": QUEUE, "labels": ["zoo", "queue"]}
     told = answer | {"examples": None, "accuracy": None, "threshold": None}  # they grow with what others have labelled
     assert client.post("/classify", json=named, headers=headers).json() == told
 
-    more = [
-        {"text": f"{n} of {label}", "label": str(label), "source": "labels"} for label in range(49) for n in range(3)
-    ]
+    more = [{"text": f"{n} of {label}", "label": str(label), "source": "many"} for label in range(49) for n in range(3)]
     assert client.post("/texts", json=more).status_code == 201
     refused = client.post("/classify", json={"text": QUEUE})
     assert "2 to 50" in assert_problem(refused, 422, "invalid_value")["detail"]
     assert client.post("/classify", json=named, headers=headers).json() == told
-    assert client.delete("/texts", params={"source": "labels"}).status_code == 200
+    assert client.delete("/texts", params={"source": "many"}).status_code == 200
 
 
 # Suggesting.
@@ -134,9 +126,7 @@ def test_behind_a_finished_word_nothing_is_replaced(trained: TrainedDaemon) -> N
     ("path", "body"),
     [("/suggest", {"context": "Vinden ", "timeout_ms": 60_000}), ("/classify", {"text": "q", "labels": ["qu", "zo"]})],
 )
-def test_a_request_whose_client_is_gone_gives_up_its_place(
-    trained: TrainedDaemon, path: str, body: dict[str, Any]
-) -> None:
+def test_a_request_whose_client_is_gone_gives_up_its_place(trained: TrainedDaemon, path: str, body: Document) -> None:
     client = trained.daemon.client
     client.post("/texts", json=[{**one, "label": one["label"][:2]} for one in EXAMPLES])
     ask(trained, path, **body)
@@ -149,13 +139,6 @@ def test_a_request_whose_client_is_gone_gives_up_its_place(
     finally:
         os.kill(generator, signal.SIGCONT)
     assert ask(trained, path, **body)
-
-
-def test_nothing_typed_is_stored(trained: TrainedDaemon) -> None:
-    secret = "beneath the zinc heron"
-    ask(trained, "/suggest", context=f"It lies {secret} ")
-    data = trained.adapter.parent.parent
-    assert not [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
 
 
 # Recall.

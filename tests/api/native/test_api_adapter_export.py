@@ -12,23 +12,18 @@ from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.params.lora import WEIGHTS_NAME, Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter as AdapterRow
-from pocketllm.storage.tables import Outcome
 from tests.support.daemon.commands import commands
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.daemon.real_daemon import running
-from tests.support.daemon.workers import NOW, queue_job
 from tests.support.models.learning import equal, fresh_process, some_adapter
+from tests.support.stored import start_job, succeed
 
 
 def learn(folder: Path, store: Store) -> Adapter:
     """An adapter of the model tiny in a data folder, by the id of adapter-1."""
     adapter = some_adapter(LanguageModel(open_model_folder(folder / "models" / "tiny")))
     adapter.save(folder / "adapters" / "adapter-1")
-    store.texts.add([], now=NOW)
-    job = queue_job(store)
-    row = AdapterRow(id="adapter-1", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
-    store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+    succeed(store, start_job(store), "adapter-1")
     return adapter
 
 
@@ -108,6 +103,4 @@ def test_by_the_command_line(tmp_path: Path, models: Path) -> None:
     file = out / "adapter-1.gguf"
     assert told == {"id": "adapter-1", "file": str(file)}
     assert list(out.iterdir()) == [file]
-    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
-    expected = adapter.b["model.layers.1.mlp.down_proj"].numpy()
-    assert np.array_equal(found["blk.1.ffn_down.weight.lora_b"], expected)
+    assert gguf.GGUFReader(file).fields["general.name"].contents() == "adapter-1"

@@ -10,18 +10,11 @@ import pytest
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Outcome
-from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from pocketllm.storage.tables import Outcome
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.daemon.real_daemon import running
-from tests.support.daemon.workers import NOW, queue_job
 from tests.support.models.learning import some_adapter
-
-
-def roll_back(api: InProcessApp, **body: str) -> Document:
-    response = api.post("/adapters/rollback", json=body)
-    assert response.status_code == 200, response.text
-    document: Document = response.json()
-    return document
+from tests.support.stored import start_job, succeed
 
 
 def test_the_adapters_newest_first_each_with_its_parent(api: InProcessApp) -> None:
@@ -48,8 +41,13 @@ def test_the_adapters_newest_first_each_with_its_parent(api: InProcessApp) -> No
 def test_back_to_the_base_and_forth_again(api: InProcessApp) -> None:
     api.learn("adapter-0")
     api.learn("adapter-1")
-    assert roll_back(api) == {"model": "tiny", "was": "adapter-1", "serving": "adapter-0", "skipped": []}
-    assert roll_back(api, model="tiny")["serving"] is None
+    assert api.ask("POST", "/adapters/rollback") == {
+        "model": "tiny",
+        "was": "adapter-1",
+        "serving": "adapter-0",
+        "skipped": [],
+    }
+    assert api.ask("POST", "/adapters/rollback", json={"model": "tiny"})["serving"] is None
     assert api.get("/status").json()["model"]["adapter"] is None
     refused = assert_problem(api.post("/adapters/rollback"), 409, "wrong_state")
     assert "the base model tiny is already served" in refused["detail"]
@@ -65,11 +63,8 @@ def test_the_next_request_for_text_is_answered_from_what_is_served_then(tmp_path
         shutil.copytree(models, folder / "models")
         adapter = some_adapter(LanguageModel(open_model_folder(folder / "models" / "tiny")), size=0.5)
         store = Store.open(folder / "pocketllm.db")
-        store.texts.add([], now=NOW)
-        job = queue_job(store)
         adapter.save(folder / "adapters" / "adapter-1")
-        row = Adapter(id="adapter-1", job_id=job.id, model="tiny", outcome=Outcome.LEARNED, created_at=NOW)
-        store.jobs.succeed(job.id, adapter=row, publish=True, now=NOW)
+        succeed(store, start_job(store), "adapter-1")
         store.close()
 
         def generated() -> tuple[str | None, str]:
@@ -95,7 +90,7 @@ def test_an_adapter_is_deleted_with_its_files(api: InProcessApp) -> None:
     refused = api.delete("/adapters/a2")
     assert "pocketllm rollback" in assert_problem(refused, 409, "wrong_state")["detail"]
     assert "a2 started from a1" in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
-    roll_back(api)
+    api.ask("POST", "/adapters/rollback")
     assert api.delete("/adapters/a2").status_code == 204
     assert not folder.exists()
     assert [one["id"] for one in api.get("/adapters").json()["data"]] == ["a1"]
@@ -107,7 +102,7 @@ def test_the_start_of_a_job_that_is_open_stays(api: InProcessApp) -> None:
     api.add("words for another")
     job = api.post("/jobs").json()["id"]
     api.tick(60)
-    roll_back(api)
+    api.ask("POST", "/adapters/rollback")
     assert job in assert_problem(api.delete("/adapters/a1"), 409, "wrong_state")["detail"]
     api.post(f"/jobs/{job}/cancel")
     assert api.delete("/adapters/a1").status_code == 204

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketllm.daemon.leftovers import noted_backup
 from pocketllm.storage.repositories.folders import FileRead
 from pocketllm.storage.repositories.texts import NewText
 from tests.support.daemon.in_process_app import NOON, InProcessApp, assert_problem
@@ -34,18 +35,9 @@ def test_the_cost_is_told_before_and_changes_nothing(api: InProcessApp) -> None:
     assert_problem(api.get("/deletions/cost", params={"id": "text-none"}), 404, "not_found")
     assert_problem(api.get("/deletions/cost", token=None), 401, "missing_token")
     assert len(api.get("/texts").json()["data"]) == 4 and serving(api) == "adapter-1"
-
-
-def test_the_cost_of_what_is_not_served_takes_nothing_away(api: InProcessApp) -> None:
-    api.learn("adapter-0", "the first text")
-    (second,) = api.learn("adapter-1", "the second text")
     api.post("/adapters/rollback")
-    assert api.get("/deletions/cost", params={"id": second}).json() == {
-        "texts": 1,
-        "adapters": ["adapter-1"],
-        "serving": "adapter-0",
-        "summary": "adapter-1 learned from it.",
-    }
+    told = {"texts": 1, "adapters": ["adapter-1"], "serving": "adapter-0", "summary": "adapter-1 learned from it."}
+    assert api.get("/deletions/cost", params={"id": second}).json() == told
 
 
 @pytest.mark.parametrize("state", ["paused", "paused by the owner", "running"])
@@ -82,12 +74,17 @@ def test_several_texts_have_one_receipt(api: InProcessApp) -> None:
     assert_problem(api.delete("/texts", params={"id": third, "source": "test"}), 422, "invalid_value")
 
 
-def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessApp) -> None:
+def delete_the_second_of_three(api: InProcessApp) -> None:
+    """Let three jobs learn a text each, and delete the second, which the first adapter alone has not learned."""
     api.learn("adapter-0", "the first text")
     (second,) = api.learn("adapter-1", "the second text")
     api.learn("adapter-2", "the third text")
     api.delete(f"/texts/{second}")
     assert serving(api) == "adapter-0"
+
+
+def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessApp) -> None:
+    delete_the_second_of_three(api)
     for withdrawn in ("adapter-1", "adapter-2"):
         refused = assert_problem(api.post(f"/adapters/{withdrawn}/serve"), 409, "has_deleted_text")
         assert "was trained on text that was deleted since" in refused["detail"] and "--yes" in refused["detail"]
@@ -98,10 +95,7 @@ def test_what_has_learned_deleted_text_is_served_only_with_a_yes(api: InProcessA
 
 
 def test_what_is_served_in_place_of_a_damaged_one_has_not_learned_deleted_text(api: InProcessApp) -> None:
-    api.learn("adapter-0", "the first text")
-    (second,) = api.learn("adapter-1", "the second text")
-    api.learn("adapter-2", "the third text")
-    api.delete(f"/texts/{second}")
+    delete_the_second_of_three(api)
     api.post("/adapters/adapter-2/serve?deleted_text=true")
     (api.services.folder.adapter("adapter-2") / "adapter_model.safetensors").unlink()
     api.tick()
@@ -119,8 +113,6 @@ def test_what_is_made_from_such_an_adapter_is_not_served_without_a_yes_either(ap
 
 
 def test_a_deletion_is_erased_only_when_a_running_backup_is_done(api: InProcessApp, tmp_path: Path) -> None:
-    from pocketllm.daemon.leftovers import noted_backup
-
     (first,) = api.add("a text")
     with noted_backup(api.services.folder, tmp_path / "backup.tar"):
         (tmp_path / "backup.tar").touch()
@@ -135,13 +127,10 @@ def test_a_deletion_is_erased_only_when_a_running_backup_is_done(api: InProcessA
 @pytest.mark.parametrize("whose", ["the text", "the app's"])
 def test_an_uploaded_file_does_not_keep_what_was_deleted(api: InProcessApp, whose: str) -> None:
     """The app could read it there, and have it learned again."""
-    app = api.post("/tokens", json={"name": "keyboard", "scopes": ["train", "generate"]}).json()["token"]
-    lines = b"".join(b'{"text": "a line of the file, number %d"}\n' % number for number in range(3))
-    given = {"data": {"purpose": "fine-tune"}, "files": {"file": ("a.jsonl", lines)}, "token": app}
-    file = api.post("/v1/files", **given).json()["id"]
-    unused = api.post("/v1/files", **given | {"files": {"file": ("b.jsonl", lines)}}).json()["id"]
-    job = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": file}, token=app)
-    assert job.status_code == 200
+    app = api.app_token("keyboard", "train", "generate")
+    lines = [{"text": f"a line of the file, number {number}"} for number in range(3)]
+    file, unused = (api.uploaded(*lines, token=app) for _ in range(2))
+    api.tune(file, token=app)
     text = api.get("/texts").json()["data"][0]["id"]
     api.delete(f"/texts/{text}" if whose == "the text" else "/apps/keyboard/texts")
     assert api.get(f"/v1/files/{file}", token=app).status_code == 404
@@ -167,6 +156,3 @@ def test_the_receipt_names_the_files_that_still_have_it(api: InProcessApp) -> No
     assert receipt["files"] == paths
     assert ", /notes/4.md (and 2 more). PocketLLM" in receipt["summary"]
     assert api.get(f"/deletions/{receipt['id']}").json()["files"] == paths
-    api.add("no file has it", source="app")
-    receipt = api.delete("/texts?source=app").json()
-    assert receipt["files"] == [] and "files" not in receipt["summary"]

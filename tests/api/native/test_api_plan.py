@@ -10,7 +10,7 @@ import pytest
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.memory_model import MB
-from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.models.tiny_models import tiny_model_folder
 
 #: Enough for an adapter of the tiny model, too little for all of its weights.
@@ -38,18 +38,9 @@ def api(api: InProcessApp) -> InProcessApp:
     return api
 
 
-def plan(api: InProcessApp, **requested: Any) -> Document:
-    response = api.post("/jobs/plan", json=requested)
-    assert response.status_code == 200, response.text
-    assert response.text.endswith("\n}\n")
-    document: Document = response.json()
-    return document
-
-
 def test_the_document(api: InProcessApp) -> None:
-    document = plan(api)
+    document = api.ask("POST", "/jobs/plan")
     planned = plan_job(open_model_folder(api.services.folder.models / "tiny"), api.services.settings.training)
-    found = planned.prediction
     assert document == {
         "model": "tiny",
         "mode": "lora",
@@ -62,17 +53,7 @@ def test_the_document(api: InProcessApp) -> None:
         "micro_batch": 3,
         "kept_layers": 2,
         "reductions": [],
-        "predicted": {
-            "library_bytes": found.library_bytes,
-            "working_bytes": found.working_bytes,
-            "anonymous_bytes": found.anonymous_bytes,
-            "file_bytes": found.file_bytes,
-            "peak_bytes": found.peak_bytes,
-            "seconds_per_step": found.seconds_per_step,
-            "seconds": found.seconds,
-            "kept_bytes": found.kept_bytes,
-            "kept_seconds": found.kept_seconds,
-        },
+        "predicted": asdict(planned.prediction),
         "alternatives": [
             {"method": one.method, "prediction": asdict(one.prediction) if one.prediction else None, "reason": None}
             for one in planned.alternatives
@@ -86,7 +67,7 @@ def test_the_document(api: InProcessApp) -> None:
 
 def test_a_job_is_what_was_planned(api: InProcessApp) -> None:
     requested = {"steps": 5, "batch": 2, "probes": 4, "mode": "lora", "method": "mezo"}
-    foretold = plan(api, **requested, seed=1, now=False)
+    foretold = api.ask("POST", "/jobs/plan", json=requested | {"seed": 1, "now": False})
     assert (foretold["steps"], foretold["batch"], foretold["probes"], foretold["micro_batch"]) == (5, 2, 4, 10)
     response = api.post("/jobs", json=requested)
     assert response.status_code == 202
@@ -112,4 +93,3 @@ def test_what_cannot_be_trained_is_refused(api: InProcessApp) -> None:
     for path in ("/jobs", "/jobs/plan"):
         document = assert_problem(api.post(path, json={"mode": "full"}), 422, "bad_request")
         assert "packed is stored as int8" in document["detail"]
-    assert plan(api)["model"] == "packed"

@@ -1,6 +1,7 @@
 """What the daemon says of itself: health, status and models."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -10,17 +11,8 @@ import pytest
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
-from tests.support.daemon.in_process_app import Document, InProcessApp, assert_problem
+from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
-
-
-def status(api: InProcessApp) -> Document:
-    """What anybody sees."""
-    response = api.get("/status")
-    assert response.status_code == 200
-    assert response.text.endswith("\n}\n")
-    document: Document = response.json()
-    return document
 
 
 @pytest.fixture
@@ -38,7 +30,8 @@ def test_health(api: InProcessApp) -> None:
 
 def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     api.tick(90)
-    assert status(api) == {
+    now = "2026-03-01T12:01:30Z"
+    assert api.ask("GET", "/status") == {
         "version": __version__,
         "uptime_seconds": 90.0,
         "model": {"name": "tiny", "ready": True, "message": None, "adapter": None, "withdrawn": None},
@@ -47,19 +40,11 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             "blockers": [],
             "run_mode": "auto",
             "snoozed_until": None,
-            "expected_at": "2026-03-01T12:01:30Z",
+            "expected_at": now,
             "last_night": "no job ran, and none was held back",
         },
         "readings": [
-            {
-                "name": name,
-                "value": value,
-                "unit": unit,
-                "source": "test",
-                "at": "2026-03-01T12:01:30Z",
-                "reason": None,
-                "absent": False,
-            }
+            {"name": name, "value": value, "unit": unit, "source": "test", "at": now, "reason": None, "absent": False}
             for name, value, unit in (("power", True, None), ("battery", 80.0, "%"), ("memory", 4e9, "bytes"))
         ],
         "worker": {"running": False, "pid": None, "job": None},
@@ -76,41 +61,20 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     }
 
 
-def test_every_blocker_comes_with_its_figures(api: InProcessApp) -> None:
-    api.power.value, api.battery.value, api.memory.value = False, 20.0, 5e8
-    api.tick(10)
-    api.tick(10)
-    since = "2026-03-01T12:00:10Z"  # the first look, not the last
-    document = status(api)
-    training = document["training"]
-    assert (training["allowed"], training["expected_at"]) == (False, None)
-    fields = ("name", "message", "value", "threshold", "unit")
-    rows = [
-        ("power", "not on external power", False, None, None),
-        ("battery", "battery 20 % is below 40 %", 20.0, 40.0, "%"),
-        ("memory", "available memory 500 MB is below 700 MB", 5e8, 7e8, "bytes"),
-    ]
-    at: Document = {"since": since, "until": None}
-    assert training["blockers"] == [dict(zip(fields, row, strict=True)) | at for row in rows]
-
-
-def test_a_missing_model_keeps_everything_waiting(bare: InProcessApp) -> None:
-    bare.tick()
-    document = status(bare)
-    assert document["model"]["ready"] is False
-    assert "`pocketllm models add`" in document["model"]["message"]
-    assert document["training"]["allowed"] is False
-    assert document["training"]["blockers"][0]["name"] == "model"
-
-
-def test_a_broken_model_is_explained(api: InProcessApp) -> None:
-    with (api.services.folder.models / "tiny" / "model.safetensors").open("ab") as file:
+def test_a_model_that_is_missing_or_broken_keeps_everything_waiting(api: InProcessApp) -> None:
+    folder = api.services.folder.models / "tiny"
+    with (folder / "model.safetensors").open("ab") as file:
         file.write(b"!")
     api.tick()
-    model = status(api)["model"]
-    assert model["ready"] is False
+    model = api.ask("GET", "/status")["model"]
+    assert not model["ready"]
     assert "model.safetensors" in model["message"] and "Import the model again" in model["message"]
     assert api.get("/models").json() == {"data": []}
+    shutil.rmtree(folder)
+    api.tick()
+    document = api.ask("GET", "/status")
+    assert not document["model"]["ready"] and "`pocketllm models add`" in document["model"]["message"]
+    assert not document["training"]["allowed"] and document["training"]["blockers"][0]["name"] == "model"
 
 
 def test_counts_and_the_worker(api: InProcessApp) -> None:
@@ -118,7 +82,7 @@ def test_counts_and_the_worker(api: InProcessApp) -> None:
     first, second = (api.post("/jobs", json={"seed": seed}).json()["id"] for seed in range(2))
     api.post(f"/jobs/{second}/cancel")
     api.tick()
-    document = status(api)
+    document = api.ask("GET", "/status")
     assert document["texts"] == {"count": 2, "new_words": 5, "threshold_words": 1000, "waited_threshold_words": 400}
     assert document["worker"] == {"running": True, "pid": api.runner.pid, "job": first}
     assert {state: count for state, count in document["jobs"].items() if count} == {"running": 1, "cancelled": 1}
@@ -171,24 +135,14 @@ def test_the_last_nights(api: InProcessApp) -> None:
         api.tick(60)
     api.power.value = True
     api.tick(60)
-    api.succeed(job, "adapter-1", held_out_loss_before=3.5, held_out_loss_now=3.25)
-    document = api.get("/nights").json()
-    assert len(document["data"]) == 14
-    tonight = document["data"][0]
-    assert [(run["job_id"], run["ended_because"]) for run in tonight["runs"]] == [(job, "the job has ended: succeeded")]
-    assert [row | {"night": tonight["night"]} for row in tonight["held_back"]] == tonight["held_back"]
-    assert [(row["name"], row["seconds"]) for row in tonight["held_back"]] == [("power", 1800.0)]
-    [ended] = tonight["jobs"]
-    assert (ended["id"], ended["state"], ended["outcome"], ended["adapter"]) == (
-        job,
-        "succeeded",
-        "learned",
-        "adapter-1",
-    )
-    assert [window["began_at"] for window in tonight["open"]] == [tonight["runs"][0]["began_at"]]
-
-
-def test_how_many_nights(api: InProcessApp) -> None:
+    api.succeed(job, "adapter-1")
+    tonight, *others = api.get("/nights").json()["data"]
+    assert len(others) == 13
+    [run], [held_back], [ended], [window] = (tonight[name] for name in ("runs", "held_back", "jobs", "open"))
+    assert (run["job_id"], run["ended_because"]) == (job, "the job has ended: succeeded")
+    assert (held_back["night"], held_back["name"], held_back["seconds"]) == (tonight["night"], "power", 1800.0)
+    assert (ended["id"], ended["state"], ended["adapter"]) == (job, "succeeded", "adapter-1")
+    assert window["began_at"] == run["began_at"]
     days = [night["night"] for night in api.get("/nights", params={"days": 30}).json()["data"]]
     assert len(set(days)) == 30 and days == sorted(days, reverse=True)
 
@@ -199,17 +153,12 @@ def test_a_model_is_switched_and_back_and_each_has_its_adapter(api: InProcessApp
     switched = api.post("/models/other/use")
     assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None, "withdrawn": None}
     assert config.read_text() == 'model = "other"\n'
-    assert status(api)["model"]["name"] == "other" and status(api)["texts"]["new_words"] == 3
+    now = api.ask("GET", "/status")
+    assert (now["model"]["name"], now["texts"]["new_words"]) == ("other", 3)
     assert [one["default"] for one in api.get("/models").json()["data"]] == [True, False]
-    assert api.post("/jobs/plan").json()["model"] == "other"
-    job = api.post("/jobs").json()
-    api.tick()
-    assert (job["model"], api.runner.job_id) == ("other", job["id"])
+    assert api.post("/jobs/plan").json()["model"] == api.post("/jobs").json()["model"] == "other"
     assert api.post("/models/tiny/use").json()["adapter"] == "a"
-    api.tick()
-    waits = api.get(f"/jobs/{job['id']}").json()
-    assert waits["state"] == "paused" and "`pocketllm models use other`" in waits["reasons"][0]
-    assert config.read_text() == 'model = "tiny"\n' and status(api)["texts"]["new_words"] == 0
+    assert config.read_text() == 'model = "tiny"\n' and api.ask("GET", "/status")["texts"]["new_words"] == 0
 
 
 def test_a_model_is_not_switched_to_one_that_is_not_there_or_where_a_variable_names_it(
@@ -221,4 +170,4 @@ def test_a_model_is_not_switched_to_one_that_is_not_there_or_where_a_variable_na
     monkeypatch.setenv("POCKETLLM_MODEL", "tiny")
     refused = assert_problem(api.post("/models/other/use"), 409, "bad_settings")
     assert "variable POCKETLLM_MODEL" in refused["detail"]
-    assert status(api)["model"]["name"] == "tiny" and not config.exists()
+    assert api.ask("GET", "/status")["model"]["name"] == "tiny" and not config.exists()

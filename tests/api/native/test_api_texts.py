@@ -109,10 +109,7 @@ def test_whatever_plain_text_comes_in_comes_out_the_same(shared: InProcessApp) -
 
 #: Content, its type, and what is said of it.
 UNREADABLE = [
-    (b"Wind west.", "application/json", "not valid JSON"),
     (b"", "application/json", "not valid JSON"),
-    (b"[" * 100_000, "application/json", "recursion limit"),
-    (b'{"text": "\\ud800"}', "application/json", "not valid JSON"),
     (b'{"text": "a\\udc00b"}', NDJSON, "line 1: "),
     (b"[]", "application/json", "contains no text"),
     (b"\n \n", NDJSON, "contains no text"),

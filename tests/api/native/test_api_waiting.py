@@ -34,14 +34,10 @@ def waiting(api: InProcessApp, job: str) -> Iterator[Future[httpx.Response]]:
 def test_the_answer_comes_with_the_end_of_the_job(api: InProcessApp, job: str) -> None:
     with waiting(api, job[:-1]) as answer:
         api.post(f"/jobs/{job}/cancel")
-    assert answer.result().json() == api.get(f"/jobs/{job}").json()
     assert answer.result().json()["state"] == "cancelled"
-
-
-def test_of_a_job_that_has_ended_it_comes_at_once(api: InProcessApp, job: str) -> None:
-    api.post(f"/jobs/{job}/cancel")
-    response = api.get(f"/jobs/{job}?wait=60")
-    assert response.json()["state"] == "cancelled" and response.elapsed.total_seconds() < 30
+    again = api.get(f"/jobs/{job}?wait=60")
+    assert again.json() == answer.result().json() == api.get(f"/jobs/{job}").json()
+    assert again.elapsed.total_seconds() < 30, "of a job that has ended it comes at once"
 
 
 def test_after_the_time_it_comes_with_the_job_as_it_is(api: InProcessApp, job: str) -> None:

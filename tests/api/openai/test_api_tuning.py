@@ -1,9 +1,7 @@
 """/v1/files and /v1/fine_tuning/jobs: what is refused and why, what a job is made of, what goes with a file."""
 
 import json
-from typing import Any
 
-import httpx
 import pytest
 
 from pocketllm.storage.tables import JobState
@@ -12,25 +10,15 @@ from tests.support.daemon.in_process_app import Document, InProcessApp, assert_p
 CHAT = {"messages": [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Always, and twice."}]}
 PAIR = {"prompt": "Who has the watch?", "completion": " Anna until four."}
 TEXT = {"text": "The shed to myself."}
+LATEST = "pocketllm:latest"
 
 
-def upload(api: InProcessApp, data: bytes, *, name: str = "a.jsonl") -> httpx.Response:
-    return api.post("/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"})
+def job_id(tuned: Document) -> str:
+    """The id by which other routes know a fine-tuning job."""
+    return str(tuned["id"]).replace("ftjob-", "job-")
 
 
-def uploaded(api: InProcessApp, *documents: Any, name: str = "a.jsonl") -> str:
-    response = upload(api, "".join(json.dumps(one) + "\n" for one in documents).encode(), name=name)
-    assert response.status_code == 200, response.text
-    return str(response.json()["id"])
-
-
-def job(api: InProcessApp, **fields: Any) -> Document:
-    response = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", **fields})
-    assert response.status_code == 200, response.text
-    document: Document = response.json()
-    return document
-
-
+NO_ANSWER = "line 1: messages: no assistant message has words to train on"
 BAD = {
     "nothing": (b"", "The body contains no text"),
     "no JSON": (b'{"text": "a"}\n{"text": \n', "line 2: This is not valid JSON"),
@@ -38,14 +26,8 @@ BAD = {
     "unknown fields": (b'{"input": "a"}', "line 1: There is no text to train on"),
     "two kinds": (b'{"text": "a", "messages": []}', "line 1: messages cannot be combined with text"),
     "no messages": (b'{"messages": []}', "line 1: messages: "),
-    "nothing to learn": (
-        b'{"messages": [{"role": "user", "content": "a"}]}',
-        "line 1: messages: no assistant message has words to train on",
-    ),
-    "weight zero": (
-        b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}',
-        "line 1: messages: no assistant message has words to train on",
-    ),
+    "nothing to learn": (b'{"messages": [{"role": "user", "content": "a"}]}', NO_ANSWER),
+    "weight zero": (b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', NO_ANSWER),
     "an unknown role": (b'{"messages": [{"role": "robot", "content": "a"}]}', "line 1: role: "),
     "an empty text": (b'{"text": " "}', "line 1: The text is empty"),
 }
@@ -54,7 +36,7 @@ BAD = {
 def test_a_bad_line_is_refused_with_its_number(api: InProcessApp, subtests: pytest.Subtests) -> None:
     for name, (data, said) in BAD.items():
         with subtests.test(name):
-            assert said in assert_problem(upload(api, data), 422, "invalid_value")["detail"]
+            assert said in assert_problem(api.upload(data), 422, "invalid_value")["detail"]
     assert [one["id"] for one in api.get("/v1/files").json()["data"]] == []
 
 
@@ -71,7 +53,7 @@ def test_what_openai_writes_is_taken(api: InProcessApp) -> None:
         "tools": [],
         "parallel_tool_calls": False,
     }
-    document = job(api, training_file=uploaded(api, rich, PAIR, TEXT))
+    document = api.tune(api.uploaded(rich, PAIR, TEXT))
     texts = api.get("/texts").json()["data"]
     [chat] = [text for text in texts if text["kind"] == "chat"]
     assert chat["messages"] == [
@@ -94,9 +76,9 @@ def test_a_broken_form_is_called_one(api: InProcessApp) -> None:
 
 
 def test_a_deleted_file_takes_its_texts_along(api: InProcessApp) -> None:
-    file = upload(api, b"\xef\xbb\xbf" + b"\n".join(json.dumps(one).encode() for one in (CHAT, PAIR))).json()["id"]
+    file = api.upload(b"\xef\xbb\xbf" + b"\n".join(json.dumps(one).encode() for one in (CHAT, PAIR))).json()["id"]
     api.add("Wind west, glass rising.")
-    job(api, training_file=file)
+    api.tune(file)
     assert len(api.get("/texts").json()["data"]) == 3
     assert api.delete(f"/v1/files/{file}").json() == {"id": file, "object": "file", "deleted": True}
     assert [text["source"] for text in api.get("/texts").json()["data"]] == ["test"]
@@ -114,7 +96,7 @@ REFUSED: list[tuple[Document, int, str, str | None]] = [
 
 def test_a_job_that_cannot_be_is_refused(api: InProcessApp) -> None:
     api.add("Wind west, glass rising.")
-    sound = {"model": "pocketllm:latest", "training_file": uploaded(api, TEXT)}
+    sound = {"model": LATEST, "training_file": api.uploaded(TEXT)}
     for fields, status, code, param in REFUSED:
         problem = assert_problem(api.post("/v1/fine_tuning/jobs", json=sound | fields), status, code)
         assert param is None or problem["error"]["param"] == param
@@ -122,27 +104,24 @@ def test_a_job_that_cannot_be_is_refused(api: InProcessApp) -> None:
 
 
 def test_the_inbox_is_what_is_new(api: InProcessApp) -> None:
-    refused = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:latest", "training_file": "file-inbox"})
+    refused = api.post("/v1/fine_tuning/jobs", json={"model": LATEST, "training_file": "file-inbox"})
     assert_problem(refused, 409, "nothing_to_learn")
     assert refused.headers["x-should-retry"] == "false"
     api.add("Wind west, glass rising.")
-    assert job(api, training_file="file-inbox")["training_file"] == "file-inbox"
+    assert api.tune("file-inbox", model=LATEST)["training_file"] == "file-inbox"
 
 
 def test_rounds_through_the_file_become_steps(api: InProcessApp) -> None:
-    file = uploaded(api, *[{"prompt": str(i), "completion": " yes"} for i in range(40)])
-    made = job(api, training_file=file, hyperparameters={"n_epochs": 3, "batch_size": 4})
-    model_folder = api.get(f"/jobs/{made['id'].replace('ftjob-', 'job-')}").json()
-    assert (model_folder["total_steps"], model_folder["plan"]) == (30, None)
-    assert model_folder["settings"]["batch"] == 4
-    alone = job(api, training_file=file)
-    assert api.get(f"/jobs/{alone['id'].replace('ftjob-', 'job-')}").json()["total_steps"] is None
+    file = api.uploaded(*[{"prompt": str(i), "completion": " yes"} for i in range(40)])
+    rounds = {"n_epochs": 3, "batch_size": 4}
+    job = api.get(f"/jobs/{job_id(api.tune(file, model=LATEST, hyperparameters=rounds))}").json()
+    assert (job["total_steps"], job["plan"], job["settings"]["batch"]) == (30, None, 4)
+    assert api.get(f"/jobs/{job_id(api.tune(file, model=LATEST))}").json()["total_steps"] is None
 
 
 def test_what_does_not_apply_is_named(api: InProcessApp) -> None:
-    said = job(
-        api,
-        training_file=uploaded(api, TEXT),
+    said = api.tune(
+        api.uploaded(TEXT),
         integrations=[{"type": "wandb", "wandb": {"project": "x"}}],
         hyperparameters={"learning_rate_multiplier": 2},
         service_tier="flex",
@@ -155,9 +134,9 @@ def test_what_does_not_apply_is_named(api: InProcessApp) -> None:
 
 
 def test_a_file_to_measure_with_is_held_out(api: InProcessApp) -> None:
-    learned = uploaded(api, *[{"text": f"Tide {i}."} for i in range(30)])
-    measured = uploaded(api, *[{"text": f"Tide {i}."} for i in range(5)], name="b.jsonl")
-    job(api, training_file=learned, validation_file=measured)
+    learned = api.uploaded(*[{"text": f"Tide {i}."} for i in range(30)])
+    measured = api.uploaded(*[{"text": f"Tide {i}."} for i in range(5)])
+    api.tune(learned, validation_file=measured)
     texts = api.get("/texts", params={"limit": 100}).json()["data"]
     assert {(text["source"], text["held_out"]) for text in texts} == {(learned, False), (measured, True)}
 
@@ -168,12 +147,10 @@ def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
     api.learn(old, "An old text of the owner's.", "And another one.")
     api.add("New, and not of the file.")
     store, now = api.services.store, api.services.now()
-    file = uploaded(api, TEXT, PAIR)
-    alone = job(api, model="pocketllm:base", training_file=file)["id"].replace("ftjob-", "job-")
-    mixed = job(api, training_file=file)["id"].replace("ftjob-", "job-")
-    named = job(api, model=old, training_file=file)["id"].replace("ftjob-", "job-")
-    for job_id in (alone, mixed, named):
-        assert store.jobs.start(job_id, now=now).parent == (None if job_id == alone else old)
+    file = api.uploaded(TEXT, PAIR)
+    alone, mixed, named = (job_id(api.tune(file, model=model)) for model in ("pocketllm:base", LATEST, old))
+    for job in (alone, mixed, named):
+        assert store.jobs.start(job, now=now).parent == (None if job == alone else old)
     ours = {TEXT["text"], PAIR["prompt"]}
     assert {text.text for text in store.texts.of_job(alone)} == ours
     assert {text.text for text in store.texts.of_job(named)} == ours
@@ -184,9 +161,9 @@ def test_it_learns_its_file_and_nothing_else(api: InProcessApp) -> None:
 
 def test_a_job_whose_file_is_gone_learns_nothing_else(api: InProcessApp) -> None:
     api.learn("adapter-old", "An old text of the owner's.")
-    file = uploaded(api, TEXT)
-    job_id = job(api, training_file=file)["id"].replace("ftjob-", "job-")
+    file = api.uploaded(TEXT)
+    job = job_id(api.tune(file, model=LATEST))
     api.delete(f"/v1/files/{file}")
-    started = api.services.store.jobs.start(job_id, now=api.services.now())
+    started = api.services.store.jobs.start(job, now=api.services.now())
     assert (started.state, started.texts) == (JobState.RUNNING, 0)
-    assert api.services.store.texts.of_job(job_id) == []
+    assert api.services.store.texts.of_job(job) == []

@@ -1,4 +1,4 @@
-"""One function that has to be called: OpenAI's client, instructor and pydantic-ai, unmodified, against a real daemon.
+"""One function that has to be called: OpenAI's client and pydantic-ai, unmodified, against a real daemon.
 
 The model is SmolLM2, by llama.cpp.
 """
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -30,15 +30,6 @@ class Wind(BaseModel):
     direction: Literal["north", "south"]
     strong: bool
 
-    @field_validator("direction")
-    @classmethod
-    def _accepted(cls, value: str, info: ValidationInfo) -> str:
-        """Refuse the first one, where a test asks for that."""
-        if info.context is not None and not info.context["seen"]:
-            info.context["seen"].append(value)
-            raise ValueError("look again")
-        return value
-
 
 def tool(name: str) -> Any:
     return {"type": "function", "function": {"name": name, "parameters": Wind.model_json_schema()}}
@@ -46,6 +37,9 @@ def tool(name: str) -> Any:
 
 def choice(name: str) -> Any:
     return {"type": "function", "function": {"name": name}}
+
+
+ASKED: dict[str, Any] = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +61,7 @@ def client(daemon: Daemon) -> Iterator[openai.OpenAI]:
 def test_the_answer_is_a_call(client: openai.OpenAI, daemon: Daemon) -> None:
     for each in ("required", choice("wind")):
         answer = client.chat.completions.create(
-            model=BASE, messages=MESSAGES, tools=[tool("wind")], tool_choice=each, n=2
+            model=BASE, messages=MESSAGES, tools=[tool("wind")], tool_choice=each, n=2, seed=3
         )
         for one in answer.choices:
             assert (one.finish_reason, one.message.content) == ("tool_calls", None)
@@ -75,42 +69,22 @@ def test_the_answer_is_a_call(client: openai.OpenAI, daemon: Daemon) -> None:
             assert call.type == "function" and call.function.name == "wind"
             Wind.model_validate_json(call.function.arguments)
         assert "warnings" not in answer.to_dict()
-    asked = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
-    whole = daemon.client.post("/v1/chat/completions", json=asked).json()
+    whole = daemon.client.post("/v1/chat/completions", json=ASKED).json()
     assert ChatAnswer.model_validate(whole).choices[0].message.tool_calls
-    cut = daemon.client.post("/v1/chat/completions", json=asked | {"max_tokens": 2}).json()["choices"][0]
+    cut = daemon.client.post("/v1/chat/completions", json=ASKED | {"max_tokens": 2}).json()["choices"][0]
     assert cut["finish_reason"] == "length", "half a call is none"
 
 
 @pytest.mark.slow
 def test_a_streamed_call_says_the_same(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": BASE, "messages": MESSAGES, "tools": [tool("wind")], "tool_choice": "required"}
-    whole = client.chat.completions.create(**asked, seed=3).choices[0].message.tool_calls[0].function
-    chunks = list(client.chat.completions.create(**asked, seed=3, stream=True))
+    whole = client.chat.completions.create(**ASKED, seed=3).choices[0].message.tool_calls[0].function
+    chunks = list(client.chat.completions.create(**ASKED, seed=3, stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks]
     calls = [call for delta in deltas for call in delta.tool_calls or []]
     assert (deltas[0].role, calls[0].type, calls[0].function.name) == ("assistant", "function", whole.name)
     assert calls[0].id and {call.id for call in calls[1:]} == {None}
     assert "".join(call.function.arguments for call in calls) == whole.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls" and not any(delta.content for delta in deltas)
-
-
-@pytest.mark.slow
-def test_instructor(daemon: Daemon) -> None:
-    """As it asks by default; once more where its first answer is refused."""
-    instructor = pytest.importorskip(
-        "instructor",
-        reason="instructor wants an older jiter than the openai of `dev`: it takes an environment of its own",
-    )
-    url = f"{daemon.url}/v1"
-    with openai.OpenAI(base_url=url, api_key=daemon.token) as plain:
-        asking = instructor.from_openai(plain).chat.completions
-        assert isinstance(asking.create(model=BASE, messages=MESSAGES, response_model=Wind), Wind)
-        seen: list[str] = []
-        asked = {"model": BASE, "messages": MESSAGES, "response_model": Wind, "context": {"seen": seen}}
-        assert isinstance(asking.create(**asked, max_retries=2), Wind) and len(seen) == 1
-        *_, last = asking.create_partial(model=BASE, messages=MESSAGES, response_model=Wind)
-        assert Wind.model_validate(last.model_dump())
 
 
 @pytest.mark.slow

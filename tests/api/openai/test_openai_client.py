@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified and strict, sync and async, against a real daemon with a tiny model."""
+"""OpenAI's own client, unmodified and strict, against a real daemon with a tiny model."""
 
 import json
 import os
@@ -113,6 +113,7 @@ def test_answers_are_what_the_document_says(daemon: Daemon) -> None:
     scored = daemon.client.post("/v1/chat/completions", json=chat | {"logprobs": True, "top_logprobs": 2}).json()
     logprobs = ChatAnswer.model_validate(scored).choices[0].logprobs
     assert logprobs and [len(token.top_logprobs) for token in logprobs.content] == [2, 2]
+    assert all(token.logprob < 0 for token in logprobs.content)
     text = {"model": BASE, "prompt": [1, 2], "max_tokens": 1, "echo": True, "logprobs": 1}
     columns = TextAnswer.model_validate(daemon.client.post("/v1/completions", json=text).json()).choices[0].logprobs
     assert columns and columns.token_logprobs[0] is None and len(columns.tokens) == 3
@@ -154,51 +155,39 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, daemon: Daemon) -> No
         client.chat.completions.create(model=BASE, messages=CHAT, temperature=9)
     with own_client(daemon, "wrong") as stranger, pytest.raises(openai.AuthenticationError, match="pocketllm token"):
         stranger.models.list()
-    token = daemon.client.post("/tokens", json={"name": "notes", "scopes": ["ingest"]}).json()["token"]
-    with own_client(daemon, token) as app, pytest.raises(openai.PermissionDeniedError, match="generate"):
+    with (
+        own_client(daemon, daemon.app_token("notes", "ingest")) as app,
+        pytest.raises(openai.PermissionDeniedError, match="generate"),
+    ):
         app.models.list()
 
 
-def test_what_no_text_can_be_is_refused_by_name(client: openai.OpenAI) -> None:
-    function = {"name": "weather", "parameters": {"type": "object"}}
-    unsupported: dict[str, Any] = {
-        "tools": [{"type": "function", "function": function}],
-        "functions": [function],
-        "tool_choice": "required",
-        "modalities": ["audio"],
-    }
-    for name, value in unsupported.items():
-        with pytest.raises(openai.BadRequestError, match=name) as refused:
-            client.chat.completions.create(model=BASE, messages=CHAT, **{name: value})
-        assert refused.value.param == name and refused.value.code == "unsupported_parameter"
+FUNCTION = {"name": "weather", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+NO_TEXT, NO_JSON = "is not supported", r"require llama\.cpp, but"
+#: What is asked for, the parameter that is to blame, and what is said of it.
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"tools": TOOLS}, "tools", NO_TEXT),
+    ({"functions": [FUNCTION]}, "functions", NO_TEXT),
+    ({"tool_choice": "required"}, "tool_choice", NO_TEXT),
+    ({"modalities": ["audio"]}, "modalities", NO_TEXT),
+    ({"messages": [*CHAT, IMAGE]}, f"messages.{len(CHAT)}.content", NO_TEXT),
+    ({"response_format": {"type": "json_object"}}, "response_format", NO_JSON),
+    ({"response_format": SCHEMA}, "response_format", NO_JSON),
+    ({"tools": TOOLS, "tool_choice": "required"}, "tools", f"{NO_JSON} .* Leave tools out"),
+]
 
 
-def test_json_takes_llama_cpp(client: openai.OpenAI) -> None:
-    forms: list[Any] = [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}]
-    for form in forms:
-        with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but"):
-            client.chat.completions.create(model=BASE, messages=CHAT, response_format=form)
-    function: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    with pytest.raises(openai.BadRequestError, match=r"require llama\.cpp, but .* Leave tools out") as refused:
-        client.chat.completions.create(model=BASE, messages=CHAT, tools=[function], tool_choice="required")
-    assert refused.value.param == "tools"
-
-
-def test_a_picture_is_refused_by_name(client: openai.OpenAI) -> None:
-    image: ChatCompletionMessageParam = {
-        "role": "user",
-        "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}],
-    }
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=BASE, messages=[*CHAT, image])
-    assert refused.value.param == f"messages.{len(CHAT)}.content"
-
-
-def test_text_is_no_other_format(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model=BASE, messages=CHAT, max_tokens=1, response_format={"type": "text"}, tool_choice="none"
-    )
-    assert answer.choices
+def test_what_no_answer_can_be_is_refused_by_name(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": BASE, "messages": CHAT, "max_tokens": 1}
+    for parameters, param, says in REFUSED:
+        with pytest.raises(openai.BadRequestError, match=says) as refused:
+            client.chat.completions.create(**asked | parameters)
+        assert (refused.value.param, refused.value.code) == (param, "unsupported_parameter")
+    plain = client.chat.completions.create(**asked, response_format={"type": "text"}, tool_choice="none")
+    assert plain.choices
 
 
 def test_llm_with_an_entry_for_it(daemon: Daemon, tmp_path: Path) -> None:

@@ -84,25 +84,6 @@ def test_a_prompt_in_words_is_scored_as_by_transformers(trained: TrainedDaemon) 
     assert answer.usage and answer.usage.prompt_tokens == 4
 
 
-def test_a_chat_is_scored_where_that_is_asked_for(trained: TrainedDaemon) -> None:
-    with trained.client as client:
-        answer = client.chat.completions.create(
-            model=BASE,
-            messages=[{"role": "user", "content": "Hello"}],
-            max_tokens=3,
-            temperature=0,
-            logprobs=True,
-            top_logprobs=2,
-        )
-        plain = client.chat.completions.create(
-            model=BASE, messages=[{"role": "user", "content": "Hello"}], max_tokens=3
-        )
-    scored = answer.choices[0].logprobs
-    assert scored and scored.content and len(scored.content) == 3
-    assert all(entry.logprob < 0 and len(entry.top_logprobs) == 2 for entry in scored.content)
-    assert plain.choices[0].logprobs is None
-
-
 def test_a_stop_string_ends_the_scores_too(trained: TrainedDaemon) -> None:
     given = {"model": BASE, "prompt": "Mug", "max_tokens": 12, "seed": 4, "logprobs": 0}
     whole = trained.daemon.client.post("/v1/completions", json=given).json()["choices"][0]
@@ -113,16 +94,12 @@ def test_a_stop_string_ends_the_scores_too(trained: TrainedDaemon) -> None:
     assert 0 < count < 12 and cut["logprobs"]["tokens"] == whole["logprobs"]["tokens"][:count]
 
 
-def test_several_prompts_in_token_ids(trained: TrainedDaemon) -> None:
-    given = {"model": BASE, "prompt": [IDS[:4], IDS[4:9]], "max_tokens": 1}
-    answer = trained.daemon.client.post("/v1/completions", json=given).json()
-    assert len(answer["choices"]) == 2 and answer["usage"]["prompt_tokens"] == 9
-
-
-def test_tokens_that_this_model_has_not(trained: TrainedDaemon) -> None:
-    given = {"model": BASE, "prompt": [5, 100_000], "max_tokens": 1}
-    document = assert_problem(trained.daemon.client.post("/v1/completions", json=given), 422, "bad_request")
-    assert "100000 is not a token of this model" in document["detail"]
+def test_several_prompts_in_token_ids_and_tokens_that_this_model_has_not(trained: TrainedDaemon) -> None:
+    given = {"model": BASE, "max_tokens": 1}
+    several = trained.daemon.client.post("/v1/completions", json=given | {"prompt": [IDS[:4], IDS[4:9]]}).json()
+    assert len(several["choices"]) == 2 and several["usage"]["prompt_tokens"] == 9
+    unknown = trained.daemon.client.post("/v1/completions", json=given | {"prompt": [5, 100_000]})
+    assert "100000 is not a token of this model" in assert_problem(unknown, 422, "bad_request")["detail"]
 
 
 def test_in_a_stream_there_are_no_scores_and_it_says_so(trained: TrainedDaemon) -> None:

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -15,18 +14,6 @@ from tests.support.daemon.real_daemon import Daemon, running
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(tmp_path_factory.mktemp("wire") / "data") as started:
         yield started
-
-
-def test_it_listens_on_loopback_alone(daemon: Daemon) -> None:
-    port = daemon.client.base_url.port
-    wanted = f":{port:04X}"
-    listening = [
-        columns[1]
-        for table in ("tcp", "tcp6")
-        for columns in map(str.split, Path(f"/proc/{daemon.process.pid}/net/{table}").read_text().splitlines()[1:])
-        if columns[3] == "0A" and columns[1].endswith(wanted)
-    ]
-    assert listening == [f"0100007F{wanted}"]
 
 
 def test_answers_do_not_wait_for_the_network(daemon: Daemon) -> None:

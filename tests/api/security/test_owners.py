@@ -8,31 +8,12 @@ import pytest
 from tests.support.daemon.in_process_app import TOKEN, Document, InProcessApp, assert_problem
 
 GUESS = {"text": "My PIN is 4711.", "source": "diary"}
-LINES = b'{"text": "The shed to myself."}\n'
+SHED = {"text": "The shed to myself."}
 
 
 @pytest.fixture
 def settings() -> Document:
     return {"app_texts_per_day": 5, "app_bytes": 10_000}
-
-
-def app(api: InProcessApp, name: str, *scopes: str) -> str:
-    return str(api.post("/tokens", json={"name": name, "scopes": scopes}).json()["token"])
-
-
-def uploaded(api: InProcessApp, token: str = TOKEN, lines: bytes = LINES) -> str:
-    files, data = {"file": ("a.jsonl", lines)}, {"purpose": "fine-tune"}
-    response = api.post("/v1/files", files=files, data=data, token=token)
-    assert response.status_code == 200, response.text
-    return str(response.json()["id"])
-
-
-def job(api: InProcessApp, file: str, token: str, **fields: Any) -> Document:
-    body = {"model": "pocketllm:base", "training_file": file, **fields}
-    response = api.post("/v1/fine_tuning/jobs", json=body, token=token)
-    assert response.status_code == 200, response.text
-    document: Document = response.json()
-    return document
 
 
 def texts(api: InProcessApp) -> list[str]:
@@ -41,7 +22,7 @@ def texts(api: InProcessApp) -> list[str]:
 
 @pytest.mark.parametrize("there", [True, False])
 def test_nothing_tells_an_app_whether_a_text_was_there(api: InProcessApp, there: bool) -> None:
-    notes = app(api, "notes", "ingest", "generate")
+    notes = api.app_token("notes", "ingest", "generate")
     if there:
         api.post("/texts", json=GUESS)
     first = api.post("/texts", json=[GUESS, GUESS], token=notes).json()
@@ -58,7 +39,7 @@ def test_nothing_tells_an_app_whether_a_text_was_there(api: InProcessApp, there:
 
 
 def test_recall_reads_what_a_search_finds_and_nothing_else(api: InProcessApp) -> None:
-    reader, generating = app(api, "reader", "recall"), app(api, "both", "recall", "generate")
+    reader, generating = api.app_token("reader", "recall"), api.app_token("both", "recall", "generate")
     first, _ = api.post("/texts", json=[GUESS, {"text": "Mug of tea."}]).json()["ids"]
     found = api.get("/passages", params={"query": "the pin"}, token=reader).json()
     assert found == {"data": [{"text_id": first, "passage": GUESS["text"]}]}
@@ -73,7 +54,7 @@ def test_recall_reads_what_a_search_finds_and_nothing_else(api: InProcessApp) ->
 
 @pytest.mark.parametrize("person_first", [True, False])
 def test_what_both_have_sent_outlives_the_apps_texts(api: InProcessApp, person_first: bool) -> None:
-    notes = app(api, "notes", "ingest")
+    notes = api.app_token("notes", "ingest")
     for token in (TOKEN, notes) if person_first else (notes, TOKEN):
         api.post("/texts", json=GUESS, token=token)
     api.post("/texts", json={"text": "The app's alone."}, token=notes)
@@ -84,17 +65,8 @@ def test_what_both_have_sent_outlives_the_apps_texts(api: InProcessApp, person_f
     assert_problem(api.delete("/apps/notes/texts"), 404, "not_found")
 
 
-def test_the_last_of_several_apps_to_let_go_deletes(api: InProcessApp) -> None:
-    for name in ("notes", "other"):
-        api.post("/texts", json=GUESS, token=app(api, name, "ingest"))
-    assert api.delete("/apps/notes/texts").json()["texts"] == 0
-    assert texts(api) == [GUESS["text"]]
-    assert api.delete("/apps/other/texts").json()["texts"] == 1
-    assert texts(api) == []
-
-
 def test_what_the_person_deletes_is_gone_for_all(api: InProcessApp) -> None:
-    notes = app(api, "notes", "ingest")
+    notes = api.app_token("notes", "ingest")
     api.post("/texts", json=GUESS)
     [identity] = api.post("/texts", json=GUESS, token=notes).json()["ids"]
     api.delete(f"/texts/{identity}")
@@ -103,27 +75,18 @@ def test_what_the_person_deletes_is_gone_for_all(api: InProcessApp) -> None:
 
 
 def test_with_the_scope_train_an_app_has_its_own_files_and_jobs(api: InProcessApp) -> None:
-    one, other = app(api, "one", "train"), app(api, "other", "train")
-    file, others, persons = uploaded(api, one), uploaded(api, other), uploaded(api)
+    one, other = api.app_token("one", "train"), api.app_token("other", "train")
+    file, others, persons = api.uploaded(SHED, token=one), api.uploaded(SHED, token=other), api.uploaded(SHED)
     assert len({file, others, persons}) == 3
-    mine, foreign = job(api, file, one), job(api, others, other)
-    persons_job = api.post("/v1/fine_tuning/jobs", json={"model": "pocketllm:base", "training_file": persons}).json()
+    mine = api.tune(file, token=one)["id"]
+    api.tune(others, token=other)
+    api.tune(persons)
     assert [row["id"] for row in api.get("/v1/files", token=one).json()["data"]] == [file]
-    assert [row["id"] for row in api.get("/v1/fine_tuning/jobs", token=one).json()["data"]] == [mine["id"]]
-    assert api.get(f"/v1/files/{file}", token=one).json()["bytes"] == len(LINES)
+    assert [row["id"] for row in api.get("/v1/fine_tuning/jobs", token=one).json()["data"]] == [mine]
+    assert api.get(f"/v1/files/{file}", token=one).json()["bytes"] == len(json.dumps(SHED)) + 1
     for path in ("", "/events"):
-        assert api.get(f"/v1/fine_tuning/jobs/{mine['id']}{path}", token=one).status_code == 200
-        for hidden in (foreign["id"], persons_job["id"], persons_job["id"].replace("ftjob", "job")):
-            assert_problem(api.get(f"/v1/fine_tuning/jobs/{hidden}{path}", token=one), 404, "not_found")
-    for act in ("cancel", "pause", "resume"):
-        assert_problem(api.post(f"/v1/fine_tuning/jobs/{foreign['id']}/{act}", token=one), 404, "not_found")
-    for hidden in (others, persons, "file-inbox"):
-        for method in ("GET", "DELETE"):
-            assert_problem(api.request(method, f"/v1/files/{hidden}", token=one), 404, "not_found")
-        for which in ({"training_file": hidden}, {"training_file": file, "validation_file": hidden}):
-            asked = {"model": "pocketllm:base", **which}
-            assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=one), 404, "not_found")
-    assert api.post(f"/v1/fine_tuning/jobs/{mine['id']}/cancel", token=one).json()["status"] == "cancelled"
+        assert api.get(f"/v1/fine_tuning/jobs/{mine}{path}", token=one).status_code == 200
+    assert api.post(f"/v1/fine_tuning/jobs/{mine}/cancel", token=one).json()["status"] == "cancelled"
     assert {row["id"] for row in api.get("/v1/files").json()["data"]} == {file, others, persons}
     assert len(api.get("/v1/fine_tuning/jobs").json()["data"]) == 3
     assert_problem(api.get("/texts", token=one), 403, "out_of_scope")
@@ -133,10 +96,13 @@ def test_with_the_scope_train_an_app_has_its_own_files_and_jobs(api: InProcessAp
 
 
 def test_what_is_anothers_and_what_is_not_there_are_refused_in_the_same_words(api: InProcessApp) -> None:
-    one, other = app(api, "one", "train"), app(api, "other", "train")
-    file = uploaded(api, one)
-    theirs = {"file": uploaded(api, other), "ftjob": job(api, uploaded(api, other), other)["id"]}
-    persons = {"file": uploaded(api), "ftjob": job(api, uploaded(api), TOKEN)["id"]}
+    one, other = api.app_token("one", "train"), api.app_token("other", "train")
+    file = api.uploaded(SHED, token=one)
+    files = {token: [api.uploaded(SHED, token=token) for _ in range(2)] for token in (other, TOKEN)}
+    theirs, persons = (
+        {"file": unused, "ftjob": api.tune(used, token=token)["id"]} for token, (unused, used) in files.items()
+    )
+    natively = {"file": "file-inbox", "ftjob": persons["ftjob"].replace("ftjob", "job")}
     missing = {"file": f"file-{24 * '0'}", "ftjob": f"ftjob-{12 * '0'}"}
 
     def refused(of: Document, method: str, path: str, **body: Any) -> Document:
@@ -147,24 +113,27 @@ def test_what_is_anothers_and_what_is_not_there_are_refused_in_the_same_words(ap
         return Document(json.loads(json.dumps(said).replace(of["file"], "FILE").replace(of["ftjob"], "JOB")))
 
     tune: Document = {"model": "pocketllm:base", "training_file": file}
-    for request in (
-        *((method, "/v1/files/FILE") for method in ("GET", "DELETE")),
-        *(("GET", f"/v1/fine_tuning/jobs/JOB{path}") for path in ("", "/events")),
-        *(("POST", f"/v1/fine_tuning/jobs/JOB/{act}") for act in ("cancel", "pause", "resume")),
-        ("GET", "/v1/fine_tuning/jobs?after=JOB"),
-    ):
-        assert refused(theirs, *request) == refused(persons, *request) == refused(missing, *request), request
-    for body in (tune | {"training_file": "FILE"}, tune | {"validation_file": "FILE"}):
-        request = ("POST", "/v1/fine_tuning/jobs")
-        assert refused(theirs, *request, json=body) == refused(missing, *request, json=body), body
+    requests: list[tuple[str, str, Document]] = [
+        *((method, "/v1/files/FILE", {}) for method in ("GET", "DELETE")),
+        *(("GET", f"/v1/fine_tuning/jobs/JOB{path}", {}) for path in ("", "/events")),
+        *(("POST", f"/v1/fine_tuning/jobs/JOB/{act}", {}) for act in ("cancel", "pause", "resume")),
+        ("GET", "/v1/fine_tuning/jobs?after=JOB", {}),
+        ("POST", "/v1/fine_tuning/jobs", {"json": tune | {"training_file": "FILE"}}),
+        ("POST", "/v1/fine_tuning/jobs", {"json": tune | {"validation_file": "FILE"}}),
+    ]
+    for method, path, body in requests:
+        said = refused(missing, method, path, **body)
+        assert refused(theirs, method, path, **body) == refused(persons, method, path, **body) == said, path
+        refused(natively, method, path, **body)
+    assert len(api.get("/v1/files").json()["data"]) == 5
 
 
 def test_no_id_may_be_abbreviated_to_openais_clients(api: InProcessApp) -> None:
     api.learn("adapter-abcdef")
     assert_problem(api.delete("/v1/models/adapter-abcd"), 404, "model_not_found")
-    file = uploaded(api)
-    made = job(api, file, TOKEN)["id"]
-    for token in (TOKEN, app(api, "one", "train")):
+    file = api.uploaded(SHED)
+    made = api.tune(file)["id"]
+    for token in (TOKEN, api.app_token("one", "train")):
         for short in ("ftjob-", made[:12], made[2:12]):
             response = api.get(f"/v1/fine_tuning/jobs/{short}", token=token)
             assert made[6:] not in assert_problem(response, 404, "not_found")["detail"]
@@ -173,10 +142,10 @@ def test_no_id_may_be_abbreviated_to_openais_clients(api: InProcessApp) -> None:
 
 def test_no_content_can_be_guessed_by_a_files_id(api: InProcessApp) -> None:
     """The same file that is sent again is another one."""
-    first, again = uploaded(api), uploaded(api)
+    first, again = api.uploaded(SHED), api.uploaded(SHED)
     assert first != again and len(api.get("/v1/files").json()["data"]) == 2
     assert api.delete(f"/v1/files/{first}").status_code == 200
-    assert api.get(f"/v1/files/{again}").json()["bytes"] == len(LINES)
+    assert api.get(f"/v1/files/{again}").json()["bytes"] == len(json.dumps(SHED)) + 1
 
 
 def test_the_owner_is_no_app(api: InProcessApp) -> None:
@@ -187,7 +156,7 @@ def test_the_owner_is_no_app(api: InProcessApp) -> None:
 
 @pytest.mark.parametrize("there", [0, 1, 2])
 def test_nothing_tells_an_app_how_many_examples_a_label_is_short_of(api: InProcessApp, there: int) -> None:
-    notes = app(api, "notes", "generate")
+    notes = api.app_token("notes", "generate")
     labelled = [{"text": f"Text {number}.", "label": "work"} for number in range(3)]
     labelled += [{"text": f"Text {number}.", "label": "therapy"} for number in range(there)]
     api.post("/texts", json=labelled)
@@ -201,20 +170,20 @@ def test_nothing_tells_an_app_how_many_examples_a_label_is_short_of(api: InProce
 
 
 def test_texts_to_train_on_count_as_any(api: InProcessApp) -> None:
-    token = app(api, "one", "train")
-    lines = "".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(6)).encode()
-    asked = {"model": "pocketllm:base", "training_file": uploaded(api, token, lines)}
+    token = api.app_token("one", "train")
+    examples = [{"text": f"words {number}"} for number in range(6)]
+    asked = {"model": "pocketllm:base", "training_file": api.uploaded(*examples, token=token)}
     assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=token), 429, "quota_exceeded")
 
 
 def test_texts_and_files_of_an_app_have_a_size_together(api: InProcessApp) -> None:
-    token, lines = app(api, "one", "ingest", "train"), json.dumps({"text": "a" * 4000}).encode()
-    file = uploaded(api, token, lines)
+    token, example = api.app_token("one", "ingest", "train"), {"text": "a" * 4000}
+    file = api.uploaded(example, token=token)
     assert api.post("/texts", json={"text": "b" * 3000}, token=token).status_code == 201
     asked = {"model": "pocketllm:base", "training_file": file}
     refused = [
         api.post("/texts", json={"text": "c" * 3000}, token=token),
-        api.post("/v1/files", files={"file": ("b", lines)}, data={"purpose": "fine-tune"}, token=token),
+        api.upload(json.dumps(example).encode(), token=token),
         api.post("/v1/fine_tuning/jobs", json=asked, token=token),
     ]
     for response in refused:
@@ -227,7 +196,7 @@ def test_texts_and_files_of_an_app_have_a_size_together(api: InProcessApp) -> No
 
 
 def test_to_start_from_what_others_taught_takes_generate(api: InProcessApp) -> None:
-    train, both = app(api, "train", "train"), app(api, "both", "train", "generate")
-    asked = {"model": "pocketllm:latest", "training_file": uploaded(api, train)}
+    train, both = api.app_token("train", "train"), api.app_token("both", "train", "generate")
+    asked = {"model": "pocketllm:latest", "training_file": api.uploaded(SHED, token=train)}
     assert_problem(api.post("/v1/fine_tuning/jobs", json=asked, token=train), 403, "out_of_scope")
-    assert job(api, uploaded(api, both), both, model="pocketllm:latest")["status"] == "queued"
+    assert api.tune(api.uploaded(SHED, token=both), model="pocketllm:latest", token=both)["status"] == "queued"

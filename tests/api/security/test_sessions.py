@@ -30,10 +30,6 @@ def asked(api: InProcessApp, session: Mapping[str, str]) -> httpx.Response:
     return api.get("/texts", token=None, headers=session)
 
 
-def admin_app(api: InProcessApp, name: str = "notes") -> str:
-    return str(api.post("/tokens", json={"name": name, "scopes": ["admin"]}).json()["token"])
-
-
 def test_a_token_begins_a_session(api: InProcessApp) -> None:
     response = api.post("/sessions/redeem")
     cookie = cookie_of(response)
@@ -82,8 +78,8 @@ def test_another_page_cannot_use_the_session(api: InProcessApp) -> None:
 
 
 def test_a_token_that_may_not_see_the_page_begins_no_session(api: InProcessApp) -> None:
-    for scopes in (["ingest", "generate"], ["monitor"]):
-        token = api.post("/tokens", json={"name": scopes[0], "scopes": scopes}).json()["token"]
+    for scopes in (("ingest", "generate"), ("monitor",)):
+        token = api.app_token(scopes[0], *scopes)
         for path in ("/sessions", "/sessions/redeem"):
             assert_problem(api.post(path, token=token), 403, "out_of_scope")
 
@@ -99,7 +95,7 @@ def test_a_session_expires(api: InProcessApp) -> None:
 
 
 def test_signing_out_ends_the_sessions_of_this_token(api: InProcessApp) -> None:
-    session, second, of_app = signed_in(api), signed_in(api), signed_in(api, admin_app(api))
+    session, second, of_app = signed_in(api), signed_in(api), signed_in(api, api.app_token("notes", "admin"))
     gone = api.delete("/sessions", token=None, headers=session)
     assert gone.status_code == 204 and cookie_of(gone).value == "" and cookie_of(gone)["max-age"] == "0"
     for ended in (session, second):
@@ -108,21 +104,21 @@ def test_signing_out_ends_the_sessions_of_this_token(api: InProcessApp) -> None:
 
 
 def test_a_session_ends_with_the_token_that_began_it(api: InProcessApp) -> None:
-    token = admin_app(api)
+    token = api.app_token("notes", "admin")
     session, owners = signed_in(api, token), signed_in(api)
     assert asked(api, session).status_code == 200
     assert api.post("/texts", token=None, headers=session, json={"text": "The app's."}).status_code == 201
     assert api.delete("/apps/notes/texts").json()["texts"] == 1, "it is the app that writes"
     api.delete("/tokens/notes")
     assert_problem(asked(api, session), 401, "bad_token")
-    admin_app(api)
+    api.app_token("notes", "admin")
     assert_problem(asked(api, session), 401, "bad_token")
     assert asked(api, owners).status_code == 200
 
 
 def test_sessions_outlive_the_daemon_but_not_the_owners_token(tmp_path: Path) -> None:
     with in_process_app(tmp_path / "data") as api:
-        session, ended = signed_in(api), signed_in(api, admin_app(api))
+        session, ended = signed_in(api), signed_in(api, api.app_token("notes", "admin"))
         api.delete("/sessions", token=None, headers=ended)
         file = api.services.folder.sessions
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -1,6 +1,7 @@
 """The app in this process, with small doubles for clock, sensors and worker."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,12 +165,36 @@ class InProcessApp:
         """DELETE."""
         return self.request("DELETE", path, **options)
 
+    def ask(self, method: str, path: str, **options: Any) -> Document:
+        """Send one request; the document of its answer, which is no error."""
+        response = self.request(method, path, **options)
+        assert response.is_success, response.text
+        document: Document = response.json()
+        return document
+
     def add(self, *texts: str, source: str = "test") -> list[str]:
         """Store texts; their ids."""
-        response = self.post("/texts", json=[{"text": text, "source": source} for text in texts])
-        assert response.status_code == 201, response.text
-        ids: list[str] = response.json()["ids"]
+        ids: list[str] = self.ask("POST", "/texts", json=[{"text": text, "source": source} for text in texts])["ids"]
         return ids
+
+    def app_token(self, name: str, *scopes: str) -> str:
+        """A new token of an app's."""
+        return str(self.ask("POST", "/tokens", json={"name": name, "scopes": scopes})["token"])
+
+    def upload(self, data: bytes, *, token: str = TOKEN) -> httpx.Response:
+        """Send a file to train on."""
+        return self.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "fine-tune"}, token=token)
+
+    def uploaded(self, *examples: Document, token: str = TOKEN) -> str:
+        """Send a file of examples; its id."""
+        response = self.upload("".join(json.dumps(one) + "\n" for one in examples).encode(), token=token)
+        assert response.status_code == 200, response.text
+        return str(response.json()["id"])
+
+    def tune(self, file: str, *, model: str = "pocketllm:base", token: str = TOKEN, **fields: Any) -> Document:
+        """Ask for a fine-tuning job as OpenAI's clients do; its document."""
+        body = {"model": model, "training_file": file, **fields}
+        return self.ask("POST", "/v1/fine_tuning/jobs", json=body, token=token)
 
     def tick(self, seconds: float = 2) -> None:
         """Let the scheduler look at everything, some seconds later."""
