@@ -19,7 +19,7 @@ MAX_PARSED_CHARACTERS = 16_000_000
 #: CommonMark, and what note-taking programs add to it.
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 #: A link to another note: [[name]], [[name|words]]; and a note or picture that is shown in place: ![[name]].
-EMBEDDED, WIKI_LINK = re.compile(r"!\[\[[^\]\n]*\]\]"), re.compile(r"\[\[(?:[^\]|\n]*\|)?([^\]\n]*)\]\]")
+EMBEDDED, WIKI_LINK = re.compile(r"!\[\[[^\[\]\n]*\]\]"), re.compile(r"\[\[(?:[^\[\]|\n]*\|)?([^\[\]\n]*)\]\]")
 BOX = re.compile(r"\A\[[ xX/-]\][ \t]+")
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
 SPACES = re.compile(r"[ \t]{2,}")
