@@ -18,8 +18,8 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import load_settings
-from pocketllm.storage.tables import Adapter, Outcome, Report
 from tests.support.daemon.workers import write_adapter_files
+from tests.support.stored import succeed
 
 Document = dict[str, Any]
 
@@ -153,15 +153,12 @@ class InProcessApp:
         return asyncio.run(ask())
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        """GET."""
         return self.request("GET", path, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        """POST."""
         return self.request("POST", path, **options)
 
     def delete(self, path: str, **options: Any) -> httpx.Response:
-        """DELETE."""
         return self.request("DELETE", path, **options)
 
     def add(self, *texts: str, source: str = "test") -> list[str]:
@@ -183,14 +180,11 @@ class InProcessApp:
         self.succeed(job, name, **columns)
         return ids
 
-    def succeed(self, job: str, name: str, *, report: Report | None = None, **columns: Any) -> None:
+    def succeed(self, job: str, name: str, **more: Any) -> None:
         """Let the worker of the running job end with an adapter, which is served if it has learned."""
-        store, now = self.services.store, self.clock.now
-        usual: dict[str, Any] = {"model": "tiny", "outcome": Outcome.LEARNED}
-        adapter = Adapter(id=name, job_id=job, parent=store.jobs.get(job).parent, created_at=now, **(usual | columns))
+        store = self.services.store
         write_adapter_files(self.services.folder.adapter(name))
-        is_better = adapter.outcome is Outcome.LEARNED
-        store.jobs.succeed(job, adapter=adapter, publish=is_better, now=now, report=report)
+        succeed(store, store.jobs.get(job), name, now=self.clock.now, **more)
         self.runner.ends(0)
         self.tick()
 
