@@ -1,11 +1,10 @@
-"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64 [--cpu CORE ...] [TEST ...]
+"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64
 
 Makes a Debian root for arm64 with the packages of pyproject.toml, from the package registries alone. Then qemu's user
 emulation runs the tests there, on each core at the same time. It ignores RLIMIT_DATA: `tests.arm64_system` tests
 memory limits. Needs Debian's qemu-user and mmdebstrap, and a kernel of 6.7 or newer.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -79,21 +78,17 @@ def inside(cpu: str, command: Sequence[str], *, on: int) -> int:
 
 def main() -> int:
     """Make the root if it is missing, and run the tests on each core."""
-    made = argparse.ArgumentParser(prog="python -m tests.arm64", description="Runs tests on emulated Arm cores.")
-    made.add_argument("tests", nargs="*", help="which tests; by default what the product does on a phone")
-    made.add_argument("--cpu", nargs="+", choices=CPUS, default=CPUS)
-    options = made.parse_args()
     check_programs(PROGRAMS)
     make_if_missing(DEBIAN, make)
-    say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
-    pytest = f"{PYTEST} -v --durations 5".split()
+    say(f"testing on {', '.join(CPUS)}, which takes about 27 minutes on two processors ...")
+    command = [*f"{PYTEST} -v --durations 5".split(), *TESTS]
 
     def test(cpu: str, on: int) -> int:
-        return timed(cpu, lambda: inside(cpu, [*pytest, *(options.tests or TESTS)], on=on))
+        return timed(cpu, lambda: inside(cpu, command, on=on))
 
     processors = sorted(os.sched_getaffinity(0))
     with ThreadPoolExecutor(len(processors)) as pool:
-        return any(pool.map(test, options.cpu, cycle(processors)))
+        return any(pool.map(test, CPUS, cycle(processors)))
 
 
 if __name__ == "__main__":

@@ -35,30 +35,20 @@ ODD_VOCABULARY = 263
 WINDOW = 8
 MASK_TOKEN = "<mask>"
 
-#: What every decoder below has in common. Hidden and intermediate sizes can be packed as int8 and as int4.
-DECODER: dict[str, Any] = {
-    "vocab_size": ODD_VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-_OPT: dict[str, Any] = {
+_COMMON: dict[str, Any] = {
     "vocab_size": ODD_VOCABULARY,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
-    "init_std": 0.2,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+#: Hidden and intermediate sizes can be packed as int8 and as int4.
+_SIZES = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.2}
+#: What every decoder below but OPT has in common.
+DECODER: dict[str, Any] = {**_COMMON, **_SIZES, "num_key_value_heads": 2}
+_OPT: dict[str, Any] = {**_COMMON, "init_std": 0.2}
 
 
 def masking_tokenizer() -> PreTrainedTokenizerFast:
@@ -95,18 +85,7 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     ),
     # With its masked head; positions start behind the padding token's id.
     "roberta": RobertaConfig(
-        vocab_size=ODD_VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=259,
-        type_vocab_size=1,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
+        **{**_COMMON, **_SIZES, "max_position_embeddings": 259}, type_vocab_size=1, tie_word_embeddings=True
     ),
 }
 #: Those of ARCHITECTURES that fill in masks instead of continuing a text.
