@@ -69,7 +69,6 @@ class FixedSensor:
     absent: bool = False
 
     def read(self, now: datetime) -> Reading:
-        """See Sensor."""
         return Reading(source="test", at=now, **asdict(self))
 
 
@@ -86,11 +85,9 @@ class FakeRunner(WorkerProcess):
 
     @property
     def pid(self) -> int | None:
-        """See WorkerProcess."""
         return 4711 if self.job_id else None
 
     def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
-        """See WorkerProcess."""
         assert self.job_id is None
         self.job_id = job_id
         self.started.append(job_id)
@@ -102,14 +99,12 @@ class FakeRunner(WorkerProcess):
         self.ended = Exit(job_id=self.job_id, code=code, last_words=last_words)
 
     def reap(self) -> Exit | None:
-        """See WorkerProcess."""
         ended, self.ended = self.ended, None
         if ended:
             self.job_id = None
         return ended
 
     def kill(self) -> Exit | None:
-        """See WorkerProcess."""
         job_id, self.job_id = self.job_id, None
         if job_id is None:
             return None

@@ -66,7 +66,6 @@ class Daemon:
 
     @property
     def url(self) -> str:
-        """Where it is."""
         return str(self.client.base_url).rstrip("/")
 
     @property
@@ -84,12 +83,10 @@ class Daemon:
         return log_file(self.folder).read_text(errors="replace")
 
     def status(self) -> Document:
-        """GET /status."""
         document: Document = self.client.get("/status").json()
         return document
 
     def job(self, job_id: str) -> Document:
-        """GET /jobs/ID."""
         document: Document = self.client.get(f"/jobs/{job_id}").json()
         return document
 

@@ -79,7 +79,6 @@ class Words(Generator):
         self.asked: list[GenerationRequest] = []
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
-        """See Generator."""
         if isinstance(request, SuggestionRequest):
             next_word = {"text": " day", "probability": 0.004, "share": 0.91}
             yield {"suggestions": [next_word], "replaces": 0, "complete": True}

@@ -175,7 +175,6 @@ def gguf_writer(path: Path, architecture: str, config: Mapping[str, Any]) -> ggu
 
 
 def write_out(writer: gguf.GGUFWriter, path: Path) -> Path:
-    """Write the file, and return its path."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -78,7 +78,6 @@ class SimulatedPhone:
 
     @property
     def running(self) -> bool:
-        """Whether a job runs."""
         return self.worker.pid is not None
 
     @property
@@ -99,7 +98,6 @@ class SimulatedPhone:
         return self.running and (world.celsius > hot or world.level < empty)
 
     def live(self) -> Self:
-        """The whole time."""
         end = self.world.days * DAY
         while self.world.at < end:
             at = self.world.at
@@ -225,7 +223,6 @@ class SimulatedPhone:
         return made
 
     def _daemon(self) -> Scheduler:
-        """The daemon's scheduler."""
         world, self.wake_lock = self.world, WakeLock()
         self.memory, self.disk = FixedSensor("memory", 0.0, "bytes"), FixedSensor("disk", 0.0, "bytes")
 
