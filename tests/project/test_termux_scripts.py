@@ -45,6 +45,12 @@ Runit(*map(Path, sys.argv[1:])).install()
 """
 
 
+def dash(script: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one of the scripts."""
+    command = ["dash", str(TERMUX / script), *arguments]
+    return subprocess.run(command, env=environment, input="", capture_output=True, text=True, timeout=60, check=False)
+
+
 class Phone:
     """A home, a prefix, and commands on the PATH."""
 
@@ -77,15 +83,7 @@ class Phone:
 
     def run(self, script: str, *arguments: str, code: int = 0) -> str:
         """Run one of the scripts, which must end with this exit code; what it said."""
-        ended = subprocess.run(
-            ["dash", str(TERMUX / script), *arguments],
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = dash(script, *arguments, environment=self.environment())
         assert ended.returncode == code, ended.stderr
         return ended.stdout
 
@@ -202,13 +200,7 @@ def test_what_only_makes_it_faster_may_be_missing_and_the_services_may_run_alrea
 
 def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
     for script in ("install.sh", "uninstall.sh"):
-        ended = subprocess.run(
-            ["dash", str(TERMUX / script)],
-            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ended = dash(script, environment={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
         assert ended.returncode != 0 and "This is for Termux" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
