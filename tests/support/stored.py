@@ -44,8 +44,8 @@ def succeed(
 ) -> Adapter:
     """End a running job well. Its adapter, of this name, is served if it has learned. columns: more of its own."""
     name, learned = name or f"of-{job.id}", outcome is Outcome.LEARNED
-    usual = {"id": name, "job_id": job.id, "model": job.model, "parent": job.parent, "created_at": now}
-    row = Adapter(**{**usual, "outcome": outcome, **columns})
+    usual: dict[str, Any] = {"model": job.model, "parent": job.parent, "outcome": outcome, "created_at": now}
+    row = Adapter(id=name, job_id=job.id, **usual | columns)
     store.jobs.succeed(job.id, adapter=row, publish=learned, now=now, report=report)
     return store.adapters.get(name)
 
