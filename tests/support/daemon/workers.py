@@ -108,10 +108,10 @@ def delete_text(store: Store, text_id: str) -> None:
     assert store.deletions.erase([store.deletions.texts([text_id], now=NOW)])
 
 
-def start_worker(folder: DataFolder, job: Job, seconds: float = 3600.0) -> subprocess.Popen[bytes]:
+def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
     """A real worker process; its standard input stays open, as the daemon would keep it."""
     command = [sys.executable, "-m", "pocketllm.daemon.training.worker", "--data-dir", str(folder.root)]
-    command += ["--job", job.id, "--start", str(job.starts), "--seconds", str(seconds)]
+    command += ["--job", job.id, "--start", str(job.starts), "--seconds", "3600"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 
 

@@ -99,11 +99,11 @@ def families(names: Iterable[str] = ARCHITECTURES) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.smoke if name in _IN_CI else ()) for name in names]
 
 
-def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 0) -> Any:
+def random_model(config: PreTrainedConfig, *, is_mlm: bool = False) -> Any:
     """transformers' own model of `config` in float32, evaluation mode, no parameter of which is constant."""
     auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = auto.from_config(config, dtype=torch.float32).eval()
         for parameter in model.parameters():
             if parameter.dim() == 1:
