@@ -16,11 +16,10 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, Outcome
+from pocketllm.storage.tables import Adapter, Job, Outcome
 from tests.support.daemon.fixed_plan import fixed_plan
 from tests.support.daemon.in_process_app import Clock, FakeRunner, FixedSensor
 from tests.support.daemon.workers import new_step, write_adapter_files
-from tests.support.stored import succeed
 
 
 @contextmanager
@@ -91,6 +90,9 @@ class SchedulerWorld:
 
     def succeed(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
         """Let the worker end its job well."""
-        write_adapter_files(self.folder.adapter(f"of-{job_id}"))
-        succeed(self.store, self.job(job_id), f"of-{job_id}", outcome=outcome, now=self.clock.now, **more)
+        now, job = self.clock.now, self.job(job_id)
+        made: dict[str, Any] = {"model": job.model, "parent": job.parent, "outcome": outcome, "created_at": now}
+        row = Adapter(id=f"of-{job_id}", job_id=job_id, **made)
+        write_adapter_files(self.folder.adapter(row.id))
+        self.store.jobs.succeed(job_id, adapter=row, publish=outcome is Outcome.LEARNED, now=now, **more)
         self.runner.ends(0)
