@@ -1,11 +1,10 @@
-"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64 [--cpu CORE ...] [TEST ...]
+"""Runs tests on emulated Arm cores: `make nightly PARTS=arm64`, or python -m tests.arm64
 
 Makes a Debian root for arm64 with the packages of pyproject.toml, from the package registries alone. Then qemu's user
 emulation runs the tests there, on each core at the same time. It ignores RLIMIT_DATA: `tests.arm64_system` tests
 memory limits. Needs Debian's qemu-user and mmdebstrap, and a kernel of 6.7 or newer.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -35,11 +34,11 @@ DEBIAN = ROOT / ".arm64/unpacked"
 TESTS = (
     "tests/mezo/test_replayed_bits.py",
     "tests/engine/planning/test_calibration.py",
-    "tests/daemon/training/test_worker.py::test_killed_at_any_step_and_resumed_ends_with_the_same_adapter_bit_for_bit",
+    "tests/daemon/training/test_worker.py::test_a_paused_job_learns_the_same_bits_whatever_another_job_has_learned_meanwhile",
     "tests/daemon/training/test_exact_job.py::test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit",
-    "tests/daemon/training/test_replayed_job.py::test_what_a_real_worker_made",
+    "tests/daemon/training/test_replayed_job.py::test_what_a_job_and_one_that_goes_on_from_it_have_made",
     "tests/engine/generate/test_streaming_text.py",
-    "tests/daemon/generation/test_generator_process.py::test_a_prompt_is_answered_with_a_text_and_how_it_was_made",
+    "tests/daemon/generation/test_generator_process.py::test_an_adapter_that_is_gone_is_refused_and_the_process_survives",
 )
 _ENTER = """
 root=$1 source=$2
@@ -79,21 +78,17 @@ def inside(cpu: str, command: Sequence[str], *, on: int) -> int:
 
 def main() -> int:
     """Make the root if it is missing, and run the tests on each core."""
-    made = argparse.ArgumentParser(prog="python -m tests.arm64", description="Runs tests on emulated Arm cores.")
-    made.add_argument("tests", nargs="*", help="which tests; by default what the product does on a phone")
-    made.add_argument("--cpu", nargs="+", choices=CPUS, default=CPUS)
-    options = made.parse_args()
     check_programs(PROGRAMS)
     make_if_missing(DEBIAN, make)
-    say(f"testing on {', '.join(options.cpu)}, which takes about 27 minutes on two processors ...")
-    pytest = f"{PYTEST} -v --durations 5".split()
+    say(f"testing on {', '.join(CPUS)}, which takes about 27 minutes on two processors ...")
+    command = [*f"{PYTEST} -v --durations 5".split(), *TESTS]
 
     def test(cpu: str, on: int) -> int:
-        return timed(cpu, lambda: inside(cpu, [*pytest, *(options.tests or TESTS)], on=on))
+        return timed(cpu, lambda: inside(cpu, command, on=on))
 
     processors = sorted(os.sched_getaffinity(0))
     with ThreadPoolExecutor(len(processors)) as pool:
-        return any(pool.map(test, options.cpu, cycle(processors)))
+        return any(pool.map(test, CPUS, cycle(processors)))
 
 
 if __name__ == "__main__":

@@ -49,19 +49,13 @@ def read(file: Path) -> dict[str, Any]:
     return summary
 
 
-def test_a_result_says_what_it_was_measured_on(subtests: pytest.Subtests) -> None:
+def test_a_result_says_what_it_was_measured_on_and_its_limits_are_the_codes(subtests: pytest.Subtests) -> None:
     for file in COMMITTED:
-        summary = read(file)
+        summary, limits = read(file), limits_of(file.stem)
         with subtests.test(result=file.stem):
             assert re.fullmatch(r"[0-9a-f]{40}", summary.get("commit", "")), "run the bench on a commit"
             assert datetime.fromisoformat(summary["date"]).tzinfo is not None
             assert summary["arguments"]["quick"] is False and summary["machine"]["cpu"]
-
-
-def test_a_results_limits_are_those_of_the_code(subtests: pytest.Subtests) -> None:
-    for file in COMMITTED:
-        summary, limits = read(file), limits_of(file.stem)
-        with subtests.test(result=file.stem):
             assert summary["limits"] == {name: limit.bound for name, limit in limits.items()}, "run the bench again"
             assert set(summary.get("at_least", ())) == {name for name, limit in limits.items() if limit.at_most is None}
             assert limits.keys() <= summary["values"].keys()

@@ -1,9 +1,11 @@
 """Imports point one way, and the rooms keep what the design says of them."""
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 from tests.support.paths import ROOT
 
@@ -50,6 +52,11 @@ def imports(path: Path) -> Iterator[str]:
     return imported(node for node in ast.walk(tree) if node not in typing_only)
 
 
+def all_imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, also for types."""
+    return imported(ast.walk(ast.parse(path.read_text())))
+
+
 def top_level_imports(path: Path) -> Iterator[str]:
     """What a file imports as soon as it is imported itself."""
     return imported(ast.parse(path.read_text()).body)
@@ -65,46 +72,25 @@ def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
-def wrong_imports(room: str, allowed: set[str]) -> list[str]:
-    """The imports of other rooms than its own and the allowed ones."""
-    return [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in (ROOT / room).rglob("*.py")
-        for name in imports(path)
-        if name.startswith("pocketllm.") and name.split(".")[1] not in {room, *allowed}
-    ]
+def wrong_imports(
+    files: Iterable[Path], is_wrong: Callable[[str], bool], imports_of: Callable[[Path], Iterator[str]] = imports
+) -> list[str]:
+    """The imports in these files that must not be."""
+    return [f"{path.relative_to(ROOT)} imports {name}" for path in files for name in imports_of(path) if is_wrong(name)]
 
 
-def test_imports_point_one_way() -> None:
-    assert not [wrong for room, allowed in MAY_IMPORT.items() for wrong in wrong_imports(room, allowed)]
+def modules(*rooms: str) -> list[Path]:
+    return [path for room in rooms for path in (ROOT / room).rglob("*.py")]
 
 
-def test_the_engines_floors_import_one_way() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for number, floor in enumerate(FLOORS)
-        for path in (ROOT / "engine" / floor).glob("*.py")
-        for name in imported(ast.walk(ast.parse(path.read_text())))
-        if f"{name}.".startswith(tuple(f"pocketllm.engine.{later}." for later in FLOORS[number + 1 :]))
-    ]
-    assert not wrong
+def is_of(name: str, *packages: str) -> bool:
+    """Whether it is one of the packages, or in one."""
+    return f"{name}.".startswith(tuple(f"{package}." for package in packages))
 
 
-def test_the_learners_modules_import_each_other_in_no_circle_for_types_either() -> None:
-    files = {module_of(path): path for room in ("engine", "mezo", "backprop") for path in (ROOT / room).rglob("*.py")}
-    found = {name: set(imported(ast.walk(ast.parse(path.read_text())))) for name, path in files.items()}
-    TopologicalSorter({name: files.keys() & names for name, names in found.items()}).prepare()
-
-
-def test_nothing_imports_the_command_line() -> None:
-    package = ROOT / "pocketllm"
-    files = {*package.glob("*.py"), *package.glob("readers/*.py")} - {package / "__main__.py"}
-    assert not [path.name for path in files if any(f"{name}.".startswith("pocketllm.cli.") for name in imports(path))]
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    files = {module_of(path): path for folder in SOURCE for path in (ROOT / folder).rglob("*.py")}
-    TopologicalSorter({module: files.keys() & set(imports(path)) for module, path in files.items()}).prepare()
+def check_that_there_is_no_circle(files: Iterable[Path], imports_of: Callable[[Path], Iterator[str]]) -> None:
+    by_name = {module_of(path): path for path in files}
+    TopologicalSorter({name: by_name.keys() & set(imports_of(path)) for name, path in by_name.items()}).prepare()
 
 
 def module_of(path: Path) -> str:
@@ -113,50 +99,54 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in ("pocketllm", *parts[parts[0] == "pocketllm" :]) if part != "__init__")
 
 
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_one_way(room: str) -> None:
+    allowed = [f"pocketllm.{name}" for name in (room, *MAY_IMPORT[room])]
+    assert not wrong_imports(modules(room), lambda name: name.startswith("pocketllm.") and not is_of(name, *allowed))
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_the_engines_floors_import_one_way(floor: str) -> None:
+    later = [f"pocketllm.engine.{name}" for name in FLOORS[FLOORS.index(floor) + 1 :]]
+    assert not wrong_imports((ROOT / "engine" / floor).glob("*.py"), lambda name: is_of(name, *later), all_imports)
+
+
+def test_no_modules_import_each_other_in_a_circle_nor_the_learners_for_types() -> None:
+    check_that_there_is_no_circle(modules(*SOURCE), imports)
+    check_that_there_is_no_circle(modules("engine", "mezo", "backprop"), all_imports)
+
+
+def test_nothing_imports_the_command_line() -> None:
+    package = ROOT / "pocketllm"
+    files = {*package.glob("*.py"), *package.glob("readers/*.py")} - {package / "__main__.py"}
+    assert not wrong_imports(files, lambda name: is_of(name, "pocketllm.cli"))
+
+
 def test_the_check_sees_a_wrong_import(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("if True:\n    from pocketllm.daemon import gate\n")
     assert list(imports(tmp_path / "x.py")) == ["pocketllm.daemon", "pocketllm.daemon.gate"]
 
 
 def test_the_daemons_process_imports_no_torch() -> None:
-    rooms = [path for room in ("storage", "daemon", "api") for path in (ROOT / room).rglob("*.py")]
+    rooms = modules("storage", "daemon", "api")
     files = [path for path in rooms if str(path.relative_to(ROOT)) not in WITH_TORCH]
     files += [ROOT / name for name in TORCH_FREE] + [ROOT / "pocketllm" / "server.py"]
     heavy = (
-        "torch.",
-        "transformers.",
-        "safetensors.torch.",
-        "pocketllm.backprop.",
-        "pocketllm.mezo.",
-        "pocketllm.engine.streamed.model.",
-        "pocketllm.engine.params.lora.",
+        *("torch", "transformers", "safetensors.torch", "pocketllm.backprop", "pocketllm.mezo"),
+        *("pocketllm.engine.streamed.model", "pocketllm.engine.params.lora"),
     )
-    wrong = [
-        f"{path.name} imports {name}"
-        for path in files
-        for name in top_level_imports(path)
-        if f"{name}.".startswith(heavy)
-    ]
-    assert not wrong
+    assert not wrong_imports(files, lambda name: is_of(name, *heavy), top_level_imports)
 
 
 def test_the_language_server_alone_imports_its_protocol() -> None:
-    files = {path for room in SOURCE for path in (ROOT / room).rglob("*.py")} - {ROOT / "pocketllm" / "lsp.py"}
-    wrong = [path for path in files for name in imports(path) if name.split(".")[0] in ("pygls", "lsprotocol")]
-    assert not wrong
+    files = set(modules(*SOURCE)) - {ROOT / "pocketllm" / "lsp.py"}
+    assert not wrong_imports(files, lambda name: is_of(name, "pygls", "lsprotocol"))
 
 
 def test_the_learner_is_pure() -> None:
     """No database, no HTTP, no clock of its own."""
-    banned = {"sqlite3", "sqlmodel", "sqlalchemy", "fastapi", "httpx", "time"}
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for room in ("engine", "mezo", "backprop")
-        for path in (ROOT / room).rglob("*.py")
-        for name in imports(path)
-        if name.split(".")[0] in banned
-    ]
-    assert not wrong
+    banned = ("sqlite3", "sqlmodel", "sqlalchemy", "fastapi", "httpx", "time")
+    assert not wrong_imports(modules("engine", "mezo", "backprop"), lambda name: is_of(name, *banned))
 
 
 def test_no_folder_holds_more_than_one_can_survey() -> None:
@@ -169,10 +159,5 @@ def test_no_folder_holds_more_than_one_can_survey() -> None:
 
 
 def test_no_test_imports_another() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in (ROOT / "tests").rglob("*.py")
-        for name in imports(path)
-        if name.startswith("tests.") and not name.startswith("tests.support.")
-    ]
-    assert not wrong
+    files = modules("tests")
+    assert not wrong_imports(files, lambda name: is_of(name, "tests") and not is_of(name, "tests.support"))

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -46,15 +45,17 @@ Runit(*map(Path, sys.argv[1:])).install()
 """
 
 
-@dataclass
+def dash(script: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one of the scripts."""
+    command = ["dash", str(TERMUX / script), *arguments]
+    return subprocess.run(command, env=environment, input="", capture_output=True, text=True, timeout=60, check=False)
+
+
 class Phone:
     """A home, a prefix, and commands on the PATH."""
 
-    root: Path
-    calls_of: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.home, self.prefix, self.bin = self.root / "home", self.root / "usr", self.root / "bin"
+    def __init__(self, root: Path) -> None:
+        self.root, self.home, self.prefix, self.bin = root, root / "home", root / "usr", root / "bin"
         self.home.mkdir(parents=True)
         self.bin.mkdir()
         (self.prefix / "bin").mkdir(parents=True)
@@ -80,17 +81,11 @@ class Phone:
         """A command that notes how it is called, and then does this."""
         executable(folder or self.bin, name, f'echo "$(basename "$0") $*" >> "{self.note}"\n{script}')
 
-    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run one of the scripts."""
-        return subprocess.run(
-            ["dash", str(TERMUX / script), *arguments],
-            env=self.environment() | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def run(self, script: str, *arguments: str, code: int = 0) -> str:
+        """Run one of the scripts, which must end with this exit code; what it said."""
+        ended = dash(script, *arguments, environment=self.environment())
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout
 
     def environment(self) -> dict[str, str]:
         """What a shell has there."""
@@ -127,8 +122,7 @@ INSTALLED = {
 
 
 def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None:
-    first = phone.run("install.sh")
-    assert first.returncode == 0, first.stderr
+    phone.run("install.sh")
     files = phone.files()
     assert files.keys() >= INSTALLED
     assert f'"{phone.home}/.local/share/pocketllm-venv/bin/pocketllm" serve' in files[f"{SERVICE}/run"]
@@ -148,14 +142,12 @@ def test_it_installs_twice_in_a_row_and_uninstalls_cleanly(phone: Phone) -> None
     assert link.readlink() == phone.home / ".local/share/pocketllm-venv/bin/pocketllm"
     assert "pocketllm models add" in calls
 
-    again = phone.run("install.sh")
-    assert again.returncode == 0, again.stderr
+    phone.run("install.sh")
     assert phone.files() == files
 
-    gone = phone.run("uninstall.sh")
-    assert gone.returncode == 0, gone.stderr
-    assert phone.files() == {} and not link.is_symlink()
-    assert phone.run("uninstall.sh").returncode == 0, "nothing to do is no error"
+    for _ in range(2):  # nothing to do is no error
+        phone.run("uninstall.sh")
+        assert phone.files() == {} and not link.is_symlink()
 
 
 def test_an_environment_of_another_python_is_made_anew(phone: Phone) -> None:
@@ -169,11 +161,13 @@ def test_an_environment_of_another_python_is_made_anew(phone: Phone) -> None:
     assert not (environment / "left").exists() and (environment / "lib/python3.15").is_dir()
 
 
-def test_a_torch_that_cannot_be_loaded_ends_it_before_hours_of_compiling(phone: Phone) -> None:
+def test_an_installer_that_fails_says_so(phone: Phone) -> None:
     phone.command("python", "exit 1")
-    ended = phone.run("install.sh")
-    assert ended.returncode == 1 and "Termux's torch cannot be loaded" in ended.stdout
-    assert not any("pip install" in call for call in phone.calls())
+    assert "Termux's torch cannot be loaded" in phone.run("install.sh", code=1)
+    assert not any("pip install" in call for call in phone.calls()), "hours of compiling"
+    phone.command("pkg", "exit 100")
+    phone.run("install.sh", code=100)
+    assert not (phone.prefix / "var/service/pocketllm").exists()
 
 
 def test_the_owners_words_stay_unless_told_otherwise(phone: Phone) -> None:
@@ -181,49 +175,32 @@ def test_the_owners_words_stay_unless_told_otherwise(phone: Phone) -> None:
     database = phone.home / ".local/share/pocketllm/pocketllm.db"
     database.parent.mkdir(parents=True)
     database.write_text("words")
-    assert phone.run("uninstall.sh").returncode == 0 and database.exists()
-    assert phone.run("uninstall.sh", "--data").returncode == 0 and not database.exists()
+    phone.run("uninstall.sh")
+    assert database.exists()
+    phone.run("uninstall.sh", "--data")
+    assert not database.exists()
 
 
 def test_a_service_that_runs_is_restarted(phone: Phone) -> None:
     supervise = phone.prefix / "var/service/pocketllm/supervise"
     supervise.mkdir(parents=True)
     (supervise / "ok").touch()
-    assert phone.run("install.sh").returncode == 0
+    phone.run("install.sh")
     assert f"sv -w 60 restart {phone.prefix}/var/service/pocketllm" in phone.calls()
-    assert phone.run("uninstall.sh").returncode == 0
+    phone.run("uninstall.sh")
     assert f"sv exit {phone.prefix}/var/service/pocketllm" in phone.calls()
 
 
-def test_services_that_run_already_are_no_failure(phone: Phone) -> None:
-    phone.command("service-daemon", "exit 1")
-    ended = phone.run("install.sh")
-    assert ended.returncode == 0 and "== Done." in ended.stdout
-
-
-def test_an_installer_that_fails_says_so(phone: Phone) -> None:
-    phone.command("pkg", "exit 100")
-    ended = phone.run("install.sh")
-    assert ended.returncode != 0
-    assert not (phone.prefix / "var/service/pocketllm").exists()
-
-
-def test_what_only_makes_it_faster_may_be_missing(phone: Phone) -> None:
+def test_what_only_makes_it_faster_may_be_missing_and_the_services_may_run_already(phone: Phone) -> None:
     phone.command("pkg", 'case "$2" in llama-cpp | python-tokenizers | maturin) exit 100 ;; esac')
-    ended = phone.run("install.sh")
-    assert ended.returncode == 0, ended.stderr
-    assert "llama-cpp is not available; answers will take longer" in ended.stdout
+    phone.command("service-daemon", "exit 1")
+    said = phone.run("install.sh")
+    assert "llama-cpp is not available; answers will take longer" in said and "== Done." in said
 
 
 def test_it_is_refused_outside_of_termux(tmp_path: Path) -> None:
     for script in ("install.sh", "uninstall.sh"):
-        ended = subprocess.run(
-            ["dash", str(TERMUX / script)],
-            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ended = dash(script, environment={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
         assert ended.returncode != 0 and "This is for Termux" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -236,8 +213,7 @@ def test_after_failures_the_service_waits_longer_and_longer(phone: Phone) -> Non
 
     def waits(code: int, by_signal: int = 0) -> str:
         told.unlink(missing_ok=True)
-        ended = phone.run("service/finish", str(code), str(by_signal))
-        assert ended.returncode == 0, ended.stderr
+        phone.run("service/finish", str(code), str(by_signal))
         return told.read_text().strip() if told.exists() else ""
 
     assert [waits(1) for _ in range(9)] == ["15", "30", "60", "120", "240", "480", "900", "900", "900"]
@@ -260,7 +236,7 @@ def test_at_boot_one_runsvdir_is_enough(phone: Phone, noted: str) -> None:
         if noted == "dead":
             running.kill()
             running.wait()
-        assert phone.run("boot.sh").returncode == 0
+        phone.run("boot.sh")
     finally:
         running.kill()
         running.wait()

@@ -18,9 +18,8 @@ from sqlalchemy.exc import StatementError
 from pocketllm.daemon.scheduling.attempts import STALL_SECONDS
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import DatabaseUnusable
-from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from tests.support.daemon.workers import NOW
+from tests.support.stored import add_texts, new_texts
 
 #: Adds texts one by one.
 ADDS_TEXTS = """
@@ -69,10 +68,6 @@ def child(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def add(store: Store, words: str, *, at: datetime = NOW) -> str:
-    return store.texts.add([NewText(text=words, source="test")], now=at).ids[0]
-
-
 def test_every_connection_is_set_up(path: Path) -> None:
     # FULL: on disk when the commit returns; NORMAL.
     for durable, synchronous in ((True, 2), (False, 1)):
@@ -101,34 +96,35 @@ def test_a_worker_waits_for_a_lock_longer_than_any_scan_holds_it(store: Store, p
 
 
 def test_a_transaction_that_fails_leaves_nothing(store: Store, path: Path) -> None:
-    identity = add(store, "kept")
+    [identity] = add_texts(store, "kept")
     with closing(Database(path)) as database:
         with pytest.raises(InterruptedError), database.write() as session:
             session.connection().execute(text("DELETE FROM text"))
             raise InterruptedError
-        add(store, "the lock is free again")
+        add_texts(store, "the lock is free again")
     assert store.texts.get(identity).text == "kept"
 
 
 def test_a_reader_sees_the_same_to_its_end_while_others_write(store: Store, path: Path) -> None:
-    add(store, "before")
+    add_texts(store, "before")
     with closing(Database(path)) as database, database.read() as session:
         count = text("SELECT count(*) FROM text")
         assert session.connection().execute(count).scalar() == 1
-        add(store, "meanwhile")
+        add_texts(store, "meanwhile")
         assert session.connection().execute(count).scalar() == 1
     assert store.texts.counts().texts == 2
 
 
 def test_a_time_without_a_zone_is_refused_and_nothing_is_stored(store: Store) -> None:
     with pytest.raises(StatementError, match="a time without a zone"):
-        add(store, "a", at=datetime(2026, 1, 1))
+        store.texts.add(new_texts("a"), now=datetime(2026, 1, 1))
     assert store.texts.counts().texts == 0
 
 
 def test_a_time_in_another_zone_comes_back_as_the_same_moment_in_utc(store: Store) -> None:
     moment = datetime(2026, 1, 1, 1, 30, 0, 5, tzinfo=timezone(timedelta(hours=2)))
-    kept = store.texts.get(add(store, "a", at=moment)).created_at
+    [identity] = store.texts.add(new_texts("a"), now=moment).ids
+    kept = store.texts.get(identity).created_at
     assert kept == moment
     assert kept.tzinfo is UTC
 
@@ -141,7 +137,7 @@ def test_two_processes_that_write_at_once_lose_nothing(store: Store, path: Path)
         process.stdin.flush()
         while process.poll() is None:
             ours.append(f"parent {len(ours)}")
-            add(store, ours[-1])
+            add_texts(store, ours[-1])
             # Without a breath the lock would hardly ever be seen free by the other.
             store.texts.page(after=None, limit=500)
         assert process.returncode == 0
@@ -150,20 +146,20 @@ def test_two_processes_that_write_at_once_lose_nothing(store: Store, path: Path)
 
 
 def test_a_process_killed_in_a_transaction_leaves_the_file_as_before(store: Store, path: Path) -> None:
-    add(store, "before")
+    add_texts(store, "before")
     log = Path(f"{path}-wal")
     size = log.stat().st_size
     with child(STOPS_IN_THE_MIDDLE, path) as process:
         assert log.stat().st_size > size, "the half transaction is not in the file yet: the test tests nothing"
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    add(store, "after")
+    add_texts(store, "after")
     assert {row.text for row in store.texts.page(after=None, limit=500)} == {"before", "after"}
     with closing(connect(path)) as raw:
         assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_what_is_no_database_is_named_and_left_alone(tmp_path: Path) -> None:
     beginning = b"SQLite format 3\0"
     for number, content in enumerate((b"no database, " * 500, bytes(range(256)) * 64, beginning + b"\xff" * 9000)):
         path = tmp_path / f"{number}.db"
@@ -171,12 +167,8 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> N
         with pytest.raises(DatabaseUnusable, match=rf"{path} cannot be used: .*[Mm]ove the file away"):
             Store.open(path)
         assert path.read_bytes() == content
-
-
-def test_a_folder_in_the_files_place_is_named(path: Path) -> None:
-    path.mkdir()
-    with pytest.raises(DatabaseUnusable, match=f"{path} cannot be used"):
-        Store.open(path)
+    with pytest.raises(DatabaseUnusable, match=f"{tmp_path} cannot be used"):
+        Store.open(tmp_path)  # a folder
 
 
 def moved(path: Path) -> None:
@@ -200,10 +192,10 @@ def test_nothing_is_acknowledged_once_the_file_is_not_at_its_path(
     folder.mkdir()
     path = folder / "pocketllm.db"
     with closing(Store.open(path)) as store:
-        identity = add(store, "before")
+        [identity] = add_texts(store, "before")
         happens(path)
         there = path.exists()
-        for use in (lambda: add(store, "after"), lambda: store.texts.get(identity)):
+        for use in (lambda: add_texts(store, "after"), lambda: store.texts.get(identity)):
             with pytest.raises(DatabaseUnusable, match=r"moved, replaced or deleted .* Put the file back, or restart"):
                 use()
         assert path.exists() is there
@@ -220,18 +212,18 @@ def test_no_connection_creates_the_file_again(store: Store, path: Path) -> None:
 
 
 def test_a_file_that_was_put_back_is_used_again(store: Store, path: Path) -> None:
-    identity = add(store, "before")
+    [identity] = add_texts(store, "before")
     moved(path)
     with pytest.raises(DatabaseUnusable):
         store.texts.get(identity)
     path.with_name("elsewhere").rename(path)
     assert store.texts.get(identity).text == "before"
-    add(store, "after")
+    add_texts(store, "after")
 
 
 def test_a_closed_store_can_be_closed_again_and_opened_again(path: Path) -> None:
     store = Store.open(path)
-    identity = add(store, "kept")
+    [identity] = add_texts(store, "kept")
     store.close()
     store.close()
     again = Store.open(path)

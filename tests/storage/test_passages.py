@@ -23,9 +23,10 @@ def found(store: Store, query: str, *, limit: int = 5) -> list[str]:
 
 
 def test_the_passage_with_the_rarest_words_is_the_first(store: Store) -> None:
-    add_texts(store, "The ferry leaves at nine.", "The ferry is late.", "The ferry to Zennor leaves at ten.")
+    for _ in range(2):  # what comes twice is found once
+        add_texts(store, "The ferry leaves at nine.", "The ferry is late.", "The ferry to Zennor leaves at ten.")
     assert found(store, "When does the ferry to Zennor leave?")[0] == "The ferry to Zennor leaves at ten."
-    assert len(found(store, "ferry", limit=2)) == 2
+    assert (len(found(store, "ferry")), len(found(store, "ferry", limit=2))) == (3, 2)
 
 
 def test_of_a_long_text_the_passage_is_found(store: Store) -> None:
@@ -71,12 +72,6 @@ def test_the_words_of_a_deleted_text_are_in_no_file(store: Store, tmp_path: Path
         raw.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, passage, row)")
         terms = {term for (term,) in raw.execute("SELECT term FROM words")}
     assert "quillpen" in terms and "quillfeather" not in terms
-
-
-def test_a_text_twice_is_found_once(store: Store) -> None:
-    add_texts(store, "Wind west.")
-    add_texts(store, "Wind west.")
-    assert found(store, "wind") == ["Wind west."]
 
 
 def test_a_sender_cannot_choose_texts_that_share_a_place_in_the_index(store: Store) -> None:

@@ -19,8 +19,8 @@ from pocketllm.storage.repositories.step_log import (
     TrainingPoint,
 )
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Evaluation, Step
-from tests.support.daemon.workers import NOW
+from pocketllm.storage.tables import Evaluation
+from tests.support.daemon.workers import NOW, new_step
 from tests.support.stored import start_job
 
 
@@ -29,20 +29,8 @@ def job(store: Store) -> str:
     return start_job(store).id
 
 
-def row(job: str, number: int, **given: Any) -> Step:
-    usual: dict[str, Any] = {
-        "seed": 7,
-        "scalars": [0.5],
-        "loss": 3.0,
-        "learning_rate": 2**-10,
-        "tokens": 100,
-        "seconds": 2.0,
-    }
-    return Step(job_id=job, step=number, **usual | given)
-
-
 def append(store: Store, job: str, number: int, **given: Any) -> None:
-    store.step_log.append(row(job, number, **given))
+    store.step_log.append(new_step(job, number, **given))
 
 
 def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: float | None = None) -> None:
@@ -52,11 +40,8 @@ def evaluate(store: Store, job: str, *, step: int, losses: list[float], loss: fl
 
 def test_steps_come_back_in_order_each_to_its_job(store: Store, job: str) -> None:
     other = start_job(store).id
-    assert (store.step_log.steps(job), store.step_log.last_step(job), store.step_log.evaluation(job, 0)) == (
-        [],
-        0,
-        None,
-    )
+    assert (store.step_log.steps(job), store.step_log.last_step(job)) == ([], 0)
+    assert store.step_log.evaluation(job, 0) is None
     for number in (1, 2, 3):
         append(store, job, number)
     append(store, other, 1)
@@ -150,15 +135,14 @@ class TestCurve:
         long = start_job(store).id
         steps = 10 * CURVE_POINTS
         with store._database.write() as session:
-            session.add_all(row(long, step, loss=step / 64) for step in range(1, steps + 1))
+            session.add_all(new_step(long, step, loss=step / 64) for step in range(1, steps + 1))
             for step in range(0, steps + 1, 2):
                 session.add(Evaluation(job_id=long, step=step, loss=step / 64, block_losses={"one": step / 64}, at=NOW))
         curve = store.step_log.curve(long)
         assert len(curve.training) == CURVE_POINTS == len(curve.held_out)
         assert [point.step for point in curve.training] == list(range(10, steps + 1, 10))
-        assert all(point.loss == round((point.step - 2) / 64, 4) for point in curve.training), (
-            "the mean of the last five of ten"
-        )
+        # The mean of the last five of ten.
+        assert all(point.loss == round((point.step - 2) / 64, 4) for point in curve.training)
         assert (curve.held_out[0].step, curve.held_out[-1].step) == (0, steps)
         assert [point.step for point in curve.held_out] == sorted({point.step for point in curve.held_out})
 
@@ -184,15 +168,14 @@ class TestGoBack:
 
     def test_forgets_what_is_behind_the_step(self, store: Store, filled: str) -> None:
         append(store, other := start_job(store).id, 5)
-        store.step_log.go_back(
-            filled, step=2, early_stopping={"best_step": 2, "halvings": 1}, ended=False, message="x", now=NOW
-        )
+        stopping = {"best_step": 2, "halvings": 1}
+        store.step_log.go_back(filled, step=2, early_stopping=stopping, ended=False, message="x", now=NOW)
         assert store.step_log.last_step(other) == 5, "other jobs keep theirs"
         assert [row.step for row in store.step_log.steps(filled)] == [1, 2]
         assert store.step_log.last_step(filled) == 2
         assert [step for step in range(-1, 6) if store.step_log.evaluation(filled, step)] == [-1, 0, 2]
         job = store.jobs.get(filled)
-        assert (job.early_stopping, job.total_steps) == ({"best_step": 2, "halvings": 1}, 8)
+        assert (job.early_stopping, job.total_steps) == (stopping, 8)
         event = store.jobs.events(filled)[-1]
         assert (event.kind, event.message) == ("went back", "x")
         append(store, filled, 3)  # and on from there

@@ -22,18 +22,17 @@ def report(job: Job, content: dict[str, Any] = CONTENT) -> Report:
     return Report(job_id=job.id, numbers=NUMBERS, content=content)
 
 
+def job_with_report(store: Store) -> Job:
+    """One that has ended."""
+    job = start_job(store)
+    succeed(store, job, report=report(job))
+    return job
+
+
 def content_of(store: Store, job: Job) -> dict[str, Any] | None:
     found = store.reports.find(job.id)
     assert found is not None and found.numbers == NUMBERS
     return found.content
-
-
-def test_a_report_is_stored_with_the_jobs_end(store: Store) -> None:
-    add_texts(store, "one", "two")
-    job = start_job(store)
-    assert store.reports.find(job.id) is None
-    succeed(store, job, report=report(job))
-    assert content_of(store, job) == CONTENT
 
 
 def test_a_job_that_has_ended_takes_no_report(store: Store) -> None:
@@ -45,21 +44,17 @@ def test_a_job_that_has_ended_takes_no_report(store: Store) -> None:
 
 
 def test_a_deleted_text_takes_the_content_with_it_and_leaves_the_numbers(store: Store, tmp_path: Path) -> None:
-    gone, kept = add_texts(store, "gone", "kept")
-    with_it = start_job(store)
-    succeed(store, with_it, report=report(with_it))
+    gone, _ = add_texts(store, "gone", "kept")
+    with_it = job_with_report(store)
     delete_text(store, gone)
     assert content_of(store, with_it) is None
     with closing(connect(tmp_path / "pocketllm.db")) as raw:
         assert raw.execute("SELECT content FROM report").fetchall() == [(None,)]
-    delete_text(store, kept)
-    assert content_of(store, with_it) is None
 
 
 def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store) -> None:
     add_texts(store, "early")
-    early = start_job(store)
-    succeed(store, early, report=report(early))
+    early = job_with_report(store)
     [late] = add_texts(store, "late")
     delete_text(store, late)
     assert content_of(store, early) == CONTENT
@@ -68,18 +63,11 @@ def test_reports_of_jobs_that_never_saw_the_text_keep_their_content(store: Store
 def test_a_job_that_went_on_from_the_texts_adapter_loses_its_content_too(store: Store) -> None:
     """Its model knows the text, though the job has not read it."""
     [gone] = add_texts(store, "gone")
-    first = start_job(store)
-    start = succeed(store, first, report=report(first)).id
-    jobs = []
-    for _ in range(2):
-        job = start_job(store)
-        assert job.parent == start
-        jobs.append(job)
-        start = succeed(store, job, report=report(job)).id
+    first, second, third = (job_with_report(store) for _ in range(3))
+    assert (second.parent, third.parent) == (f"of-{first.id}", f"of-{second.id}")
     delete_text(store, gone)
-    beside = start_job(store)  # from the base, after the text has gone
-    succeed(store, beside, report=report(beside))
-    assert [content_of(store, job) for job in (first, *jobs)] == [None] * 3
+    beside = job_with_report(store)  # from the base, after the text has gone
+    assert [content_of(store, job) for job in (first, second, third)] == [None] * 3
     assert content_of(store, beside) == CONTENT
 
 

@@ -15,7 +15,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Kind, Outcome, Report
 from pocketllm.storage.words import count_words
 from tests.support.daemon.workers import NOW, delete_text
-from tests.support.stored import add_texts, all_texts, new_texts, on_disk, start_job, succeed
+from tests.support.stored import add_texts, all_texts, new_texts, on_disk, start_job, succeed, words_of
 
 
 def learn(store: Store, job: Job) -> None:
@@ -62,13 +62,10 @@ def test_a_text_comes_back_as_it_was_given(store: Store) -> None:
         assert (row.text, row.source, row.created_at, row.learned_in) == (text, text[:20], NOW, None)
 
 
-def test_more_texts_than_a_statement_takes_values(store: Store) -> None:
+def test_more_texts_than_a_statement_takes_values_and_none_at_all(store: Store) -> None:
     texts = new_texts(*map(str, range(2500)))
     assert store.texts.add(texts, now=NOW).created == 2500
     assert store.texts.add([*texts, *new_texts("one more")], now=NOW).created == 1
-
-
-def test_no_texts_at_all_are_no_trouble(store: Store) -> None:
     assert store.texts.add([], now=NOW).ids == ()
 
 
@@ -140,15 +137,6 @@ def test_what_is_not_there_is_named(store: Store) -> None:
         delete_text(store, "text-none")
 
 
-def test_a_deleted_text_is_gone_and_only_that_one(store: Store) -> None:
-    kept, gone = add_texts(store, "kept", "gone")
-    delete_text(store, gone)
-    assert [text.id for text in all_texts(store)] == [kept]
-    with pytest.raises(NotFound):
-        delete_text(store, gone)
-    assert add_texts(store, "gone") == (gone,), "it may come again"
-
-
 @pytest.mark.parametrize("folded", [False, True], ids=["from the log", "from the file"])
 def test_a_deleted_texts_bytes_are_gone_and_those_of_reports_on_it(path: Path, folded: bool) -> None:
     store = Store.open(path)
@@ -171,14 +159,15 @@ def test_a_deleted_texts_bytes_are_gone_and_those_of_reports_on_it(path: Path, f
     store.close()
 
 
-def test_a_text_that_comes_back_after_deletion_is_new(store: Store) -> None:
-    [identity] = add_texts(store, "one two")
+def test_a_deleted_text_is_gone_and_only_that_one_and_is_new_when_it_comes_back(store: Store) -> None:
+    identity, kept = add_texts(store, "one two", "kept")
     learn(store, start_job(store))
     running = start_job(store)
     delete_text(store, identity)
+    assert [text.id for text in all_texts(store)] == [kept]
     assert add_texts(store, "one two") == (identity,)
     assert store.texts.counts().new_words == 2
-    assert store.texts.of_job(running.id) == []
+    assert words_of(store, running) == {"kept"}
 
 
 def test_words_are_new_until_a_job_has_learned_them(store: Store) -> None:

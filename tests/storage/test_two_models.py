@@ -4,10 +4,19 @@ from contextlib import closing
 from pathlib import Path
 from sqlite3 import connect
 
+import pytest
+
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Outcome
 from tests.support.daemon.workers import NOW, new_job
 from tests.support.stored import add_texts, all_texts, new_texts, roll_back, served, start_job, succeed, words_of
+
+
+@pytest.fixture
+def store(store: Store) -> Store:
+    """A store in which `small` is the model in use."""
+    store.texts.use_model("small")
+    return store
 
 
 def learn(store: Store, model: str, name: str, *texts: str, outcome: Outcome = Outcome.LEARNED) -> Job:
@@ -31,7 +40,6 @@ def new(store: Store) -> set[str]:
 
 
 def test_new_is_what_the_model_in_use_has_not_learned(store: Store) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "s", "one", "two")
     add_texts(store, "three")
     store.texts.use_model("large")
@@ -46,7 +54,6 @@ def test_new_is_what_the_model_in_use_has_not_learned(store: Store) -> None:
 
 
 def test_what_a_deletion_has_made_new_is_so_for_both_models_also_after_a_switch(store: Store) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "s-kept", "first")
     [gone] = add_texts(store, "secret")
     learn(store, "small", "s", "second")
@@ -66,7 +73,6 @@ def test_what_a_deletion_has_made_new_is_so_for_both_models_also_after_a_switch(
 
 
 def test_only_the_model_in_use_asks_for_a_job_after_a_deletion(store: Store) -> None:
-    store.texts.use_model("small")
     [gone] = add_texts(store, "secret")
     learn(store, "small", "s")
     store.texts.use_model("large")
@@ -75,7 +81,6 @@ def test_only_the_model_in_use_asks_for_a_job_after_a_deletion(store: Store) -> 
 
 
 def test_what_an_adapter_that_could_not_tell_has_tried_is_new_and_goes_on_at_the_switch_back(store: Store) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "unsure", "one", outcome=Outcome.TOO_LITTLE)
     assert new(store) == {"one"} and store.texts.counts().new_words == 0
     store.texts.use_model("large")
@@ -88,7 +93,6 @@ def test_what_an_adapter_that_could_not_tell_has_tried_is_new_and_goes_on_at_the
 
 
 def test_what_was_rolled_back_stays_set_aside(store: Store) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "s", "one")
     roll_back(store, "small")
     store.texts.use_model("large")
@@ -98,7 +102,6 @@ def test_what_was_rolled_back_stays_set_aside(store: Store) -> None:
 
 
 def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_is_lost(store: Store) -> None:
-    store.texts.use_model("small")
     [gone] = add_texts(store, "secret")
     learn(store, "small", "s", "one")
     learn_beside(store, "beside", "one")
@@ -110,7 +113,6 @@ def test_what_was_given_to_a_job_after_it_was_learned_is_new_once_that_adapter_i
 
 
 def test_each_model_holds_out_by_its_own_jobs(store: Store) -> None:
-    store.texts.use_model("small")
     add_texts(store, *(f"note {number} of mine" for number in range(20)))
     notes = [text.text for text in all_texts(store)]
     job = learn(store, "small", "s")
@@ -122,7 +124,6 @@ def test_each_model_holds_out_by_its_own_jobs(store: Store) -> None:
 
 
 def test_a_deletion_that_starts_a_waiting_job_of_another_model_again_leaves_its_old_texts_old(store: Store) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "s", "old")
     [gone] = add_texts(store, "secret", "new")[:1]
     waiting = start_job(store, model="small")
@@ -135,7 +136,6 @@ def test_a_deletion_that_starts_a_waiting_job_of_another_model_again_leaves_its_
 
 
 def test_jobs_of_other_models_come_last_and_are_not_returned_for_a_request(store: Store) -> None:
-    store.texts.use_model("small")
     small = store.jobs.add(new_job(model="small"))
     large = store.jobs.add(new_job(model="large", immediate=False, created_at=NOW.replace(minute=30)))
     assert [job.id for job in store.jobs.open()] == [small.id, large.id]
@@ -146,7 +146,6 @@ def test_jobs_of_other_models_come_last_and_are_not_returned_for_a_request(store
 
 
 def test_without_a_switch_nothing_is_written(store: Store, path: Path) -> None:
-    store.texts.use_model("small")
     learn(store, "small", "s", "one")
     with closing(connect(path)) as raw:
         before = raw.execute("PRAGMA data_version").fetchall()  # changes when another connection writes

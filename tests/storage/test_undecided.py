@@ -206,13 +206,10 @@ class TestStartingFromWhatIsServed:
         nights.store.jobs.fail(failed.id, error="its files are gone", now=nights.now)
         assert nights.start().parent == old.id
 
-    def test_for_another_mode(self, nights: Nights) -> None:
-        undecided(nights)
-        assert nights.start(mode="full").parent is None
-
-    def test_by_name(self, nights: Nights) -> None:
+    def test_by_name_or_for_another_mode(self, nights: Nights) -> None:
         old, _, _ = undecided(nights)
         assert nights.start(tuning={}, start_from=old.id).parent == old.id
+        assert nights.start(mode="full").parent is None
 
 
 def test_rolling_back_leaves_out_what_was_never_served(nights: Nights) -> None:

@@ -70,7 +70,6 @@ def running_job(world: World) -> str | None:
 
 
 def last_step(world: World, job: str) -> int:
-    """A job's last stored step."""
     return int(world.query("SELECT coalesce(max(step), 0) FROM step WHERE job_id = ?", job)[0][0])
 
 

@@ -26,7 +26,7 @@ LIMITS = {
 }
 SEED = 0
 #: What the nights came to.
-COUNTED = ("violation", "flaps", "eligible", "used", "idle", "wakeups", "first_starts", "learned")
+COUNTED = ("violation", "flaps", "eligible", "used", "idle", "wakeups", "first_starts")
 
 
 def test_a_phone_that_sleeps_learns_at_night(report: Report, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,6 @@ class Owner:
     steps: dict[str, int] = field(default_factory=dict)  #: of jobs, when their workers were killed
 
     def act(self) -> None:
-        """Do one thing."""
         action = self.rng.choice([self.ask, self.answer, self.kill, self.pull, self.delete, self.watch])
         self.counts[action.__name__] = self.counts.get(action.__name__, 0) + 1
         try:
@@ -67,7 +66,6 @@ class Owner:
             self.world.ask_for_job()
 
     def answer(self) -> None:
-        """Ask for some words."""
         self.world.call("POST", "/generate", {"prompt": "Wind", "max_tokens": 8})
 
     def kill(self) -> None:
@@ -83,11 +81,9 @@ class Owner:
                 os.kill(pid, signal.SIGKILL)
 
     def pull(self) -> None:
-        """Pull the charger, or put it in."""
         self.charger.plug(self.rng.random() < 0.7)
 
     def delete(self) -> None:
-        """Delete old texts."""
         page = self.world.call("GET", "/texts?limit=500")["data"]
         if self.world.call("GET", "/status")["texts"]["count"] > DELETED_AFTER:
             for text in page[-20:]:

@@ -45,7 +45,6 @@ class InstalledPhone:
     """
 
     def __init__(self, root: Path, model: Path) -> None:
-        """model: a model's folder."""
         self.home, self.prefix, self.calls = root / "home", root / "usr", root / "calls"
         self.data = self.home / ".local/share/pocketllm"
         self.idle_file, self.asked = root / "idle", root / "asked"

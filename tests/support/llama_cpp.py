@@ -12,41 +12,19 @@ from numpy.typing import NDArray
 
 from pocketllm.engine.formats.model_folder import ModelFolder
 from tests.support.models.tiny_architectures import dense_tensors
-from tests.support.models.tiny_models import add_tokenizer, byte_tokens, gguf_name, permute
-
-#: What a file says of its model as llama.cpp's converter writes it; in transformers' config it is called otherwise.
-_SETTINGS = {
-    "num_hidden_layers": "block_count",
-    "max_position_embeddings": "context_length",
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_attention_heads": "head_count",
-    "num_key_value_heads": "head_count_kv",
-    "rms_norm_eps": "layer_norm_rms_eps",
-    "head_dim": "key_length",
-    "vocab_size": "vocab_size",
-}
+from tests.support.models.tiny_models import byte_tokens, gguf_name, gguf_writer, permute, write_out
 
 
 def write_base(path: Path, model_folder: ModelFolder, architecture: str) -> Path:
     """Write an imported model in float32 as the GGUF file that llama.cpp's converter would make; returns `path`."""
     config = json.loads((model_folder.path / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, architecture)
-    for setting, name in _SETTINGS.items():
-        if config.get(setting) is not None:
-            getattr(writer, f"add_{name}")(config[setting])
+    writer = gguf_writer(path, architecture, config)
     if config.get("head_dim"):
         writer.add_value_length(config["head_dim"])
-    writer.add_rope_freq_base(10_000.0)
-    add_tokenizer(writer, config["vocab_size"])
     writer.add_token_merges(["a b"])  # llama.cpp wants some
     for name, tensor in dense_tensors(model_folder.path).items():
         writer.add_tensor(_name(name, architecture), _rearranged(name, tensor.float().numpy(), architecture, config))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_out(writer, path)
 
 
 def _name(name: str, architecture: str) -> str:
@@ -81,13 +59,7 @@ def next_log_probabilities(base: Path, ids: Sequence[int], *, lora: Path | None 
         params.lora_adapters = [info]
     # Only with text that is whole does it tell the probabilities. They are those from before the bias.
     letter = byte_tokens().index("W")
-    requested = {
-        "prompt": list(ids),
-        "n_predict": 1,
-        "n_probs": 1 << 16,
-        "temperature": 0,
-        "logit_bias": [[letter, 1e3]],
-    }
-    answer = xl.Server(params).handle_completions(requested)
+    requested = {"prompt": list(ids), "n_predict": 1, "n_probs": 1 << 16, "temperature": 0}
+    answer = xl.Server(params).handle_completions(requested | {"logit_bias": [[letter, 1e3]]})
     found = {one["id"]: one["logprob"] for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
     return np.array([found[token] for token in range(len(found))])

@@ -40,10 +40,12 @@ def succeed(
     outcome: Outcome = Outcome.LEARNED,
     now: datetime = NOW,
     report: Report | None = None,
+    **columns: Any,
 ) -> Adapter:
-    """End a running job well. Its adapter, of this name, is served if it has learned."""
+    """End a running job well. Its adapter, of this name, is served if it has learned. columns: more of its own."""
     name, learned = name or f"of-{job.id}", outcome is Outcome.LEARNED
-    row = Adapter(id=name, job_id=job.id, model=job.model, parent=job.parent, outcome=outcome, created_at=now)
+    usual: dict[str, Any] = {"model": job.model, "parent": job.parent, "outcome": outcome, "created_at": now}
+    row = Adapter(id=name, job_id=job.id, **usual | columns)
     store.jobs.succeed(job.id, adapter=row, publish=learned, now=now, report=report)
     return store.adapters.get(name)
 

@@ -22,14 +22,9 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     none of pytest's long paths.
     """
     with tempfile.TemporaryDirectory() as runtime:
-        return subprocess.run(
-            ["systemd-analyze", *arguments],
-            env={**os.environ, "XDG_RUNTIME_DIR": runtime},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        environment = os.environ | {"XDG_RUNTIME_DIR": runtime}
+        command = ["systemd-analyze", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def complaints(unit: Path, *, of_user: bool) -> str:

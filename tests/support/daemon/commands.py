@@ -40,13 +40,9 @@ def child_environment(data_dir: Path) -> dict[str, str]:
 
 def handed_to_browser(data_dir: Path) -> str:
     """Run `pocketllm dashboard` on this folder by its relative path; the address that it hands to the browser."""
-    child = subprocess.run(
-        [sys.executable, "-m", "pocketllm", "dashboard", "--data-dir", os.path.relpath(data_dir)],
-        env=child_environment(data_dir) | {"BROWSER": "echo %s"},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-    )
+    command = [sys.executable, "-m", "pocketllm", "dashboard", "--data-dir", os.path.relpath(data_dir)]
+    shown = child_environment(data_dir) | {"BROWSER": "echo %s"}
+    child = subprocess.run(command, env=shown, capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert child.returncode == 0, child.stderr
     return child.stdout.partition("\n")[0]
 

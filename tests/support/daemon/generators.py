@@ -36,7 +36,6 @@ class GeneratorBench:
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
         pid = self.generator.pid
         return pid is not None and is_running(pid)
 

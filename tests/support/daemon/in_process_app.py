@@ -19,8 +19,8 @@ from pocketllm.daemon.conditions.readings import Reading
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.services import Services, build_services
 from pocketllm.daemon.settings import load_settings
-from pocketllm.storage.tables import Adapter, Outcome, Report
 from tests.support.daemon.workers import write_adapter_files
+from tests.support.stored import succeed
 
 Document = dict[str, Any]
 
@@ -70,7 +70,6 @@ class FixedSensor:
     absent: bool = False
 
     def read(self, now: datetime) -> Reading:
-        """See Sensor."""
         return Reading(source="test", at=now, **asdict(self))
 
 
@@ -87,11 +86,9 @@ class FakeRunner(WorkerProcess):
 
     @property
     def pid(self) -> int | None:
-        """See WorkerProcess."""
         return 4711 if self.job_id else None
 
     def start(self, job_id: str, start: int, *, seconds: float, immediate: bool = False) -> None:
-        """See WorkerProcess."""
         assert self.job_id is None
         self.job_id = job_id
         self.started.append(job_id)
@@ -103,14 +100,12 @@ class FakeRunner(WorkerProcess):
         self.ended = Exit(job_id=self.job_id, code=code, last_words=last_words)
 
     def reap(self) -> Exit | None:
-        """See WorkerProcess."""
         ended, self.ended = self.ended, None
         if ended:
             self.job_id = None
         return ended
 
     def kill(self) -> Exit | None:
-        """See WorkerProcess."""
         job_id, self.job_id = self.job_id, None
         if job_id is None:
             return None
@@ -154,15 +149,12 @@ class InProcessApp:
         return asyncio.run(ask())
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        """GET."""
         return self.request("GET", path, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        """POST."""
         return self.request("POST", path, **options)
 
     def delete(self, path: str, **options: Any) -> httpx.Response:
-        """DELETE."""
         return self.request("DELETE", path, **options)
 
     def ask(self, method: str, path: str, **options: Any) -> Document:
@@ -208,14 +200,11 @@ class InProcessApp:
         self.succeed(job, name, **columns)
         return ids
 
-    def succeed(self, job: str, name: str, *, report: Report | None = None, **columns: Any) -> None:
+    def succeed(self, job: str, name: str, **more: Any) -> None:
         """Let the worker of the running job end with an adapter, which is served if it has learned."""
-        store, now = self.services.store, self.clock.now
-        usual: dict[str, Any] = {"model": "tiny", "outcome": Outcome.LEARNED}
-        adapter = Adapter(id=name, job_id=job, parent=store.jobs.get(job).parent, created_at=now, **(usual | columns))
+        store = self.services.store
         write_adapter_files(self.services.folder.adapter(name))
-        is_better = adapter.outcome is Outcome.LEARNED
-        store.jobs.succeed(job, adapter=adapter, publish=is_better, now=now, report=report)
+        succeed(store, store.jobs.get(job), name, now=self.clock.now, **more)
         self.runner.ends(0)
         self.tick()
 

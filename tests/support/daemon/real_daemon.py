@@ -66,7 +66,6 @@ class Daemon:
 
     @property
     def url(self) -> str:
-        """Where it is."""
         return str(self.client.base_url).rstrip("/")
 
     @property
@@ -84,12 +83,10 @@ class Daemon:
         return log_file(self.folder).read_text(errors="replace")
 
     def status(self) -> Document:
-        """GET /status."""
         document: Document = self.client.get("/status").json()
         return document
 
     def job(self, job_id: str) -> Document:
-        """GET /jobs/ID."""
         document: Document = self.client.get(f"/jobs/{job_id}").json()
         return document
 
@@ -109,9 +106,9 @@ class Daemon:
 
         return eventually(look, f"job {job_id} {state}")
 
-    def wait_for_step(self, job_id: str, step: int = 1) -> int:
-        """The worker's process id, once it has made so many steps of the job."""
-        eventually(lambda: self.job(job_id)["step"] >= step, f"step {step} of {job_id}")
+    def wait_for_step(self, job_id: str) -> int:
+        """The worker's process id, once it has made a step of the job."""
+        eventually(lambda: self.job(job_id)["step"] >= 1, f"a step of {job_id}")
         return int(self.status()["worker"]["pid"])
 
     def end(self, number: int = signal.SIGTERM) -> int:

@@ -16,10 +16,10 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings, load_settings
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Adapter, Job, Outcome, Step
+from pocketllm.storage.tables import Adapter, Job, Outcome
 from tests.support.daemon.fixed_plan import fixed_plan
 from tests.support.daemon.in_process_app import Clock, FakeRunner, FixedSensor
-from tests.support.daemon.workers import write_adapter_files
+from tests.support.daemon.workers import new_step, write_adapter_files
 
 
 @contextmanager
@@ -86,9 +86,7 @@ class SchedulerWorld:
 
     def step(self, job_id: str) -> None:
         """Let the worker make a step."""
-        number = self.store.step_log.last_step(job_id) + 1
-        row = Step(job_id=job_id, step=number, seed=1, scalars=[0.1], loss=3, learning_rate=0.1, tokens=9, seconds=1)
-        self.store.step_log.append(row)
+        self.store.step_log.append(new_step(job_id, self.store.step_log.last_step(job_id) + 1))
 
     def succeed(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
         """Let the worker end its job well."""

@@ -25,9 +25,10 @@ from pocketllm.daemon.generation.service import Event, GenerationRequest, Genera
 from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services
-from pocketllm.storage.tables import Outcome, Report, Step
+from pocketllm.storage.tables import Outcome, Report
 from tests.support.daemon.daemon_documents import REPORT, Document
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, in_process_app
+from tests.support.daemon.workers import new_step
 from tests.support.faults import no_room
 
 
@@ -78,7 +79,6 @@ class Words(Generator):
         self.asked: list[GenerationRequest] = []
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
-        """See Generator."""
         if isinstance(request, SuggestionRequest):
             next_word = {"text": " day", "probability": 0.004, "share": 0.91}
             yield {"suggestions": [next_word], "replaces": 0, "complete": True}
@@ -175,7 +175,7 @@ class Served:
             content={name: REPORT[name] for name in ("words", "completions")},
         )
         losses = {"held_out_loss_before": 3.5, "held_out_loss_now": loss}
-        api.succeed(job.id, adapter_id_of(job.id), report=report, model=job.model, outcome=outcome, **losses)
+        api.succeed(job.id, adapter_id_of(job.id), report=report, outcome=outcome, **losses)
         return adapter_id_of(job.id)
 
     def unproven(self) -> None:
@@ -208,9 +208,7 @@ class Served:
         job_id, step_log = self.api.runner.job_id, self.api.services.store.step_log
         assert job_id is not None
         if step:
-            loss = held_out_loss - 0.15
-            made: dict[str, Any] = {"seed": 1, "scalars": [0.5], "learning_rate": 1e-3, "tokens": 210, "seconds": 1}
-            step_log.append(Step(job_id=job_id, step=step, loss=loss, **made))
+            step_log.append(new_step(job_id, step, loss=held_out_loss - 0.15, tokens=210, seconds=1))
         step_log.evaluate(
             job_id, step=step, loss=held_out_loss, block_losses={"one": held_out_loss}, now=self.api.clock.now
         )

@@ -19,7 +19,7 @@ from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Requester
+from pocketllm.storage.tables import Job, JobState, Requester, Step
 from tests.support.models.tiny_models import tiny_model_folder
 
 #: How long a worker may take: on an emulated core, minutes until it has imported torch.
@@ -54,6 +54,12 @@ def new_job(**given: Any) -> Job:
         "total_steps": 8,
     }
     return Job(**{**usual, "created_at": NOW, **given})
+
+
+def new_step(job_id: str, number: int, **given: Any) -> Step:
+    """A row of the step log. given: columns with other values than here."""
+    usual: dict[str, Any] = {"seed": 7, "scalars": [0.5], "loss": 3.0, "learning_rate": 2**-10}
+    return Step(**{"job_id": job_id, "step": number, "tokens": 100, "seconds": 2.0, **usual, **given})
 
 
 def changed(training: TrainingSettings = TRAINING, /, **settings: object) -> TrainingSettings:
@@ -102,21 +108,10 @@ def delete_text(store: Store, text_id: str) -> None:
     assert store.deletions.erase([store.deletions.texts([text_id], now=NOW)])
 
 
-def start_worker(folder: DataFolder, job: Job, seconds: float = 3600.0) -> subprocess.Popen[bytes]:
+def start_worker(folder: DataFolder, job: Job) -> subprocess.Popen[bytes]:
     """A real worker process; its standard input stays open, as the daemon would keep it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pocketllm.daemon.training.worker",
-        "--data-dir",
-        str(folder.root),
-        "--job",
-        job.id,
-        "--start",
-        str(job.starts),
-        "--seconds",
-        str(seconds),
-    ]
+    command = [sys.executable, "-m", "pocketllm.daemon.training.worker", "--data-dir", str(folder.root)]
+    command += ["--job", job.id, "--start", str(job.starts), "--seconds", "3600"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment())
 
 

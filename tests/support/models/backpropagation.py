@@ -51,9 +51,9 @@ def labelled() -> list[Batch]:
     return list(bucketed(rows, length=48, pad=2, label_ids=LABEL_IDS))
 
 
-def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64, rank: int = 3) -> Adapter:
+def layers_adapter(model: LanguageModel, *, dtype: torch.dtype = torch.float64) -> Adapter:
     """An adapter of every linear map of the layers whose factors change something."""
-    whole = some_adapter(model, targets=None, rank=rank, alpha=2.0 * rank)
+    whole = some_adapter(model, targets=None, rank=3, alpha=6.0)
     whole.a = {path: whole.a[path].to(dtype) for path in adapted_paths(model)}
     whole.b = {path: whole.b[path].to(dtype) for path in whole.a}
     return whole

@@ -74,9 +74,9 @@ def equal(a: Adapter, b: Adapter) -> bool:
     )
 
 
-def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher", seed: int = 1) -> list[Perturbation]:
+def sides(distance: float = 0.01, *, probes: int = 1, kind: Kind = "rademacher") -> list[Perturbation]:
     """Both points of each of a step's probes."""
-    along = directions(seed, 2, probes, kind)
+    along = directions(1, 2, probes, kind)
     return [Perturbation(direction=z, distance=side * distance) for z in along for side in (1, -1)]
 
 

@@ -39,19 +39,16 @@ _COMMON: dict[str, Any] = {
     "vocab_size": ODD_VOCABULARY,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "max_position_embeddings": 256,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-#: What every decoder below has in common. Hidden and intermediate sizes can be packed as int8 and as int4.
-DECODER: dict[str, Any] = _COMMON | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-_OPT: dict[str, Any] = _COMMON | {"max_position_embeddings": 256, "init_std": 0.2}
+#: Hidden and intermediate sizes can be packed as int8 and as int4.
+_SIZES = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.2}
+#: What every decoder below but OPT has in common.
+DECODER: dict[str, Any] = {**_COMMON, **_SIZES, "num_key_value_heads": 2}
+_OPT: dict[str, Any] = {**_COMMON, "init_std": 0.2}
 
 
 def masking_tokenizer() -> PreTrainedTokenizerFast:
@@ -88,13 +85,7 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     ),
     # With its masked head; positions start behind the padding token's id.
     "roberta": RobertaConfig(
-        **_COMMON,
-        hidden_size=64,
-        intermediate_size=128,
-        max_position_embeddings=259,
-        type_vocab_size=1,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
+        **{**_COMMON, **_SIZES, "max_position_embeddings": 259}, type_vocab_size=1, tie_word_embeddings=True
     ),
 }
 #: Those of ARCHITECTURES that fill in masks instead of continuing a text.
@@ -108,11 +99,11 @@ def families(names: Iterable[str] = ARCHITECTURES) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.smoke if name in _IN_CI else ()) for name in names]
 
 
-def random_model(config: PreTrainedConfig, *, is_mlm: bool = False, seed: int = 0) -> Any:
+def random_model(config: PreTrainedConfig, *, is_mlm: bool = False) -> Any:
     """transformers' own model of `config` in float32, evaluation mode, no parameter of which is constant."""
     auto: Any = AutoModelForMaskedLM if is_mlm else AutoModelForCausalLM
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = auto.from_config(config, dtype=torch.float32).eval()
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -29,6 +29,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+#: What a GGUF file says of its model as llama.cpp's converter writes it, by transformers' names.
+_GGUF_SETTINGS = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "head_count",
+    "num_key_value_heads": "head_count_kv",
+    "rms_norm_eps": "layer_norm_rms_eps",
+    "head_dim": "key_length",
+    "vocab_size": "vocab_size",
+}
 
 
 def byte_tokens() -> list[str]:
@@ -143,19 +155,9 @@ def write_tiny_gguf(
     """
     config = json.loads((hf_folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf_writer(path, "llama", config)
     writer.add_license("apache-2.0")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    add_tokenizer(writer, config["vocab_size"])
     for name, tensor in load_file(hf_folder / "model.safetensors").items():
         numbers: NDArray[np.float32] = tensor.float().numpy()
         if ".q_proj." in name or ".k_proj." in name:
@@ -169,6 +171,21 @@ def write_tiny_gguf(
             writer.add_string(key, value)
         else:
             writer.add_float32(key, value)
+    return write_out(writer, path)
+
+
+def gguf_writer(path: Path, architecture: str, config: Mapping[str, Any]) -> gguf.GGUFWriter:
+    """One to which only the tensors must be added. config: of a model with the byte tokenizer, as in config.json."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for setting, name in _GGUF_SETTINGS.items():
+        if config.get(setting) is not None:
+            getattr(writer, f"add_{name}")(config[setting])
+    writer.add_rope_freq_base(10_000.0)
+    _add_tokenizer(writer, config["vocab_size"])
+    return writer
+
+
+def write_out(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -176,7 +193,7 @@ def write_tiny_gguf(
     return path
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
     """Put the byte tokenizer into a GGUF file, with `vocab` tokens."""
     tokens = byte_tokens()
     tokens += [f"[PAD{number}]" for number in range(len(tokens), vocab)]

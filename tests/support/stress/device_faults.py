@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -97,7 +97,6 @@ def restore_killed(world: World) -> str:
 
 
 def pocketllm(world: World, name: str, *words: str) -> list[str]:
-    """A command on the folder."""
     return [sys.executable, "-m", "pocketllm", name, "--data-dir", str(world.folder), *words]
 
 
@@ -249,11 +248,9 @@ def generator_stopped(world: World) -> str:
     words = {"prompt": "Wind", "max_tokens": 4}
     world.call("POST", "/generate", words)
     os.kill(child_of(world, "generator"), signal.SIGSTOP)
-    try:
+    with pytest.raises(httpx.HTTPStatusError) as failed:
         world.call("POST", "/generate", words, seconds=120)
-    except httpx.HTTPStatusError as error:
-        return str(error.response.json()["detail"])
-    return "an answer"
+    return str(failed.value.response.json()["detail"])
 
 
 def no_descriptors(world: World) -> str:
@@ -280,15 +277,11 @@ def limited(pid: int, limit: int, value: int) -> Iterator[None]:
 @contextmanager
 def connected(port: int, count: int) -> Iterator[None]:
     """Meanwhile another app holds this number of connections, and says nothing."""
-    held = []
-    for _ in range(count):
-        with suppress(OSError):
-            held.append(socket.create_connection(("127.0.0.1", port), timeout=2))
-    try:
+    with ExitStack() as held:
+        for _ in range(count):
+            with suppress(OSError):
+                held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=2))
         yield
-    finally:
-        for one in held:
-            one.close()
 
 
 def clock_set_back(world: World) -> str:

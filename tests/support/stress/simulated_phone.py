@@ -4,7 +4,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
@@ -15,7 +14,7 @@ from pocketllm.daemon.conditions.android_screen import STAMP_IDLE_SECONDS, Scree
 from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.poller import Background, Pace, Polled
-from pocketllm.daemon.conditions.readings import Reading, Sensor, Value
+from pocketllm.daemon.conditions.readings import Sensor, Value
 from pocketllm.daemon.conditions.wake_lock import WakeLock
 from pocketllm.daemon.errors import ChildFailed
 from pocketllm.daemon.paths import DataFolder
@@ -23,8 +22,8 @@ from pocketllm.daemon.scheduling.scheduler import Scheduler
 from pocketllm.daemon.settings import Settings
 from pocketllm.server import seconds_to_next_tick
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, Requester
-from tests.support.daemon.in_process_app import FakeRunner
+from tests.support.daemon.in_process_app import FakeRunner, FixedSensor
+from tests.support.daemon.workers import new_job
 from tests.support.stress.phone_world import DAY, HOUR, MINUTE, PhoneWorld
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,18 +41,6 @@ QUEUED_HOUR, JOB_HOURS = 20, 5.0
 NOTICE_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Known:
-    """A sensor of bytes that always knows."""
-
-    name: str
-    ask: Callable[[], float]
-
-    def read(self, now: datetime) -> Reading:
-        """See Sensor."""
-        return Reading(name=self.name, value=self.ask(), unit="bytes", source="the world", at=now)
-
-
 class SimulatedPhone:
     """The world, the daemon's parts in it, and what its life comes to, in seconds.
 
@@ -67,7 +54,7 @@ class SimulatedPhone:
         self.polls, self.polled = 0, list[Background[Any]]()
         self.scheduler = self._daemon()
         self.fresh_look = FreshLook(self.wake_lock, self.pace, lambda: world.at)
-        self.violation = self.eligible = self.used = self.learned = 0.0
+        self.violation = self.eligible = self.used = 0.0
         self.violated_since = inf
         self.idle = 0.0  # without a job that waits or runs
         self.wakeups = 0  # of the daemon in that time: ticks, and polls of its sensors
@@ -91,7 +78,6 @@ class SimulatedPhone:
 
     @property
     def running(self) -> bool:
-        """Whether a job runs."""
         return self.worker.pid is not None
 
     @property
@@ -112,7 +98,6 @@ class SimulatedPhone:
         return self.running and (world.celsius > hot or world.level < empty)
 
     def live(self) -> Self:
-        """The whole time."""
         end = self.world.days * DAY
         while self.world.at < end:
             at = self.world.at
@@ -145,7 +130,6 @@ class SimulatedPhone:
         """Let time pass in which nothing changes."""
         seconds = to - self.world.at
         eligible = self.job is not None and self.world.eligible(self.settings.gate, self.idle_seconds)
-        self.learned += seconds * self.running
         self.learned_by_job += seconds * self.running
         self.eligible += seconds * eligible
         self.used += seconds * (eligible and self.running)
@@ -189,13 +173,13 @@ class SimulatedPhone:
 
     def _queue_job(self) -> str:
         """Queue a job that has more steps than it will ever make; its id."""
-        model, now = self.settings.model, self.now
-        job = Job(requested_by=Requester.OWNER, model=model, seed=0, total_steps=10**6, created_at=now)
+        job = new_job(model=self.settings.model, immediate=False, total_steps=10**6, created_at=self.now)
         return self.store.jobs.add(job).id
 
     def _tick(self) -> None:
         """A tick of the daemon's, and when the next one is due."""
         was_running, polls = self.running, self.polls
+        self.memory.value, self.disk.value = self.world.memory_bytes, self.world.disk_bytes
         self.scheduler.tick(self.now)
         while any(source.busy for source in self.polled):
             time.sleep(0)  # their answers are there at the next tick
@@ -239,8 +223,8 @@ class SimulatedPhone:
         return made
 
     def _daemon(self) -> Scheduler:
-        """The daemon's scheduler."""
         world, self.wake_lock = self.world, WakeLock()
+        self.memory, self.disk = FixedSensor("memory", 0.0, "bytes"), FixedSensor("disk", 0.0, "bytes")
 
         def battery() -> dict[str, Value]:
             if (said := world.battery_says()) is None:
@@ -253,8 +237,8 @@ class SimulatedPhone:
             *battery_sensors(self._source(battery, idle_seconds=60, training_seconds=5)),
             screen,
             ScreenIdleness(screen, self.folder.idle_stamp, lambda: world.at),
-            Known("memory", lambda: world.memory_bytes),
-            Known("disk", lambda: world.disk_bytes),
+            self.memory,
+            self.disk,
         ]
         return Scheduler(
             self.store,
