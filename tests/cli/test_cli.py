@@ -18,7 +18,7 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.child import running_daemon
 from pocketllm.cli.main import app
 from pocketllm.cli.program import json_text
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment, handed_to_browser
+from tests.support.daemon.commands import WAIT_SECONDS, Run, commands, environment, handed_to_browser, run_process
 from tests.support.daemon.served import Served
 from tests.support.models.tiny_models import tiny_model_folder
 
@@ -187,17 +187,9 @@ def test_a_terminal_that_is_not_utf_8(served: Served) -> None:
     served.words.words = [" t\u00e9a"]
     served.api.add("Wind west, glass rising.")
     served.play(served.finish)
-    ascii_only = child_environment(served.home) | {"PYTHONIOENCODING": "ascii"}
     for arguments, words in ((["generate", "x"], " t?a"), (["status"], "Can train now"), (["train"], "-7.1 %")):
-        child = subprocess.run(
-            [sys.executable, "-m", "pocketllm", *arguments],
-            env=ascii_only,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-        )
-        assert child.returncode == 0
-        assert words in child.stdout
+        child = run_process(served.home, *arguments, PYTHONIOENCODING="ascii")
+        assert child.returncode == 0 and words in child.stdout
 
 
 def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 
 import pytest
 
@@ -17,6 +17,7 @@ from pocketllm.errors import CommandError, DaemonRefused, DaemonSlow, NotADaemon
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served, announcement
+from tests.support.slow_server import slow_server
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:
@@ -170,30 +171,15 @@ def test_a_daemon_that_does_not_answer() -> None:
 @pytest.mark.parametrize("route", ["generate", "suggest", "classify", "v1/chat/completions", "jobs"])
 def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
     """The model's answer, or the end of a job, comes when the client has given up on another route."""
-    asked, is_late = Event(), Event()
-
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path != "/status":
-                asked.set()
-            is_late.wait()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        do_POST = do_GET
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, ThreadPoolExecutor() as pool:
-        Thread(target=server.serve_forever).start()
-        found = target(f"http://127.0.0.1:{server.server_address[1]}")
+    with slow_server() as slow, ThreadPoolExecutor() as pool:
+        found = target(slow.url)
         with Client(found, answer_seconds=0.1) as patient, Client(found, answer_seconds=0.2) as other:
             waits = partial(patient.get, wait=30) if route == "jobs" else partial(patient.post, body={})
             answer = pool.submit(waits, *route.split("/"))
-            asked.wait()
+            slow.asked.get()
             with pytest.raises(DaemonSlow):
                 other.get("status")
-            is_late.set()
-            server.shutdown()
+            slow.answers.set()
             assert answer.result() == {}
 
 

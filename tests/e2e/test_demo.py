@@ -21,10 +21,10 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.errors import CommandError
+from tests.support.daemon.commands import WAIT_SECONDS, interruptible
 from tests.support.daemon.served import announcement
 from tests.support.paths import ROOT
 
-WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
 SERVED = [
     *(sys.executable, "-c"),
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.daemon.served import main; main()",
@@ -147,14 +147,7 @@ def test_a_signal_stops_the_daemon_too(tmp_path: Path, tiny_bf16: ModelFolder, n
         f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), serve_command={SERVED!r}, "
         "install=lambda models, console: link(models) or 'tiny')"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        # A shell may have started the tests with Ctrl-C ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    child = interruptible([sys.executable, "-u", "-c", code], tmp_path)
     try:
         assert child.stdout is not None
         assert any(line.startswith("queued") for line in child.stdout)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pocketllm.cli.texts import PAGE_TEXTS, as_given
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, run_process
 from tests.support.daemon.served import Port, Served, serving
 
 GIVEN: list[dict[str, Any]] = [
@@ -92,14 +92,9 @@ def test_what_cannot_be_written(run: Run, alone: Run, file: Path) -> None:
 
 def test_stdout(run: Run, home: Path, file: Path) -> None:
     run("export", str(file))
-    child = subprocess.run(
-        [sys.executable, "-m", "pocketllm", "export", "-"],
-        env=child_environment(home) | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        timeout=WAIT_SECONDS,
-    )
-    assert (child.returncode, child.stderr) == (0, b"")
-    assert child.stdout == file.read_bytes()
+    child = run_process(home, "export", "-", PYTHONIOENCODING="ascii")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.encode() == file.read_bytes()
 
 
 def test_a_reader_that_has_seen_enough(home: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from pocketllm.cli.importing import MAX_REFUSED, batches
 from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
+from tests.support.daemon.commands import WAIT_SECONDS, Run, interruptible
 from tests.support.daemon.served import Served
 from tests.support.reading import write
 
@@ -170,15 +169,7 @@ class TestSending:
                 process.send_signal(signal.SIGINT)
 
         served.before = interrupt
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pocketllm", "import", str(path)],
-            env=child_environment(served.home),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell that runs the tests in the background has them ignore it, and so this process.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        process = interruptible([sys.executable, "-m", "pocketllm", "import", str(path)], served.home)
         _, said = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 130
         assert "Stopped by Ctrl-C. 1,000 texts are stored; run the same command again for the rest" in said

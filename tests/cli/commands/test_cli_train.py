@@ -3,7 +3,6 @@
 import io
 import json
 import signal
-import subprocess
 import sys
 import threading
 
@@ -15,7 +14,7 @@ from pocketllm.cli.program import PLAIN_LINE_SECONDS, progress
 from pocketllm.client import Client
 from pocketllm.errors import CommandError
 from pocketllm.home import Target, find_target
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, output
+from tests.support.daemon.commands import WAIT_SECONDS, Run, interruptible, output
 from tests.support.daemon.daemon_documents import JOB
 from tests.support.daemon.served import Served
 
@@ -61,15 +60,7 @@ class TestTrain:
     def test_ctrl_c_stops_the_watching_and_not_the_job(self, served: Served) -> None:
         asked = threading.Event()
         served.play(asked.set)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pocketllm", "train"],
-            env=child_environment(served.home),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell may have started the tests with Ctrl-C ignored, which children inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        child = interruptible([sys.executable, "-m", "pocketllm", "train"], served.home)
         try:
             assert asked.wait(WAIT_SECONDS)
             child.send_signal(signal.SIGINT)

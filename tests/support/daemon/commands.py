@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,15 +39,34 @@ def child_environment(data_dir: Path) -> dict[str, str]:
     return {name: value for name, value in changed.items() if value is not None}
 
 
-def handed_to_browser(data_dir: Path) -> str:
-    """Run `pocketllm dashboard` on this folder by its relative path; the address that it hands to the browser."""
-    child = subprocess.run(
-        [sys.executable, "-m", "pocketllm", "dashboard", "--data-dir", os.path.relpath(data_dir)],
-        env=child_environment(data_dir) | {"BROWSER": "echo %s"},
+def run_process(data_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own on this data folder, with these environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "pocketllm", *arguments],
+        env=child_environment(data_dir) | variables,
         capture_output=True,
         text=True,
         timeout=WAIT_SECONDS,
+        check=False,
     )
+
+
+def interruptible(command: list[str], data_dir: Path) -> subprocess.Popen[str]:
+    """Start a process on this data folder that Ctrl-C ends, even where a shell started the tests with it ignored."""
+    return subprocess.Popen(
+        command,
+        env=child_environment(data_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Children inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def handed_to_browser(data_dir: Path) -> str:
+    """Run `pocketllm dashboard` on this folder by its relative path; the address that it hands to the browser."""
+    child = run_process(data_dir, "dashboard", "--data-dir", os.path.relpath(data_dir), BROWSER="echo %s")
     assert child.returncode == 0, child.stderr
     return child.stdout.partition("\n")[0]
 
