@@ -81,13 +81,12 @@ def test_what_is_restored_is_what_was_there(folder: DataFolder, run: Run, tmp_pa
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     shutil.rmtree(folder.adapters)
     folder.database.write_bytes(b"damaged")
-    assert run("verify").exit_code == 1
-    restored = run("restore", str(backup), "--yes", "--json")
-    former = json.loads(restored.stdout)["former"]
-    assert (Path(former) / "pocketllm.db").read_bytes() == b"damaged"
+    run.refused("verify")
+    former = Path(run.json("restore", str(backup), "--yes")["former"])
+    assert (former / "pocketllm.db").read_bytes() == b"damaged"
     assert texts(folder) == before
     assert json.loads(folder.tokens.read_text()) == {"owner": "secret"}
-    checks = json.loads(run("verify", "--json").stdout)
+    checks = run.json("verify")
     assert checks["ok"]
     assert {check["name"].split()[0] for check in checks["checks"]} == {"database", "adapter", "model"}
 
@@ -95,7 +94,7 @@ def test_what_is_restored_is_what_was_there(folder: DataFolder, run: Run, tmp_pa
 def test_a_backup_elsewhere_makes_a_new_folder(folder: DataFolder, run: Run, tmp_path: Path) -> None:
     run("backup", str(tmp_path / "backup.tar"))
     other = DataFolder(tmp_path / "other")
-    assert commands(other.root)("restore", str(tmp_path / "backup.tar")).exit_code == 0
+    commands(other.root).said("restore", str(tmp_path / "backup.tar"))
     assert texts(other) == texts(folder)
 
 
@@ -105,7 +104,7 @@ def test_a_damaged_backup_changes_nothing(folder: DataFolder, run: Run, tmp_path
     data = bytearray(backup.read_bytes())
     data[len(data) // 3] ^= 1
     backup.write_bytes(data)
-    assert "is damaged" in run("restore", str(backup), "--yes").stderr
+    assert "is damaged" in run.refused("restore", str(backup), "--yes")
     assert texts(folder) == before and not list(folder.root.glob("before-restore-*"))
 
 
@@ -113,7 +112,7 @@ def test_it_is_not_restored_under_a_running_daemon_or_scan(folder: DataFolder, r
     run("backup", str(tmp_path / "backup.tar"))
     for lock, said in ((folder.daemon_lock, "A daemon"), (folder.scan_lock, "A scan of watched folders")):
         with locked(lock):
-            assert f"{said} is running" in run("restore", str(tmp_path / "backup.tar"), "--yes").stderr
+            assert f"{said} is running" in run.refused("restore", str(tmp_path / "backup.tar"), "--yes")
     assert not list(folder.root.glob("before-restore-*"))
 
 

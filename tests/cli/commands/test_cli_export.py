@@ -41,9 +41,7 @@ def key(document: dict[str, Any]) -> str:
 def test_what_is_exported_is_imported_to_the_same_ids(
     run: Run, served: Served, port: Port, file: Path, tmp_path: Path
 ) -> None:
-    result = run("export", str(file))
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(f"Wrote {file}: {len(GIVEN)} texts, ")
+    assert run.said("export", str(file)).startswith(f"Wrote {file}: {len(GIVEN)} texts, ")
     # Not splitlines(): a JSON text may hold other line separators as they are.
     lines = file.read_text(encoding="utf-8").split("\n")
     assert sorted(key(json.loads(line)) for line in lines if line) == sorted(map(key, GIVEN))
@@ -56,7 +54,7 @@ def test_what_is_exported_is_imported_to_the_same_ids(
 def test_to_train_elsewhere_nothing_is_exported_that_judges_what_comes_back(
     run: Run, served: Served, file: Path
 ) -> None:
-    assert run("export", "--train", str(file)).exit_code == 0
+    run.said("export", "--train", str(file))
     texts = served.api.get("/texts", params={"limit": 500}).json()["data"]
     kept = {key(as_given(text)) for text in texts if not text["held_out"]}
     assert {key(json.loads(line)) for line in file.read_bytes().splitlines()} == kept
@@ -64,7 +62,7 @@ def test_to_train_elsewhere_nothing_is_exported_that_judges_what_comes_back(
 
 
 def test_the_file_is_its_owners_and_nothing_else_is_left(run: Run, file: Path) -> None:
-    document = json.loads(run("export", str(file), "--json").stdout)
+    document = run.json("export", str(file))
     assert document == {"file": str(file), "texts": len(GIVEN), "bytes": file.stat().st_size}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(file.parent.iterdir()) == [file]
@@ -72,21 +70,17 @@ def test_the_file_is_its_owners_and_nothing_else_is_left(run: Run, file: Path) -
 
 def test_a_file_that_is_there_stays_unless_forced(run: Run, file: Path) -> None:
     file.write_text("mine")
-    refused = run("export", str(file))
-    assert refused.exit_code == 1
-    assert "already exists. Give another name, or replace it with --force" in refused.stderr
+    assert "already exists. Give another name, or replace it with --force" in run.refused("export", str(file))
     assert file.read_text() == "mine"
-    assert run("export", str(file), "--force").exit_code == 0
+    run.said("export", str(file), "--force")
     assert file.read_text() != "mine"
 
 
 def test_what_cannot_be_written(run: Run, alone: Run, file: Path) -> None:
-    assert "is a folder" in run("export", str(file.parent)).stderr
-    assert "There is no folder" in run("export", str(file.parent / "none" / "a")).stderr
-    assert run("export", "-", "--json").exit_code == 2
-    result = alone("export", str(file))
-    assert result.exit_code == 1
-    assert "No daemon answers" in result.stderr
+    assert "is a folder" in run.refused("export", str(file.parent))
+    assert "There is no folder" in run.refused("export", str(file.parent / "none" / "a"))
+    run.refused("export", "-", "--json", code=2)
+    assert "No daemon answers" in alone.refused("export", str(file))
     assert list(file.parent.iterdir()) == []
 
 

@@ -1,6 +1,5 @@
 """`pocketllm generate`: the words alone on stdout, and every choice on its way to the generator."""
 
-import json
 import os
 import pty
 import subprocess
@@ -15,7 +14,7 @@ from tests.support.daemon.served import Served
 def test_the_text_alone_is_written(run: Run, served: Served) -> None:
     result = run("generate", "One or")
     assert (result.stdout, result.stderr) == (" two\u2028mugs of tea\n", "")
-    assert json.loads(run("generate", "One or", "--json").stdout)["text"] == " two\u2028mugs of tea"
+    assert run.json("generate", "One or")["text"] == " two\u2028mugs of tea"
     assert [request.prompt for request in served.words.asked] == ["One or"] * 2
 
 
@@ -38,9 +37,7 @@ def test_every_choice_reaches_the_generator(run: Run, served: Served) -> None:
 
 
 def test_base_and_adapter_exclude_each_other(run: Run) -> None:
-    result = run("generate", "x", "--base", "--adapter", "a-1")
-    assert result.exit_code == 2
-    assert "exclude each other" in result.stderr
+    assert "exclude each other" in run.refused("generate", "x", "--base", "--adapter", "a-1", code=2)
 
 
 def test_a_broken_stream_keeps_what_came(run: Run, served: Served) -> None:

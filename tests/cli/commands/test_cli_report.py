@@ -1,25 +1,21 @@
 """`pocketllm report`, against the real application."""
 
-import json
 
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
 
 
 def test_a_job_that_is_named_or_the_newest_that_has_a_report(run: Run, served: Served) -> None:
-    result = run("report")
-    assert result.exit_code == 1 and "`pocketllm train`" in result.stderr
+    assert "`pocketllm train`" in run.refused("report")
     jobs = [served.learn().replace("adapter-", "job-") for _ in range(2)]
     served.api.clock.advance(1)
     failed = served.api.post("/jobs", json={"steps": 2}).json()["id"]
     served.run()
     served.fail()
     for named, job in ((["report", jobs[0]], jobs[0]), (["report"], jobs[1])):
-        result = run(*named)
-        assert result.exit_code == 0, result.stderr
-        assert all(part in result.stdout for part in (job, "learned", "Wren"))
-        assert "\x1b" not in result.stdout
-        assert json.loads(run(*named, "--json").stdout) == served.api.get(f"/jobs/{job}/report").json()
+        said = run.said(*named)
+        assert all(part in said for part in (job, "learned", "Wren")) and "\x1b" not in said
+        assert run.json(*named) == served.api.get(f"/jobs/{job}/report").json()
     assert f"GET /jobs/{failed}/report" not in served.requests
 
 

@@ -1,6 +1,5 @@
 """`pocketllm suggest`: the share of each word, and what it is from."""
 
-import json
 
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
@@ -9,7 +8,7 @@ from tests.support.daemon.served import Served
 def test_the_share_of_what_begins_as_typed_is_shown(run: Run, served: Served) -> None:
     result = run("suggest", "Happy birth")
     assert result.stdout == " 91.0%  day\n"
-    assert json.loads(run("suggest", "Happy birth", "--json").stdout)["replaces"] == 0
+    assert run.json("suggest", "Happy birth")["replaces"] == 0
 
 
 def test_it_says_what_the_words_are_from(run: Run, served: Served) -> None:

@@ -1,12 +1,13 @@
 """Running commands in tests, in an environment in which one folder alone says where the daemon is."""
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -16,17 +17,36 @@ from pocketllm.cli.main import app
 #: For a child process on a slow machine; nothing waits this long when all is well.
 WAIT_SECONDS = 60
 
-Run = Callable[..., Result]
+
+class Run:
+    """Runs commands on one data folder: `run("add", "-", stdin="words")`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._runner = CliRunner(env=environment(data_dir))
+
+    def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Result:
+        return self._runner.invoke(app, list(arguments), input=stdin)
+
+    def said(self, *arguments: str, stdin: str | bytes | None = None) -> str:
+        """What a command that succeeds prints."""
+        result = self(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """The document that a command that succeeds prints with `--json`."""
+        return json.loads(self.said(*arguments, "--json"))
+
+    def refused(self, *arguments: str, code: int = 1) -> str:
+        """What a command that ends with this exit code says on stderr."""
+        result = self(*arguments)
+        assert result.exit_code == code, result.output
+        return result.stderr
 
 
 def commands(data_dir: Path) -> Run:
-    """Return a function that runs a command on this data folder: `run("add", "-", stdin="words")`."""
-    runner = CliRunner(env=environment(data_dir))
-
-    def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
-        return runner.invoke(app, list(arguments), input=stdin)
-
-    return run
+    """Return what runs commands on this data folder."""
+    return Run(data_dir)
 
 
 def environment(data_dir: Path) -> dict[str, str | None]:
