@@ -1,6 +1,7 @@
 """The commands, run as a user or a script runs them, against the real application."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from pocketllm.cli.main import app
 from pocketllm.cli.program import json_text
 from tests.support.daemon.commands import WAIT_SECONDS, Run, commands, handed_to_browser, run_process
 from tests.support.daemon.served import Served
+from tests.support.executables import executable
 from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.paths import ROOT
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
@@ -182,6 +185,48 @@ def test_a_terminal_that_is_not_utf_8(served: Served) -> None:
     for arguments, words in ((["generate", "x"], " t?a"), (["status"], "Can train now"), (["train"], "-7.1 %")):
         child = run_process(served.home, *arguments, PYTHONIOENCODING="ascii")
         assert child.returncode == 0 and words in child.stdout
+
+
+def completed(bin_folder: Path, *words: str) -> list[str]:
+    """What bash offers behind some words: the real shell, with the script that the program gives it."""
+    script = """
+        eval "$(pocketllm --show-completion)"
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _pocketllm_completion pocketllm
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    child = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", *words],
+        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    return child.stdout.split()
+
+
+def test_bash_offers_the_verbs(tmp_path: Path) -> None:
+    program = "import sys; sys.argv[0] = 'pocketllm'; from pocketllm.cli.main import main; main()"
+    executable(tmp_path, "pocketllm", f'exec {sys.executable} -c "{program}" "$@"')
+    verbs = {
+        "demo",
+        "models",
+        "serve",
+        "status",
+        "add",
+        "import",
+        "texts",
+        "export",
+        "train",
+        "jobs",
+        "generate",
+        "token",
+    }
+    assert set(completed(tmp_path, "pocketllm", "")) >= verbs
+    assert completed(tmp_path, "pocketllm", "texts", "") == ["show", "delete"]
+    assert completed(tmp_path, "pocketllm", "import", "--dr") == ["--dry-run"]
+    assert set(completed(tmp_path, "pocketllm", "import", "--format", "")) >= {"notes", "mbox", "whatsapp"}
 
 
 def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:

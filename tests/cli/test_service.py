@@ -10,8 +10,12 @@ import pytest
 
 from pocketllm.errors import CommandError
 from pocketllm.service import Systemd, own_command
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
 from tests.support.daemon.commands import commands
+from tests.support.daemon.workers import NOW
 from tests.support.executables import executable
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.systemd import complaints, with_systemd
 
 
@@ -194,3 +198,19 @@ def test_the_doctor_is_read_by_people_too(home: Path) -> None:
     result = alone("doctor", "--data-dir", str(home / "data"))
     assert result.exit_code == 1
     assert "pocketllm models add" in result.stdout and "Problems that prevent jobs" in result.stdout
+
+
+def test_the_doctor_tells_of_the_device_and_nothing_of_the_owner(home: Path) -> None:
+    data = home / "data"
+    tiny_model_folder(data / "models", "smollm2-135m-instruct")
+    store = Store.open(data / "pocketllm.db")
+    store.texts.add([NewText(text="The combination of the safe is 7-31-12.", source="diary")], now=NOW)
+    store.close()
+    text = commands(data)("doctor", "--json").stdout
+    assert "combination" not in text and str(home) not in text
+    report = json.loads(text)
+    assert report["ok"] is all(finding["state"] != "bad" for finding in report["findings"])
+    assert "data folder" in {finding["name"] for finding in report["findings"]} and "~/data" in text
+    assert report["versions"]["torch"] and report["device"]["machine"]
+    assert report["calibration"] is None  # the tiny model was never measured
+    assert report["readings"] and all(reading["age_seconds"] >= 0 for reading in report["readings"])

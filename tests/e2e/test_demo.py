@@ -186,15 +186,13 @@ def test_an_empty_folder_will_do_and_a_file_will_not(tmp_path: Path) -> None:
         prepare_folder(tmp_path / "file")
 
 
-def earlier_demo(folder: Path) -> Path:
-    """Fill a folder as an earlier demo left it; returns a folder that a link in it points to."""
+def earlier_demo(folder: Path) -> None:
+    """Fill a folder as an earlier demo left it."""
     prepare_folder(folder)
     for name in ("pocketllm.db", "pocketllm.db-wal", "tokens.json", "daemon.log", "notes of the user"):
         (folder / name).write_text("{}")
-    for path in (folder / "models" / "smol", folder / "adapters" / "a-1", folder.parent / "elsewhere"):
+    for path in (folder / "models" / "smol", folder / "adapters" / "a-1"):
         path.mkdir(parents=True)
-    (folder.parent / "elsewhere" / "precious").write_text("x")
-    return folder.parent / "elsewhere"
 
 
 def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
@@ -205,14 +203,12 @@ def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
     assert (demo.data_dir / "models" / "smol").is_dir()
 
 
-def test_a_link_is_removed_and_not_followed(demo: Demo) -> None:
-    elsewhere = earlier_demo(demo.data_dir)
-    (demo.data_dir / "adapters" / "a-1").rmdir()
-    (demo.data_dir / "adapters").rmdir()
-    (demo.data_dir / "adapters").symlink_to(elsewhere)
+def test_a_link_is_removed_and_not_followed(demo: Demo, tmp_path: Path) -> None:
     prepare_folder(demo.data_dir)
-    assert (elsewhere / "precious").exists()
-    assert not (demo.data_dir / "adapters").exists()
+    (tmp_path / "precious").touch()
+    (demo.data_dir / "adapters").symlink_to(tmp_path)
+    prepare_folder(demo.data_dir)
+    assert (tmp_path / "precious").exists() and not (demo.data_dir / "adapters").exists()
 
 
 def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:

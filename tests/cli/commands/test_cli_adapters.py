@@ -1,6 +1,5 @@
 """`pocketllm adapters` and `pocketllm rollback`, against the real application."""
 
-
 from pocketllm.storage.tables import Outcome
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served

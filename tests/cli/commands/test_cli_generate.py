@@ -1,4 +1,4 @@
-"""`pocketllm generate`: the words alone on stdout, and every choice on its way to the generator."""
+"""`pocketllm generate` and `suggest`: the words alone on stdout, and every choice on its way to the generator."""
 
 import os
 import pty
@@ -65,3 +65,15 @@ def test_a_terminal_gets_no_control_characters_and_the_facts(served: Served, hom
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_suggest_shows_the_share_of_what_begins_as_typed(run: Run) -> None:
+    assert run.said("suggest", "Happy birth") == " 91.0%  day\n"
+    assert run.json("suggest", "Happy birth")["replaces"] == 0
+
+
+def test_suggest_says_what_the_words_are_from(run: Run, served: Served) -> None:
+    assert run("suggest", "x").stderr == "From the base model and your words, without an adapter.\n"
+    assert run("suggest", "x", "--base").stderr == "From the base model, without an adapter.\n"
+    served.learn()
+    assert run("suggest", "x").stderr == ""

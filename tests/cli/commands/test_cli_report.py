@@ -1,6 +1,5 @@
 """`pocketllm report`, against the real application."""
 
-
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
 

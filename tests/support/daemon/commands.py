@@ -38,9 +38,9 @@ class Run:
         return json.loads(self.said(*arguments, "--json"))
 
     def refused(self, *arguments: str, code: int = 1) -> str:
-        """What a command that ends with this exit code says on stderr."""
+        """What a command that ends with this exit code says on stderr; there is nothing on stdout."""
         result = self(*arguments)
-        assert result.exit_code == code, result.output
+        assert (result.exit_code, result.stdout) == (code, ""), result.stderr
         return result.stderr
 
 
