@@ -70,9 +70,6 @@ def resident_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
-# Started.
-
-
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that only answers."""
@@ -131,9 +128,6 @@ def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
     assert idle.stranger.get("/health").json()["pid"] == idle.process.pid
 
 
-# Refused to start.
-
-
 def test_what_the_owner_has_to_change_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -156,9 +150,6 @@ def test_files_that_cannot_be_used_are_left_as_they_are(tmp_path: Path) -> None:
     assert "move the file away and keep it" in refused_start(tmp_path)
     assert tokens.read_text() == '{"owner": ' and database.read_bytes() == damaged
     assert not (tmp_path / "daemon.json").exists()
-
-
-# Ended.
 
 
 def test_ctrl_c_ends_it_in_order_and_its_token_stays(folder: Path) -> None:
@@ -198,9 +189,6 @@ def test_a_second_ctrl_c_does_not_wait_for_open_requests(folder: Path) -> None:
             assert daemon.end(signal.SIGINT) == 0
         eventually(lambda: not is_running(generator), "the generator's end", seconds=10)
         assert not (folder / "daemon.json").exists()
-
-
-# Killed.
 
 
 def test_what_was_answered_201_survives_kill_9(folder: Path) -> None:
@@ -256,9 +244,6 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
         resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         assert daemon.client.post("/texts", json={"text": "from after"}).status_code == 201
         assert [item["text"] for item in daemon.client.get("/texts").json()["data"]] == ["from after", "from before"]
-
-
-# From text to text.
 
 
 @pytest.mark.smoke
