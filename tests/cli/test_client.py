@@ -5,9 +5,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -17,7 +15,7 @@ from pocketllm.errors import CommandError, DaemonRefused, DaemonSlow, NotADaemon
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served, announcement
-from tests.support.slow_server import slow_server
+from tests.support.other_server import other_server
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:
@@ -171,7 +169,7 @@ def test_a_daemon_that_does_not_answer() -> None:
 @pytest.mark.parametrize("route", ["generate", "suggest", "classify", "v1/chat/completions", "jobs"])
 def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
     """The model's answer, or the end of a job, comes when the client has given up on another route."""
-    with slow_server() as slow, ThreadPoolExecutor() as pool:
+    with other_server() as slow, ThreadPoolExecutor() as pool:
         found = target(slow.url)
         with Client(found, answer_seconds=0.1) as patient, Client(found, answer_seconds=0.2) as other:
             waits = partial(patient.get, wait=30) if route == "jobs" else partial(patient.post, body={})
@@ -179,35 +177,21 @@ def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
             slow.asked.get()
             with pytest.raises(DaemonSlow):
                 other.get("status")
-            slow.answers.set()
+            slow.may_answer.set()
             assert answer.result() == {}
 
 
-def test_another_program_on_the_port() -> None:
-    answers = [
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
         (200, b"<html>Printer</html>"),
         (404, b"<html>Printer</html>"),
         (404, b'{"title": "Not Found"'),
         (500, b'{"detail": "Out of paper", "error": "E13"}'),
-    ]
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answers.pop()
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        while answers:
-            thread = Thread(target=server.handle_request)
-            thread.start()
-            with (
-                Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
-                pytest.raises(NotADaemon, match="not like PocketLLM"),
-            ):
-                client.get("status")
-            thread.join()
+    ],
+)
+def test_another_program_on_the_port(status: int, body: bytes) -> None:
+    with other_server(status, body) as printer, Client(target(printer.url)) as client:
+        printer.may_answer.set()
+        with pytest.raises(NotADaemon, match="not like PocketLLM"):
+            client.get("status")

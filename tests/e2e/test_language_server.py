@@ -18,7 +18,7 @@ from pygls.lsp.client import LanguageClient
 from tests.support.daemon.commands import run_process
 from tests.support.daemon.real_daemon import DEADLINE_SECONDS, Daemon, environment
 from tests.support.daemon.tiny_daemon import tiny_daemon
-from tests.support.slow_server import slow_server
+from tests.support.other_server import other_server
 
 pytestmark = pytest.mark.anyio
 
@@ -168,7 +168,7 @@ async def test_without_a_daemon_it_says_so_once_until_one_has_answered(tmp_path:
 
 
 async def test_an_outdated_request_is_answered_at_once_and_a_cancelled_one_not(tmp_path: Path) -> None:
-    with slow_server() as slow:
+    with other_server() as slow:
         async with editing(tmp_path, "--url", slow.url) as editor:
             editor.open("Vinden ")
             assert not (await editor.complete(0, 7)).items, "no answer in time"

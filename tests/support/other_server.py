@@ -1,4 +1,4 @@
-"""A server in the daemon's place that does not answer for a while."""
+"""A server that stands where a command looks for the daemon, and answers late or in another way."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,25 +9,25 @@ from threading import Event, Thread
 
 
 @dataclass
-class SlowServer:
-    """Where it is, what it was asked, and when it answers."""
+class OtherServer:
+    """Where it is, and what it was asked."""
 
     url: str
     asked: Queue[bytes] = field(default_factory=Queue)  #: the body of each request
-    answers: Event = field(default_factory=Event)
+    may_answer: Event = field(default_factory=Event)
 
 
 @contextmanager
-def slow_server() -> Iterator[SlowServer]:
-    """Serve on a free port: each request is answered with {} once `answers` is set, as it is at the block's end."""
+def other_server(status: int = 200, body: bytes = b"{}") -> Iterator[OtherServer]:
+    """Serve on a free port; each request is answered once `may_answer` is set, at the latest at the block's end."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            slow.asked.put(self.rfile.read(int(self.headers["content-length"] or 0)))
-            slow.answers.wait()
-            self.send_response(200)
+            other.asked.put(self.rfile.read(int(self.headers["content-length"] or 0)))
+            other.may_answer.wait()
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(body)
 
         do_GET = do_POST
 
@@ -35,10 +35,10 @@ def slow_server() -> Iterator[SlowServer]:
             """Keep the test's output clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        slow = SlowServer(f"http://127.0.0.1:{server.server_port}")
+        other = OtherServer(f"http://127.0.0.1:{server.server_port}")
         Thread(target=server.serve_forever).start()
         try:
-            yield slow
+            yield other
         finally:
-            slow.answers.set()
+            other.may_answer.set()
             server.shutdown()
