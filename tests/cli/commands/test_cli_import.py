@@ -76,12 +76,12 @@ class TestOwners:
     def test_a_chat_without_an_owner_says_who_takes_part(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "lonely.txt", CHAT + "31.12.20, 23:59 - Anna: Good.\n")
         for more in ([], ["--dry-run"]):
-            said = run.refused("import", str(path), *more)
-            assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in said
-            assert "--me NAME" in said
+            result = run("import", str(path), *more)
+            assert result.exit_code == 1 and "--me NAME" in result.stderr
+            assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
         assert served.texts() == []
         group = write(tmp_path / "group.txt", "".join(f"31.12.20, 23:59 - N{number}: x\n" for number in range(50)))
-        assert "and 38 more. Run it again" in run.refused("import", str(group))
+        assert "and 38 more. Run it again" in run("import", str(group)).stderr
 
     def test_the_rest_is_taken_all_the_same(self, run: Run, tmp_path: Path) -> None:
         write(tmp_path / "f" / "a.txt", CHAT)
