@@ -1,4 +1,4 @@
-"""`pocketllm train`: watching a job to its end, and not being able to."""
+"""`pocketllm train` and `report`: watching a job to its end, not being able to, and what it has learned."""
 
 import io
 import json
@@ -119,3 +119,35 @@ def test_short_work_without_stages_says_nothing() -> None:
     with progress(log) as report:
         report("", "Read 6 of 6 files.", 6, 6)
     assert output(log) == ""
+
+
+def test_the_report_is_of_the_named_job_or_the_newest_that_has_one(run: Run, served: Served) -> None:
+    assert "`pocketllm train`" in run.refused("report")
+    jobs = [served.learn().replace("adapter-", "job-") for _ in range(2)]
+    served.api.clock.advance(1)
+    failed = served.api.post("/jobs", json={"steps": 2}).json()["id"]
+    served.run()
+    served.fail()
+    for named, job in ((["report", jobs[0]], jobs[0]), (["report"], jobs[1])):
+        said = run.said(*named)
+        assert all(part in said for part in (job, "learned", "Wren")) and "\x1b" not in said
+        assert run.json(*named) == served.api.get(f"/jobs/{job}/report").json()
+    assert f"GET /jobs/{failed}/report" not in served.requests
+
+
+def test_the_report_of_a_job_without_one(run: Run, served: Served) -> None:
+    served.api.add("Wind west.")
+    job = served.api.post("/jobs").json()["id"]
+    served.run()
+    assert "No job has a report yet" in run("report").stderr
+    assert "Try again when it has ended" in run("report", job).stderr
+    served.fail()
+    assert "No job has a report yet" in run("report").stderr
+    assert f"Job {job} failed, so there is no report" in run("report", job).stderr
+    assert "There is no such route" in run("report", "a/b").stderr
+
+
+def test_the_report_passes_on_another_refusal(run: Run, served: Served) -> None:
+    served.learn()
+    served.announce(token="wrong")
+    assert "is invalid or has expired" in run("report").stderr
