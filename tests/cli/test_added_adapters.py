@@ -1,6 +1,5 @@
 """`pocketllm adapters add` and `watch`, and what a scan of a watched folder of adapters takes."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -116,15 +115,14 @@ def test_the_commands_add_watch_and_say_what_is_wrong(shared: Shared) -> None:
     folder = shared.put("it")
     for file in folder.iterdir():
         os.utime(file, (0, 0))
-    added = json.loads(run("adapters", "add", str(folder), "--model", "tiny", "--json").stdout)
+    added = run.json("adapters", "add", str(folder), "--model", "tiny")
     job = shared.store.jobs.get(added["job"])
     assert (job.immediate, job.model, added["message"]) == (True, "tiny", "rank 3, of 2 linear maps")
     assert "Queued job-" in run("adapters", "add", str(folder), "--model", "tiny").stdout
     (folder / WEIGHTS_NAME).unlink()
-    refused = run("adapters", "add", str(folder), "--model", "tiny")
-    assert refused.exit_code == 1 and f"or no {WEIGHTS_NAME}." in refused.stderr
-    assert run("adapters", "add", str(folder), "--model", "other").exit_code == 1
-    watched = json.loads(run("adapters", "watch", str(shared.root), "--json").stdout)
+    assert f"or no {WEIGHTS_NAME}." in run.refused("adapters", "add", str(folder), "--model", "tiny")
+    run.refused("adapters", "add", str(folder), "--model", "other")
+    watched = run.json("adapters", "watch", str(shared.root))
     assert [(one["path"], one["texts"], one["problem"]) for one in watched["data"]] == [(str(shared.root), 0, None)]
     assert str(shared.root.name) in run("folders").stdout
-    assert run("folders", "remove", str(shared.root)).exit_code == 0
+    run.said("folders", "remove", str(shared.root))

@@ -1,6 +1,7 @@
 """The commands, run as a user or a script runs them, against the real application."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from pocketllm.api.security.tokens import Scope
 from pocketllm.child import running_daemon
 from pocketllm.cli.main import app
 from pocketllm.cli.program import json_text
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, environment, handed_to_browser
+from tests.support.daemon.commands import WAIT_SECONDS, Run, commands, handed_to_browser, run_process
 from tests.support.daemon.served import Served
+from tests.support.executables import executable
 from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.paths import ROOT
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
@@ -78,17 +81,15 @@ def test_jobs_are_listed_for_who_has_no_token(served: Served, tmp_path: Path) ->
     """With fewer fields than the owner sees."""
     served.api.add("Wind west, glass rising.")
     assert served.api.post("/jobs", json={"steps": 40}).status_code == 202
-    shown = commands(tmp_path)("jobs", "--url", served.url)
-    assert shown.exit_code == 0 and "job-" in shown.stdout, shown.stderr
+    assert "job-" in commands(tmp_path).said("jobs", "--url", served.url)
 
 
 def test_wrong_usage_ends_with_2(alone: Run) -> None:
     for line in ("--nonsense", "serve --port 70000", "snooze nan", "generate x --temperature inf"):
         result = alone(*line.split())
         assert (result.exit_code, result.stdout) == (2, ""), line
-    result = alone("jobs", "--limit", "0", "--json")
-    assert result.exit_code == 2
-    assert json.loads(result.stderr)["error"]["code"] == "usage"
+    refused = alone.refused("jobs", "--limit", "0", "--json", code=2)
+    assert json.loads(refused)["error"]["code"] == "usage"
 
 
 def test_a_text_after_two_dashes_may_look_like_an_option(run: Run, served: Served) -> None:
@@ -99,9 +100,8 @@ def test_a_text_after_two_dashes_may_look_like_an_option(run: Run, served: Serve
 def test_a_file_that_cannot_be_written_is_no_traceback(alone: Run, tmp_path: Path) -> None:
     # A path through a file cannot be made by anyone, not even by root.
     (tmp_path / "file").write_text("x")
-    result = alone("adapters", "export", "adapter-1", "--format", "gguf", "--to", str(tmp_path / "file" / "below"))
-    assert result.exit_code == 1
-    assert "Not a directory" in result.stderr
+    file = str(tmp_path / "file" / "below")
+    assert "Not a directory" in alone.refused("adapters", "export", "adapter-1", "--format", "gguf", "--to", file)
 
 
 def test_json_text_fits_the_stream() -> None:
@@ -124,8 +124,8 @@ def test_the_browser_is_handed_a_file_that_only_the_owner_can_read(served: Serve
 
 def test_apps_are_let_in_and_out_with_scopes_of_the_api(run: Run, served: Served) -> None:
     assert "No app has an access token" in run("token", "list").stdout
-    assert run("token", "create", "notes").exit_code == 2
-    assert run("token", "create", "notes", "--scope", "everything").exit_code == 2
+    for scopes in ([], ["--scope", "everything"]):
+        run.refused("token", "create", "notes", *scopes, code=2)
     told = run("token", "create", "--help").stdout
     assert all(scope in told for scope in Scope)
     made = run("token", "create", "notes", "--scope", "ingest", "--scope", "generate").stdout
@@ -145,9 +145,9 @@ class TestJobs:
 
     def test_pause_resume_and_cancel(self, run: Run, job: str) -> None:
         assert f"pocketllm jobs resume {job}" in run("jobs", "pause", job).stdout
-        assert json.loads(run("jobs", job, "--json").stdout)["paused_by_owner"]
+        assert run.json("jobs", job)["paused_by_owner"]
         assert "continues when the conditions allow it" in run("jobs", "resume", job).stdout
-        assert not json.loads(run("jobs", job, "--json").stdout)["paused_by_owner"]
+        assert not run.json("jobs", job)["paused_by_owner"]
         assert run("jobs", "cancel", job).stdout == f"Job {job} is cancelled.\n"
 
     def test_list(self, run: Run, served: Served, job: str) -> None:
@@ -157,15 +157,15 @@ class TestJobs:
             ids.insert(0, served.api.post("/jobs", json={"seed": seed}).json()["id"])
         assert [line.split()[0] for line in run("jobs").stdout.splitlines()] == ["Id", *ids]
         assert f"pocketllm jobs --after {ids[2]}" in run("jobs", "--limit", "3").stdout
-        assert json.loads(run("jobs", "--limit", "3", "--json").stdout)["has_more"] is True
-        assert [one["id"] for one in json.loads(run("jobs", "--after", ids[2], "--json").stdout)["data"]] == ids[3:]
+        assert run.json("jobs", "--limit", "3")["has_more"] is True
+        assert [one["id"] for one in run.json("jobs", "--after", ids[2])["data"]] == ids[3:]
 
     def test_show(self, run: Run, served: Served) -> None:
         job = served.learn().replace("adapter-", "job-")
         for arguments in (["jobs", job], ["jobs", "show", job], ["jobs", job[:8]]):
             text = run(*arguments).stdout
             assert "Block tokens" in text and "a worker has started" in text and "Ended because" in text
-        [window] = json.loads(run("jobs", job, "--json").stdout)["runs"]
+        [window] = run.json("jobs", job)["runs"]
         assert window["ended_because"] == "the job has ended: succeeded"
 
     def test_options_may_stand_on_either_side(self, run: Run, alone: Run, served: Served, job: str) -> None:
@@ -177,62 +177,81 @@ class TestJobs:
         for arguments in (["jobs", "--url", served.url, job], ["jobs", job, "--url", served.url]):
             assert f"names no running daemon at {served.url}" in alone(*arguments).stderr
 
-    def test_unknown_job(self, run: Run) -> None:
-        result = run("jobs", "nope", "--json")
-        assert result.exit_code == 1
-        assert json.loads(result.stderr)["status"] == 404
-
 
 def test_a_terminal_that_is_not_utf_8(served: Served) -> None:
     served.words.words = [" t\u00e9a"]
     served.api.add("Wind west, glass rising.")
     served.play(served.finish)
-    ascii_only = child_environment(served.home) | {"PYTHONIOENCODING": "ascii"}
     for arguments, words in ((["generate", "x"], " t?a"), (["status"], "Can train now"), (["train"], "-7.1 %")):
-        child = subprocess.run(
-            [sys.executable, "-m", "pocketllm", *arguments],
-            env=ascii_only,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-        )
-        assert child.returncode == 0
-        assert words in child.stdout
+        child = run_process(served.home, *arguments, PYTHONIOENCODING="ascii")
+        assert child.returncode == 0 and words in child.stdout
+
+
+def completed(bin_folder: Path, *words: str) -> list[str]:
+    """What bash offers behind some words: the real shell, with the script that the program gives it."""
+    script = """
+        eval "$(pocketllm --show-completion)"
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _pocketllm_completion pocketllm
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    child = subprocess.run(
+        ["bash", "--norc", "-c", script, "bash", *words],
+        env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    return child.stdout.split()
+
+
+def test_bash_offers_the_verbs(tmp_path: Path) -> None:
+    program = "import sys; sys.argv[0] = 'pocketllm'; from pocketllm.cli.main import main; main()"
+    executable(tmp_path, "pocketllm", f'exec {sys.executable} -c "{program}" "$@"')
+    verbs = {
+        "demo",
+        "models",
+        "serve",
+        "status",
+        "add",
+        "import",
+        "texts",
+        "export",
+        "train",
+        "jobs",
+        "generate",
+        "token",
+    }
+    assert set(completed(tmp_path, "pocketllm", "")) >= verbs
+    assert completed(tmp_path, "pocketllm", "texts", "") == ["show", "delete"]
+    assert completed(tmp_path, "pocketllm", "import", "--dr") == ["--dry-run"]
+    assert set(completed(tmp_path, "pocketllm", "import", "--format", "")) >= {"notes", "mbox", "whatsapp"}
 
 
 def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     """One way through everything: serve, add, train, ask, look, stop."""
     tiny_model_folder(tmp_path / "models", name="tiny")
-    runner = CliRunner(env=environment(tmp_path))
-
-    def run(*arguments: str) -> Any:
-        result = runner.invoke(app, [*arguments, "--json"])
-        assert result.stderr == ""
-        assert result.exit_code == 0
-        return json.loads(result.stdout)
-
+    run = commands(tmp_path)
     # The interpreter writes each import to the log, where the last lines of this test look for them.
     serve = [sys.executable, "-X", "importtime", "-m", "pocketllm", "serve", "--model", "tiny"]
     with running_daemon(tmp_path, serve, start_seconds=WAIT_SECONDS) as client:
-        assert runner.invoke(app, ["token"]).stdout.strip() == client.target.token
+        assert run.said("token").strip() == client.target.token
         notes = [f"Note {number}. Wind from the west, two mugs of tea, and the boat is dry." for number in range(40)]
-        assert run("add", *notes)["created"] == 40
-        assert run("add", notes[0])["duplicates"] == 1
-        job = run("train", "--steps", "3", "--seed", "0")
+        assert run.json("add", *notes)["created"] == 40
+        assert run.json("add", notes[0])["duplicates"] == 1
+        job = run.json("train", "--steps", "3", "--seed", "0")
         assert (job["state"], job["step"], job["seed"]) == ("succeeded", 3, 0)
-        assert [listed["id"] for listed in run("jobs")["data"]] == [job["id"]]
-        assert run("jobs", job["id"])["events"]
+        assert [listed["id"] for listed in run.json("jobs")["data"]] == [job["id"]]
+        assert run.json("jobs", job["id"])["events"]
         chosen = ["--max-tokens", "5", "--seed", "1"]
-        whole = run("generate", "Wind", *chosen, "--adapter", job["adapter"])
-        streamed = runner.invoke(app, ["generate", "Wind", *chosen, "--adapter", job["adapter"]])
-        assert streamed.stdout == whole["text"] + "\n"
-        assert run("generate", "Wind", *chosen, "--base")["adapter"] is None
-        assert run("status")["jobs"]["succeeded"] == 1
-        finished = runner.invoke(app, ["jobs", "cancel", job["id"]])
-        assert finished.exit_code == 1
-        assert finished.stderr.startswith("Error: ")
+        whole = run.json("generate", "Wind", *chosen, "--adapter", job["adapter"])
+        assert run.said("generate", "Wind", *chosen, "--adapter", job["adapter"]) == whole["text"] + "\n"
+        assert run.json("generate", "Wind", *chosen, "--base")["adapter"] is None
+        assert run.json("status")["jobs"]["succeeded"] == 1
+        assert run.refused("jobs", "cancel", job["id"]).startswith("Error: ")
     assert not (tmp_path / "daemon.json").exists()
-    assert runner.invoke(app, ["status"]).exit_code == 1
+    run.refused("status")
     imported = set(re.findall(r"^import time:.*\|\s+(\w+)$", (tmp_path / "daemon.log").read_text(), re.MULTILINE))
     assert "uvicorn" in imported
     assert not imported & {"torch", "transformers", "httpx", "numpy"}

@@ -5,9 +5,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 
@@ -17,6 +15,7 @@ from pocketllm.errors import CommandError, DaemonRefused, DaemonSlow, NotADaemon
 from pocketllm.home import DEFAULT_URL, Target, configured_data_dir, find_target, owner_token
 from tests.support.daemon.in_process_app import TOKEN
 from tests.support.daemon.served import Served, announcement
+from tests.support.other_server import other_server
 
 
 def target(url: str, token: str | None = TOKEN) -> Target:
@@ -170,58 +169,29 @@ def test_a_daemon_that_does_not_answer() -> None:
 @pytest.mark.parametrize("route", ["generate", "suggest", "classify", "v1/chat/completions", "jobs"])
 def test_what_takes_long_may_take_longer_than_other_answers(route: str) -> None:
     """The model's answer, or the end of a job, comes when the client has given up on another route."""
-    asked, is_late = Event(), Event()
-
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path != "/status":
-                asked.set()
-            is_late.wait()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        do_POST = do_GET
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, ThreadPoolExecutor() as pool:
-        Thread(target=server.serve_forever).start()
-        found = target(f"http://127.0.0.1:{server.server_address[1]}")
+    with other_server() as slow, ThreadPoolExecutor() as pool:
+        found = target(slow.url)
         with Client(found, answer_seconds=0.1) as patient, Client(found, answer_seconds=0.2) as other:
             waits = partial(patient.get, wait=30) if route == "jobs" else partial(patient.post, body={})
             answer = pool.submit(waits, *route.split("/"))
-            asked.wait()
+            slow.asked.get()
             with pytest.raises(DaemonSlow):
                 other.get("status")
-            is_late.set()
-            server.shutdown()
+            slow.may_answer.set()
             assert answer.result() == {}
 
 
-def test_another_program_on_the_port() -> None:
-    answers = [
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
         (200, b"<html>Printer</html>"),
         (404, b"<html>Printer</html>"),
         (404, b'{"title": "Not Found"'),
         (500, b'{"detail": "Out of paper", "error": "E13"}'),
-    ]
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answers.pop()
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        while answers:
-            thread = Thread(target=server.handle_request)
-            thread.start()
-            with (
-                Client(target(f"http://127.0.0.1:{server.server_port}")) as client,
-                pytest.raises(NotADaemon, match="not like PocketLLM"),
-            ):
-                client.get("status")
-            thread.join()
+    ],
+)
+def test_another_program_on_the_port(status: int, body: bytes) -> None:
+    with other_server(status, body) as printer, Client(target(printer.url)) as client:
+        printer.may_answer.set()
+        with pytest.raises(NotADaemon, match="not like PocketLLM"):
+            client.get("status")

@@ -35,33 +35,27 @@ def test_a_scan_ends_with_a_folder_that_is_removed_meanwhile(world: World) -> No
 
 
 def test_a_deleted_text_does_not_come_back_with_an_edit_elsewhere(world: World) -> None:
-    world.write("a.md", "one", "two")
-    world.write("b.md", "two", "three")
-    world.scan()
+    world.scan_notes(a="one two", b="two three")
     receipt = world.forget("two")
     assert receipt.files == [str(world.notes / name) for name in ("a.md", "b.md")]
-    world.write("a.md", "one", "two", "four", age_seconds=30)
-    world.write("b.md", "two", "three", age_seconds=30)  # as by `touch`
     world.scan()
+    assert world.words() == {"one", "three"}
+    world.scan_notes(a="one two four", b="two three")  # b as by `touch`
     assert world.words() == {"one", "three", "four"}
     assert world.forget("three").files == [str(world.notes / "b.md")]
 
 
 def test_a_deleted_text_is_welcome_again_once_its_file_did_not_have_it(world: World) -> None:
-    world.write("a.md", "one", "two")
-    world.scan()
+    world.scan_notes(a="one two")
     world.forget("two")
-    for words in (["one"], ["one", "two"]):
-        world.write("a.md", *words, age_seconds=30)
-        world.scan()
+    world.scan_notes(a="one")
+    world.scan_notes(a="one two")
     assert world.words() == {"one", "two"}
 
 
 @pytest.mark.parametrize("goes", ["file", "folder"])
 def test_what_is_remembered_of_a_file_goes_with_it(world: World, goes: str) -> None:
-    world.write("a.md", "one", "two")
-    world.write("b.md", "three")
-    world.scan()
+    world.scan_notes(a="one two", b="three")
     world.forget("two")
     if goes == "file":
         (world.notes / "a.md").unlink()
@@ -76,8 +70,7 @@ def test_what_is_remembered_of_a_file_goes_with_it(world: World, goes: str) -> N
 
 
 def test_another_file_may_bring_a_deleted_text_again(world: World) -> None:
-    world.write("a.md", "one", "two")
-    world.scan()
+    world.scan_notes(a="one two")
     world.forget("two")
     (world.notes / "a.md").rename(world.notes / "b.md")
     world.scan()
@@ -86,9 +79,7 @@ def test_another_file_may_bring_a_deleted_text_again(world: World) -> None:
 
 @pytest.mark.parametrize("added", ["after the old one was removed", "before"])
 def test_a_moved_folder_forgets(world: World, added: str) -> None:
-    for name in "abc":
-        world.write(f"{name}.md", name)
-    world.scan()
+    world.scan_notes(a="a", b="b", c="c")
     old = WatchedFolder(path=str(world.notes), name="notes")
     world.notes = world.notes.rename(world.notes.with_name("moved"))
     world.watch()
@@ -99,34 +90,27 @@ def test_a_moved_folder_forgets(world: World, added: str) -> None:
         world.watch()
     world.scan()
     (world.notes / "b.md").unlink()
-    world.write("c.md", "d", age_seconds=30)
-    world.scan()
+    world.scan_notes(c="d")
     world.scan()
     assert world.words() == {"a", "d"}
 
 
 def test_a_folder_that_is_moved_and_named_anew_leaves_its_old_texts(world: World) -> None:
     """As the documentation says: they are another source's, which the owner deletes."""
-    world.write("a.md", "one")
-    world.scan()
+    world.scan_notes(a="one")
     world.notes = world.notes.rename(world.notes.with_name("moved"))
     world.watch(name="moved")
     world.scan()
     assert {text.source for text in world.texts()} == {"notes", "moved"}
     world.store.deletions.source("notes", now=world.now)
-    world.write("a.md", "two", age_seconds=30)
-    world.scan()
+    world.scan_notes(a="two")
     assert [(text.source, world.words()) for text in world.texts()] == [("moved", {"two"})]
 
 
 def mailbox(world: World, *numbers: int) -> Path:
     """A file with this many of the owner's mails."""
     mail = "From a@b.c Mon Jan  1 10:00:00 2024\nFrom: a@b.c\nDate: Mon, 1 Jan 2024 10:00:00 +0000\n\n{}\n\n"
-    file = world.write("a.mbox")
-    file.write_text("".join(mail.format(LONG.format(number)) for number in numbers))
-    at = world.now.timestamp() - 60
-    os.utime(file, (at, at))
-    return file
+    return world.write_text("a.mbox", "".join(mail.format(LONG.format(number)) for number in numbers))
 
 
 def break_off(file: Path) -> None:
@@ -202,9 +186,7 @@ def test_a_mount_that_is_away_is_not_forgotten_unless_the_owner_says_so(world: W
 
 
 def test_two_scans_that_agree_are_an_hour_apart(world: World) -> None:
-    for name in "abcdefgh":
-        world.write(f"{name}.md", name)
-    world.scan()
+    world.scan_notes(**{name: name for name in "abcdefgh"})
     (world.notes / "a.md").unlink()
     for _ in range(3):
         world.scan(then=timedelta(minutes=20))
@@ -214,9 +196,7 @@ def test_two_scans_that_agree_are_an_hour_apart(world: World) -> None:
 
 
 def test_the_owner_confirms_at_once(world: World) -> None:
-    for name in "ab":
-        world.write(f"{name}.md", name)
-    world.scan()
+    world.scan_notes(a="a", b="b")
     (world.notes / "a.md").unlink()
     world.scan(forget=True, then=timedelta(seconds=1))
     assert "a" in world.words(), "one scan may be wrong"

@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
 
 from pocketllm.errors import CommandError
 from pocketllm.service import Systemd, own_command
+from pocketllm.storage.repositories.texts import NewText
+from pocketllm.storage.store import Store
 from tests.support.daemon.commands import commands
+from tests.support.daemon.workers import NOW
 from tests.support.executables import executable
+from tests.support.models.tiny_models import tiny_model_folder
 from tests.support.systemd import complaints, with_systemd
 
 
@@ -35,9 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def alone(*arguments: str, data_dir: Path = Path("/nowhere")) -> Result:
-    """Run a command in this process, where there is no daemon."""
-    return commands(data_dir)(*arguments)
+alone = commands(Path("/nowhere"))  # where there is no daemon
 
 
 def calls(home: Path) -> list[str]:
@@ -48,8 +49,7 @@ def calls(home: Path) -> list[str]:
 def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Path) -> None:
     unit = home / ".config/systemd/user/pocketllm.service"
     for _ in range(2):
-        result = alone("service", "install")
-        assert result.exit_code == 0, result.stderr
+        alone.said("service", "install")
         [start] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
         command = Path(start.removeprefix('ExecStart="').removesuffix('" serve'))
         assert command.is_absolute() and command.is_file() and command.name == "pocketllm"
@@ -58,22 +58,20 @@ def test_a_unit_is_installed_and_started_twice_in_a_row_and_taken_away(home: Pat
     ]
     expected += ["systemctl --user restart pocketllm.service", "loginctl enable-linger"]
     assert calls(home) == expected * 2
-    status = alone("service", "status", "--json")
-    assert status.exit_code == 0
-    document = json.loads(status.stdout)
+    document = alone.json("service", "status")
     assert (document["installed"], document["running"], document["files"]) == (True, True, [str(unit)])
-    gone = alone("service", "uninstall")
-    assert gone.exit_code == 0 and not unit.exists()
+    alone.said("service", "uninstall")
+    assert not unit.exists()
     assert "systemctl --user disable --now pocketllm.service" in calls(home)
     assert "nothing to do" in alone("service", "uninstall").stdout
 
 
 def test_without_a_users_bus_nothing_is_installed_and_it_says_what_to_do(home: Path) -> None:
     executable(home.parent / "bin", "systemctl", "echo >&2 'Failed to connect to bus'; exit 1")
-    result = alone("service", "install")
-    assert result.exit_code == 1 and not (home / ".config/systemd/user/pocketllm.service").exists()
-    assert "Failed to connect to bus" in result.stderr and "Traceback" not in result.stderr
-    assert "sudo pocketllm service install --system" in result.stderr
+    said = alone.refused("service", "install")
+    assert not (home / ".config/systemd/user/pocketllm.service").exists()
+    assert "Failed to connect to bus" in said and "Traceback" not in said
+    assert "sudo pocketllm service install --system" in said
     assert alone("service", "status").exit_code == 1
 
 
@@ -125,8 +123,7 @@ def test_systemd_finds_a_program_whose_path_needs_quotes(home: Path, subtests: p
 
 def test_where_nothing_starts_services_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home))  # an empty folder
-    result = alone("service", "install")
-    assert result.exit_code == 1 and "Neither Termux nor systemd" in result.stderr
+    assert "Neither Termux nor systemd" in alone.refused("service", "install")
 
 
 @pytest.fixture
@@ -140,39 +137,38 @@ def phone(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_under_termux_it_is_runit_and_a_boot_entry(home: Path, phone: Path) -> None:
-    assert alone("service", "install").exit_code == 0
+    alone.said("service", "install")
     run = phone / "var/service/pocketllm/run"
     boot = home / ".termux/boot/00-pocketllm"
     link = phone / "bin/pocketllm"
     assert "@VENV@" not in run.read_text() and run.stat().st_mode & 0o111 and boot.is_file()
     assert link.samefile(own_command())
-    assert alone("service", "install").exit_code == 0 and link.is_symlink(), "twice is harmless"
+    alone.said("service", "install")
+    assert link.is_symlink(), "twice is harmless"
     document = json.loads(alone("service", "status", "--json").stdout)
     assert document["installed"] and document["manager"].startswith("runit")
-    assert alone("service", "uninstall").exit_code == 0
+    alone.said("service", "uninstall")
     assert not run.exists() and not boot.exists() and not link.is_symlink()
 
 
 def test_under_termux_a_link_to_an_environment_that_is_gone_is_made_anew(home: Path, phone: Path) -> None:
     link = phone / "bin/pocketllm"
     link.symlink_to(home / "gone/bin/pocketllm")
-    assert alone("service", "install").exit_code == 0 and link.samefile(own_command())
+    alone.said("service", "install")
+    assert link.samefile(own_command())
 
 
 def test_under_termux_another_program_of_the_name_stays(home: Path, phone: Path) -> None:
     executable(phone / "bin", "pocketllm", "echo another")
-    installed = alone("service", "install")
-    assert (
-        installed.exit_code == 0
-        and f"is another program and was not replaced; PocketLLM's command is {own_command()}" in installed.stdout
-    )
-    assert alone("service", "uninstall").exit_code == 0 and (phone / "bin/pocketllm").is_file()
+    told = f"is another program and was not replaced; PocketLLM's command is {own_command()}"
+    assert told in alone.said("service", "install")
+    alone.said("service", "uninstall")
+    assert (phone / "bin/pocketllm").is_file()
 
 
 def test_inside_of_a_proot_it_says_where_to_install_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANDROID_ROOT", "/system")
-    result = alone("service", "install")
-    assert result.exit_code == 1 and "in Termux, run `sh termux/install.sh`" in result.stderr
+    assert "in Termux, run `sh termux/install.sh`" in alone.refused("service", "install")
     assert not (home / ".config").exists() and calls(home) == []
     _, found = findings("--data-dir", str(home / "data"))
     assert "proot-distro login" in found["service"]["advice"] and "adb shell" in found["Android's limits"]["advice"]
@@ -202,3 +198,19 @@ def test_the_doctor_is_read_by_people_too(home: Path) -> None:
     result = alone("doctor", "--data-dir", str(home / "data"))
     assert result.exit_code == 1
     assert "pocketllm models add" in result.stdout and "Problems that prevent jobs" in result.stdout
+
+
+def test_the_doctor_tells_of_the_device_and_nothing_of_the_owner(home: Path) -> None:
+    data = home / "data"
+    tiny_model_folder(data / "models", "smollm2-135m-instruct")
+    store = Store.open(data / "pocketllm.db")
+    store.texts.add([NewText(text="The combination of the safe is 7-31-12.", source="diary")], now=NOW)
+    store.close()
+    text = commands(data)("doctor", "--json").stdout
+    assert "combination" not in text and str(home) not in text
+    report = json.loads(text)
+    assert report["ok"] is all(finding["state"] != "bad" for finding in report["findings"])
+    assert "data folder" in {finding["name"] for finding in report["findings"]} and "~/data" in text
+    assert report["versions"]["torch"] and report["device"]["machine"]
+    assert report["calibration"] is None  # the tiny model was never measured
+    assert report["readings"] and all(reading["age_seconds"] >= 0 for reading in report["readings"])

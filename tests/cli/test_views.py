@@ -12,7 +12,6 @@ from rich.console import Group, RenderableType
 from pocketllm.api.native.schemas import JobDetailOut, JobOut, PlanOut, ReportOut, RunOut, TextOut
 from pocketllm.api.native.status import StatusOut
 from pocketllm.cli.job_views import (
-    answers_view,
     job_details,
     jobs_table,
     outcome,
@@ -22,11 +21,10 @@ from pocketllm.cli.job_views import (
     recall_text,
     report_view,
     status_panel,
-    words_view,
 )
 from pocketllm.cli.models import models_view, moved_text
 from pocketllm.cli.texts import text_details, texts_list
-from pocketllm.cli.views import bytes_text, change_text, duration_text, label, printable, value_text
+from pocketllm.cli.views import bytes_text, change_text, duration_text, printable, value_text
 from pocketllm.daemon.tools.calibrate import this_machine
 from tests.support.daemon.daemon_documents import JOB, PLAN, REPORT, RUNNING, STATUS, SUCCEEDED, Document
 from tests.support.rendering import rendered
@@ -211,8 +209,6 @@ def test_words_of_others_cannot_steer_the_terminal(subtests: pytest.Subtests) ->
         "busy": status_panel(hostile(BUSY)),
         "plan": plan_view(hostile(PLAN | {"reductions": ["less"]})),
         "report": report_view(hostile(REPORT)),
-        "words": words_view(hostile(REPORT["words"])),
-        "answers": answers_view(hostile(REPORT["completions"])),
         "models": models_view([hostile(MODEL) | {"problem": HOSTILE}], Path("/models")),
         "texts": texts_list({"data": texts, "next": None}),
         **{text["kind"]: text_details(text) for text in texts},
@@ -239,9 +235,6 @@ def test_a_value_is_shown_in_the_unit_that_its_name_tells() -> None:
     ]
     for name, value, text in values:
         assert value_text(name, value).plain == text
-    assert [label(name) for name in ("peak_memory_bytes", "created_at", "held_out_loss", "seconds")] == [
-        *("Peak memory", "Created", "Held-out loss", "Seconds")
-    ]
     quantities: list[tuple[bool | float, str | None, str]] = [
         *((True, None, "yes"), (False, None, "no"), (31.25, "%", "31.25 %"), (2.423e10, "bytes", "24.2 GB")),
         (3, None, "3"),

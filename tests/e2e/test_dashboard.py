@@ -97,13 +97,13 @@ def test_a_text_shows_the_file_that_it_is_from(visit: Visit, daemon: Daemon, tmp
     file = tmp_path / "harbour.md"
     file.write_text("The pilot ordered marmalade, and had it brought aboard before the tide turned. " * 3)
     os.utime(file, (0, 0))  # one that was changed just now is left alone for a while
-    assert commands(daemon.folder)("folders", "add", str(tmp_path)).exit_code == 0
+    commands(daemon.folder).said("folders", "add", str(tmp_path))
     found = "/texts?query=marmalade"
     eventually(lambda: daemon.client.get(found).json()["data"], "the folder is scanned")
     row = text_row(visit, "marmalade")
     expect(row.locator(".meta")).to_contain_text("harbour.md")
     expect(visit.page.locator("#folders")).to_contain_text(str(tmp_path))
-    assert commands(daemon.folder)("folders", "remove", str(tmp_path)).exit_code == 0
+    commands(daemon.folder).said("folders", "remove", str(tmp_path))
 
 
 def test_an_empty_installation_leads_by_the_hand(browser: Browser, tmp_path: Path) -> None:

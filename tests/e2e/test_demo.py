@@ -21,10 +21,10 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.errors import CommandError
+from tests.support.daemon.commands import WAIT_SECONDS, interruptible
 from tests.support.daemon.served import announcement
 from tests.support.paths import ROOT
 
-WAIT_SECONDS = 30  # for a child process on a slow machine; nothing waits this long when all is well
 SERVED = [
     *(sys.executable, "-c"),
     f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.support.daemon.served import main; main()",
@@ -147,14 +147,7 @@ def test_a_signal_stops_the_daemon_too(tmp_path: Path, tiny_bf16: ModelFolder, n
         f"run_demo(Console(), data_dir=Path({str(tmp_path / 'demo')!r}), serve_command={SERVED!r}, "
         "install=lambda models, console: link(models) or 'tiny')"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        # A shell may have started the tests with Ctrl-C ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    child = interruptible([sys.executable, "-u", "-c", code], tmp_path)
     try:
         assert child.stdout is not None
         assert any(line.startswith("queued") for line in child.stdout)
@@ -193,15 +186,13 @@ def test_an_empty_folder_will_do_and_a_file_will_not(tmp_path: Path) -> None:
         prepare_folder(tmp_path / "file")
 
 
-def earlier_demo(folder: Path) -> Path:
-    """Fill a folder as an earlier demo left it; returns a folder that a link in it points to."""
+def earlier_demo(folder: Path) -> None:
+    """Fill a folder as an earlier demo left it."""
     prepare_folder(folder)
     for name in ("pocketllm.db", "pocketllm.db-wal", "tokens.json", "daemon.log", "notes of the user"):
         (folder / name).write_text("{}")
-    for path in (folder / "models" / "smol", folder / "adapters" / "a-1", folder.parent / "elsewhere"):
+    for path in (folder / "models" / "smol", folder / "adapters" / "a-1"):
         path.mkdir(parents=True)
-    (folder.parent / "elsewhere" / "precious").write_text("x")
-    return folder.parent / "elsewhere"
 
 
 def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
@@ -212,14 +203,12 @@ def test_an_earlier_demo_is_cleared_but_for_its_models(demo: Demo) -> None:
     assert (demo.data_dir / "models" / "smol").is_dir()
 
 
-def test_a_link_is_removed_and_not_followed(demo: Demo) -> None:
-    elsewhere = earlier_demo(demo.data_dir)
-    (demo.data_dir / "adapters" / "a-1").rmdir()
-    (demo.data_dir / "adapters").rmdir()
-    (demo.data_dir / "adapters").symlink_to(elsewhere)
+def test_a_link_is_removed_and_not_followed(demo: Demo, tmp_path: Path) -> None:
     prepare_folder(demo.data_dir)
-    assert (elsewhere / "precious").exists()
-    assert not (demo.data_dir / "adapters").exists()
+    (tmp_path / "precious").touch()
+    (demo.data_dir / "adapters").symlink_to(tmp_path)
+    prepare_folder(demo.data_dir)
+    assert (tmp_path / "precious").exists() and not (demo.data_dir / "adapters").exists()
 
 
 def test_a_folder_that_a_daemon_uses_is_not_cleared(demo: Demo) -> None:

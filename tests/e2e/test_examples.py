@@ -39,13 +39,8 @@ def texts(daemon: Daemon, source: str) -> list[str]:
 @pytest.mark.smoke
 def test_curl(daemon: Daemon) -> None:
     sentence = 'Said: "glass\\rising", and ate.'
-    ended = run(
-        "dash",
-        str(EXAMPLES / "curl.sh"),
-        sentence,
-        URL=daemon.url,
-        TOKEN=daemon.app_token("curl", "ingest", "generate"),
-    )
+    given = {"URL": daemon.url, "TOKEN": daemon.app_token("curl", "ingest", "generate")}
+    ended = run("dash", str(EXAMPLES / "curl.sh"), sentence, **given)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert texts(daemon, "curl") == [sentence]
     assert '"data": []' in ended.stdout and '"finish_reason"' in ended.stdout

@@ -6,7 +6,6 @@ import resource
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,17 +16,10 @@ import pytest
 
 from pocketllm import __version__
 from pocketllm.errors import EXIT_CONFIG
+from tests.support.daemon.commands import run_process
 from tests.support.daemon.in_process_app import assert_problem, in_process_app
-from tests.support.daemon.real_daemon import (
-    Daemon,
-    children,
-    environment,
-    eventually,
-    is_running,
-    refused_start,
-    running,
-)
-from tests.support.daemon.tiny_daemon import SMALL_JOB
+from tests.support.daemon.real_daemon import Daemon, children, eventually, is_running, refused_start, running
+from tests.support.daemon.tiny_daemon import SMALL_JOB, tiny_daemon
 from tests.support.executables import executable
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
@@ -78,21 +70,10 @@ def resident_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
-def process_of(note: Path) -> int:
-    """The process that noted its id there."""
-    return int(note.read_text()) if note.exists() else 0
-
-
-# Started.
-
-
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Daemon]:
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that only answers."""
-    folder = tmp_path_factory.mktemp("idle") / "data"
-    folder.mkdir()
-    (folder / "models").symlink_to(models)
-    with running(folder, MODEL="tiny", TRAINING__NEW_WORDS="100000") as daemon:
+    with tiny_daemon(tmp_path_factory.mktemp("idle") / "data") as daemon:
         yield daemon
 
 
@@ -106,9 +87,7 @@ def test_it_says_where_it_is(idle: Daemon) -> None:
 
 
 def test_the_doctor_reads_the_settings_of_the_daemon_that_runs(idle: Daemon) -> None:
-    command = [sys.executable, "-m", "pocketllm", "doctor", "--json", "--data-dir", str(idle.folder)]
-    of_the_shell = environment(idle.folder, {"MODEL": "another"})
-    done = subprocess.run(command, env=of_the_shell, capture_output=True, check=False)
+    done = run_process(idle.folder, "doctor", "--json", POCKETLLM_MODEL="another")
     found = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert (found["model"]["state"], found["model"]["message"]) == ("good", "tiny")
 
@@ -124,12 +103,9 @@ def test_programs_of_its_owner_may_use_a_socket_in_its_folder(idle: Daemon) -> N
         assert client.get("/texts", headers={"authorization": f"Bearer {token}"}).status_code == 200
 
 
-def test_where_the_path_is_too_long_for_a_socket_there_is_none(tmp_path: Path, models: Path) -> None:
-    folder = tmp_path / ("long" * 30)
-    folder.mkdir()
-    (folder / "models").symlink_to(models)
-    with running(folder, MODEL="tiny") as daemon:
-        assert json.loads((folder / "daemon.json").read_text())["socket"] is None
+def test_where_the_path_is_too_long_for_a_socket_there_is_none(tmp_path: Path) -> None:
+    with running(tmp_path / ("long" * 30)) as daemon:
+        assert json.loads((daemon.folder / "daemon.json").read_text())["socket"] is None
         assert daemon.stranger.get("/health").status_code == 200
 
 
@@ -150,9 +126,6 @@ def test_a_second_daemon_on_the_folder_is_refused(idle: Daemon) -> None:
     assert str(idle.folder) in said and "Another daemon is running" in said and "--data-dir" in said
     assert (idle.folder / "daemon.json").read_text() == announced
     assert idle.stranger.get("/health").json()["pid"] == idle.process.pid
-
-
-# Refused to start.
 
 
 def test_what_the_owner_has_to_change_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
@@ -177,9 +150,6 @@ def test_files_that_cannot_be_used_are_left_as_they_are(tmp_path: Path) -> None:
     assert "move the file away and keep it" in refused_start(tmp_path)
     assert tokens.read_text() == '{"owner": ' and database.read_bytes() == damaged
     assert not (tmp_path / "daemon.json").exists()
-
-
-# Ended.
 
 
 def test_ctrl_c_ends_it_in_order_and_its_token_stays(folder: Path) -> None:
@@ -219,9 +189,6 @@ def test_a_second_ctrl_c_does_not_wait_for_open_requests(folder: Path) -> None:
             assert daemon.end(signal.SIGINT) == 0
         eventually(lambda: not is_running(generator), "the generator's end", seconds=10)
         assert not (folder / "daemon.json").exists()
-
-
-# Killed.
 
 
 def test_what_was_answered_201_survives_kill_9(folder: Path) -> None:
@@ -279,9 +246,6 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
         assert [item["text"] for item in daemon.client.get("/texts").json()["data"]] == ["from after", "from before"]
 
 
-# From text to text.
-
-
 @pytest.mark.smoke
 def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
     with running(folder, MODEL="tiny", **AT_ONCE, KEEP_ALIVE_SECONDS="0") as daemon:
@@ -318,14 +282,13 @@ def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(
         tiny_model_folder(folder / "models", name=name)
     (folder / "config.toml").write_text('model = "tiny" # the smaller one\n')
     settings = AT_ONCE | {"TRAINING__STEPS": "100000"}
-    use = [sys.executable, "-m", "pocketllm", "models", "use", "other", "--data-dir", str(folder)]
     with running(folder, **settings) as daemon:
         post_notes(daemon)
         job = daemon.start_job()
         worker = daemon.wait_for_step(job)
         answer = daemon.client.post("/generate", json={"prompt": "Wind", "max_tokens": 5})
         assert answer.json()["model"] == "tiny"
-        said = subprocess.run(use, env=environment(folder, settings), capture_output=True, text=True)
+        said = run_process(folder, "models", "use", "other", POCKETLLM_CONFIG=str(folder / "config.toml"))
         assert said.returncode == 0 and "from now on" in said.stdout, said.stderr
         assert not is_running(worker)
         eventually(lambda: "models use tiny" in str(daemon.job(job)["reasons"]), "its reason")
@@ -352,14 +315,14 @@ def test_the_machine_stays_awake_while_a_worker_runs(
         assert not note.exists()
         job_id = daemon.start_job()
         daemon.wait_for_step(job_id)
-        first = process_of(note)
+        first = int(note.read_text())
         assert is_running(first)
         worker = daemon.status()["worker"]["pid"]
         assert os.sched_getscheduler(worker) == os.SCHED_OTHER, "the owner asked for it"
         assert daemon.client.post(f"/jobs/{job_id}/pause").status_code == 200
         assert not is_running(first)
         assert daemon.client.post(f"/jobs/{job_id}/resume").status_code == 200
-        second = eventually(lambda: (found := process_of(note)) != first and found, "the inhibitor")
+        second = eventually(lambda: (found := int(note.read_text())) != first and found, "the inhibitor")
         assert is_running(second)
         daemon.end(signal.SIGKILL)
         eventually(lambda: not is_running(second), "its end")

@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.support.daemon.commands import handed_to_browser
 from tests.support.daemon.real_daemon import Daemon
@@ -13,7 +13,7 @@ SECONDS = 60_000
 LOOK_MS = 2_000
 SIZES = {
     "narrow": {"width": 360, "height": 740},
-    "middle": {"width": 768, "height": 900},
+    "middle": {"width": 640, "height": 450},  # the wide one at twice the size: the narrowest with columns
     "wide": {"width": 1280, "height": 900},
 }
 
@@ -25,11 +25,9 @@ def _told(said: ConsoleMessage) -> str:
 class Visit:
     """A browser's tab on the page; notes what must not be."""
 
-    def __init__(
-        self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light", context: BrowserContext | None = None
-    ) -> None:
+    def __init__(self, browser: Browser, daemon: Daemon, size: str, scheme: str = "light") -> None:
         self.daemon = daemon
-        self.context = context or browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
+        self.context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
         self.page: Page = self.context.new_page()
         self.page.clock.install()
         self.wrong: list[str] = []

@@ -1,7 +1,5 @@
 """`pocketllm adapters` and `pocketllm rollback`, against the real application."""
 
-import json
-
 from pocketllm.storage.tables import Outcome
 from tests.support.daemon.commands import Run
 from tests.support.daemon.served import Served
@@ -22,11 +20,9 @@ def test_rolling_back_says_what_was_served_what_is_and_how_to_undo_it(run: Run, 
         f"From the next request on, tiny serves {first} instead of {second}. "
         f"To undo: `pocketllm adapters serve {second}`.\n"
     )
-    assert json.loads(run("rollback", "--model", "tiny", "--json").stdout)["serving"] is None
-    result = run("rollback")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "the base model tiny is already served" in result.stderr
-    assert "the base model other is already served" in run("rollback", "--model", "other").stderr
+    assert run.json("rollback", "--model", "tiny")["serving"] is None
+    assert "the base model tiny is already served" in run.refused("rollback")
+    assert "the base model other is already served" in run.refused("rollback", "--model", "other")
     assert run("adapters", "serve", second).stdout == (
         f"From the next request on, tiny serves {second} instead of the base model.\n"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pocketllm.cli.texts import PAGE_TEXTS, as_given
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands
+from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, commands, run_process
 from tests.support.daemon.served import Port, Served, serving
 
 GIVEN: list[dict[str, Any]] = [
@@ -41,9 +41,7 @@ def key(document: dict[str, Any]) -> str:
 def test_what_is_exported_is_imported_to_the_same_ids(
     run: Run, served: Served, port: Port, file: Path, tmp_path: Path
 ) -> None:
-    result = run("export", str(file))
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(f"Wrote {file}: {len(GIVEN)} texts, ")
+    assert run.said("export", str(file)).startswith(f"Wrote {file}: {len(GIVEN)} texts, ")
     # Not splitlines(): a JSON text may hold other line separators as they are.
     lines = file.read_text(encoding="utf-8").split("\n")
     assert sorted(key(json.loads(line)) for line in lines if line) == sorted(map(key, GIVEN))
@@ -56,7 +54,7 @@ def test_what_is_exported_is_imported_to_the_same_ids(
 def test_to_train_elsewhere_nothing_is_exported_that_judges_what_comes_back(
     run: Run, served: Served, file: Path
 ) -> None:
-    assert run("export", "--train", str(file)).exit_code == 0
+    run.said("export", "--train", str(file))
     texts = served.api.get("/texts", params={"limit": 500}).json()["data"]
     kept = {key(as_given(text)) for text in texts if not text["held_out"]}
     assert {key(json.loads(line)) for line in file.read_bytes().splitlines()} == kept
@@ -64,7 +62,7 @@ def test_to_train_elsewhere_nothing_is_exported_that_judges_what_comes_back(
 
 
 def test_the_file_is_its_owners_and_nothing_else_is_left(run: Run, file: Path) -> None:
-    document = json.loads(run("export", str(file), "--json").stdout)
+    document = run.json("export", str(file))
     assert document == {"file": str(file), "texts": len(GIVEN), "bytes": file.stat().st_size}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(file.parent.iterdir()) == [file]
@@ -72,34 +70,25 @@ def test_the_file_is_its_owners_and_nothing_else_is_left(run: Run, file: Path) -
 
 def test_a_file_that_is_there_stays_unless_forced(run: Run, file: Path) -> None:
     file.write_text("mine")
-    refused = run("export", str(file))
-    assert refused.exit_code == 1
-    assert "already exists. Give another name, or replace it with --force" in refused.stderr
+    assert "already exists. Give another name, or replace it with --force" in run.refused("export", str(file))
     assert file.read_text() == "mine"
-    assert run("export", str(file), "--force").exit_code == 0
+    run.said("export", str(file), "--force")
     assert file.read_text() != "mine"
 
 
 def test_what_cannot_be_written(run: Run, alone: Run, file: Path) -> None:
-    assert "is a folder" in run("export", str(file.parent)).stderr
-    assert "There is no folder" in run("export", str(file.parent / "none" / "a")).stderr
-    assert run("export", "-", "--json").exit_code == 2
-    result = alone("export", str(file))
-    assert result.exit_code == 1
-    assert "No daemon answers" in result.stderr
+    assert "is a folder" in run.refused("export", str(file.parent))
+    assert "There is no folder" in run.refused("export", str(file.parent / "none" / "a"))
+    run.refused("export", "-", "--json", code=2)
+    assert "No daemon answers" in alone.refused("export", str(file))
     assert list(file.parent.iterdir()) == []
 
 
 def test_stdout(run: Run, home: Path, file: Path) -> None:
     run("export", str(file))
-    child = subprocess.run(
-        [sys.executable, "-m", "pocketllm", "export", "-"],
-        env=child_environment(home) | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        timeout=WAIT_SECONDS,
-    )
-    assert (child.returncode, child.stderr) == (0, b"")
-    assert child.stdout == file.read_bytes()
+    child = run_process(home, "export", "-", PYTHONIOENCODING="ascii")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.encode() == file.read_bytes()
 
 
 def test_a_reader_that_has_seen_enough(home: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from pocketllm.cli.importing import MAX_REFUSED, batches
 from pocketllm.readers.base import Example
 from pocketllm.readers.gathering import Tally
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
+from tests.support.daemon.commands import WAIT_SECONDS, Run, interruptible
 from tests.support.daemon.served import Served
 from tests.support.reading import write
 
@@ -43,38 +42,34 @@ def json_lines(path: Path, count: int) -> Path:
 
 def test_a_folder_with_one_of_each(run: Run, served: Served, notes: Path) -> None:
     me = ["--me", "me", "--me", "me@example.org"]
-    result = run("import", str(notes), *me)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.endswith("Added 3 texts.\n")
-    assert re.search(r"1  mails from other people +Sent\.mbox mail 2", result.stdout)
-    assert re.search(r"1  not text: it contains zero bytes; export it as plain text first +photo\.jpg", result.stdout)
+    said = run.said("import", str(notes), *me)
+    assert said.endswith("Added 3 texts.\n")
+    assert re.search(r"1  mails from other people +Sent\.mbox mail 2", said)
+    assert re.search(r"1  not text: it contains zero bytes; export it as plain text first +photo\.jpg", said)
     assert stored(served) == {
         ("notes: may.md", "Wind west, two mugs of tea.", None),
         ("whatsapp: chats/anna.txt", "Tea?\n", "Yes."),
         ("mbox: Sent.mbox", "The boat is dry.", None),
     }
-    again = json.loads(run("import", str(notes), *me, "--json").stdout)
+    again = run.json("import", str(notes), *me)
     assert (again["created"], again["duplicates"], again["texts"]) == (0, 3, 3)
 
 
 def test_a_dry_run_counts_and_needs_no_daemon(alone: Run, notes: Path) -> None:
-    result = alone("import", str(notes), "--dry-run", "--me", "Me", "--me", "me@example.org")
-    assert result.exit_code == 0
-    assert [line.split() for line in result.stdout.splitlines()][:5] == [
+    said = alone.said("import", str(notes), "--dry-run", "--me", "Me", "--me", "me@example.org")
+    assert [line.split() for line in said.splitlines()][:5] == [
         ["Kind", "Files", "Texts", "Words"],
         ["mbox", "1", "1", "4"],
         ["notes", "1", "1", "6"],
         ["whatsapp", "1", "1", "2"],
         ["total", "3", "3", "12"],
     ]
-    assert result.stdout.endswith("Dry run: found 3 texts with 12 words, sent none.\n")
-    document = json.loads(alone("import", str(notes), "--dry-run", "--me", "Me", "--json").stdout)
+    assert said.endswith("Dry run: found 3 texts with 12 words, sent none.\n")
+    document = alone.json("import", str(notes), "--dry-run", "--me", "Me")
     assert document["dry_run"] is True
     assert document["kinds"]["notes"] == {"files": 1, "texts": 1, "words": 6}
     assert {"reason": "hidden, or a program's folder", "count": 1, "places": [".obsidian"]} in document["skipped"]
-    sent = alone("import", str(notes))
-    assert sent.exit_code == 1
-    assert "No daemon answers" in sent.stderr
+    assert "No daemon answers" in alone.refused("import", str(notes))
 
 
 class TestOwners:
@@ -82,9 +77,8 @@ class TestOwners:
         path = write(tmp_path / "lonely.txt", CHAT + "31.12.20, 23:59 - Anna: Good.\n")
         for more in ([], ["--dry-run"]):
             result = run("import", str(path), *more)
-            assert result.exit_code == 1
+            assert result.exit_code == 1 and "--me NAME" in result.stderr
             assert "Writers in lonely.txt, with their number of messages: 'Anna' (2), 'Me' (1)." in result.stderr
-            assert "--me NAME" in result.stderr
         assert served.texts() == []
         group = write(tmp_path / "group.txt", "".join(f"31.12.20, 23:59 - N{number}: x\n" for number in range(50)))
         assert "and 38 more. Run it again" in run("import", str(group)).stderr
@@ -111,17 +105,16 @@ class TestUsage:
         self, run: Run, served: Served, tmp_path: Path
     ) -> None:
         note = str(write(tmp_path / "a.md", "words"))
-        result = run("import", note, str(tmp_path / "b.md"))
-        assert result.exit_code == 1
-        assert f"There is no file or folder {tmp_path / 'b.md'}." in result.stderr
+        missing = str(tmp_path / "b.md")
+        assert f"There is no file or folder {missing}." in run.refused("import", note, missing)
         for more in ([], [note, "--format", "pdf"], [note, "--source", ""]):
-            assert run("import", *more).exit_code == 2
+            run.refused("import", *more, code=2)
         assert "201 characters" in run("import", note, "--source", "x" * 201).stderr
         assert served.requests == []
 
     def test_format_and_source_may_be_said(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = write(tmp_path / "script.py", "words = 1")
-        assert run("import", str(path), "--format", "notes", "--source", "mine").exit_code == 0
+        run.said("import", str(path), "--format", "notes", "--source", "mine")
         assert stored(served) == {("mine", "words = 1", None)}
 
     def test_words_that_steer_the_terminal_are_not_shown(self, run: Run, tmp_path: Path) -> None:
@@ -144,22 +137,17 @@ class TestSending:
     def test_texts_that_the_daemon_refuses_are_left_out_up_to_a_number(self, run: Run, tmp_path: Path) -> None:
         odd = f'{{"text": "a", "label": "{"w" * 101}"}}'
         lines = ['{"text": "before"}', odd, '{"text": "after"}']
-        result = run("import", str(write(tmp_path / "some.jsonl", "\n".join(lines))))
-        assert result.exit_code == 0
-        assert "Added 2 texts." in result.stdout
-        assert "refused by the daemon: label: String should have at most 100" in result.stdout
-        assert "some.jsonl line 2" in result.stdout
-        result = run("import", str(write(tmp_path / "many.jsonl", "\n".join([odd] * 100))))
-        assert result.exit_code == 1
-        assert f"many.jsonl line {MAX_REFUSED + 1}: label: String should have at most 100" in result.stderr
+        said = run.said("import", str(write(tmp_path / "some.jsonl", "\n".join(lines))))
+        assert "Added 2 texts." in said and "some.jsonl line 2" in said
+        assert "refused by the daemon: label: String should have at most 100" in said
+        said = run.refused("import", str(write(tmp_path / "many.jsonl", "\n".join([odd] * 100))))
+        assert f"many.jsonl line {MAX_REFUSED + 1}: label: String should have at most 100" in said
 
     def test_a_failure_in_the_middle_says_what_is_stored(self, run: Run, served: Served, tmp_path: Path) -> None:
         path = json_lines(tmp_path / "a.jsonl", 2500)
         with served.full_disk_from("POST /texts", 2):
-            result = run("import", str(path))
-        assert result.exit_code == 1
-        assert "The database" in result.stderr
-        assert "1,000 texts are stored; run the same command again" in result.stderr
+            said = run.refused("import", str(path))
+        assert "The database" in said and "1,000 texts are stored; run the same command again" in said
         assert "Added 1,500 texts. 1,000 were already stored." in run("import", str(path)).stdout
 
     def test_ctrl_c_at_the_keyboard(self, served: Served, tmp_path: Path) -> None:
@@ -170,15 +158,7 @@ class TestSending:
                 process.send_signal(signal.SIGINT)
 
         served.before = interrupt
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pocketllm", "import", str(path)],
-            env=child_environment(served.home),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell that runs the tests in the background has them ignore it, and so this process.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        process = interruptible([sys.executable, "-m", "pocketllm", "import", str(path)], served.home)
         _, said = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 130
         assert "Stopped by Ctrl-C. 1,000 texts are stored; run the same command again for the rest" in said

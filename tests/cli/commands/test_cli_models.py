@@ -32,33 +32,31 @@ def test_import_progress_on_a_terminal_and_in_a_log() -> None:
 class TestModels:
     def test_none_yet(self, alone: Run) -> None:
         assert "pocketllm models add" in alone("models").stdout
-        assert json.loads(alone("models", "--json").stdout) == {"data": []}
+        assert alone.json("models") == {"data": []}
 
     @pytest.mark.smoke
     def test_add_and_list(self, alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
         said = alone("models", "add", source, "--name", "mine").stdout
         assert "Added mine: " in said and "`pocketllm models use mine`" in said
-        again = alone("models", "add", source, "--name", "mine")
-        assert again.exit_code == 1
-        assert "--replace" in again.stderr
-        replaced = alone("models", "add", source, "--name", "mine", "--replace", "--dtype", "float32", "--json")
-        assert json.loads(replaced.stdout)["dtype"] == "float32"
+        assert "--replace" in alone.refused("models", "add", source, "--name", "mine")
+        replaced = alone.json("models", "add", source, "--name", "mine", "--replace", "--dtype", "float32")
+        assert replaced["dtype"] == "float32"
         assert "mine" in alone("models").stdout
-        (listed,) = json.loads(alone("models", "--json").stdout)["data"]
+        (listed,) = alone.json("models")["data"]
         assert (listed["name"], listed["default"], listed["held_out_losses"]) == ("mine", False, None)
         assert listed["memory_bytes"] > 50_000_000 and listed["seconds_per_step"] > 0 and listed["nights"] > 0
 
     @pytest.mark.slow
     def test_a_model_is_measured_when_added_and_again_when_replaced(self, alone: Run, tmp_path: Path) -> None:
         source = str(tiny_llama_folder(tmp_path / "source"))
-        added = json.loads(alone("models", "add", source, "--name", "mine", "--json").stdout)
+        added = alone.json("models", "add", source, "--name", "mine")
         assert added["calibration"]["gemm_flops"] > 0
         manifest = tmp_path / "nothing" / "models" / "mine" / MANIFEST_NAME
         edit_json(manifest, calibration=added["calibration"] | {"machine": "abacus"}, compute_dtype="float16")
         listed = alone("models").stdout
         assert "mine was measured on abacus" in " ".join(listed.split())
-        again = json.loads(alone("models", "add", source, "--name", "mine", "--replace", "--json").stdout)
+        again = alone.json("models", "add", source, "--name", "mine", "--replace")
         assert again["calibration"].keys() == added["calibration"].keys()
         assert "abacus" not in alone("models").stdout
 
@@ -67,19 +65,18 @@ class TestModels:
         source = str(loud_llama_folder(tmp_path / "source", factor=1e30))
         said = alone("models", "add", source, "--name", "mine", "--dtype", "float32").stdout
         assert re.search(r"could not be measured on this device: .*no finite loss.*\nAdded mine: ", said, re.DOTALL)
-        (listed,) = json.loads(alone("models", "--json").stdout)["data"]
+        (listed,) = alone.json("models")["data"]
         assert (listed["compute_dtype"], listed["calibration"]) == ("float32", None)
 
     def test_use_names_a_model_for_the_next_daemon(self, alone: Run, tmp_path: Path) -> None:
         for name in ("mine", "other"):
             tiny_model_folder(tmp_path / "nothing" / "models", name=name)
-        wrong = alone("models", "use", "mien")
-        assert wrong.exit_code == 1 and "There is no model 'mien'. Installed: mine, other." in wrong.stderr
+        assert "There is no model 'mien'. Installed: mine, other." in alone.refused("models", "use", "mien")
         used = alone("models", "use", "mine")
         assert (used.exit_code, used.stderr) == (0, "")
         assert "The daemon will use it when it starts." in used.stdout
-        assert json.loads(alone("models", "use", "mine", "--json").stdout) == {"model": "mine", "switched": False}
-        listed = json.loads(alone("models", "--json").stdout)["data"]
+        assert alone.json("models", "use", "mine") == {"model": "mine", "switched": False}
+        listed = alone.json("models")["data"]
         assert [(model["name"], model["default"]) for model in listed] == [("mine", True), ("other", False)]
 
     def test_use_changes_nothing_where_a_variable_names_the_model(
@@ -87,8 +84,8 @@ class TestModels:
     ) -> None:
         tiny_model_folder(tmp_path / "nothing" / "models", name="mine")
         monkeypatch.setenv("POCKETLLM_MODEL", "other")
-        result = alone("models", "use", "mine")
-        assert result.exit_code == 1 and "POCKETLLM_MODEL overrides config.toml. Name mine there" in result.stderr
+        said = alone.refused("models", "use", "mine")
+        assert "POCKETLLM_MODEL overrides config.toml. Name mine there" in said
 
     def test_use_lets_a_running_daemon_switch(self, run: Run, served: Served) -> None:
         models = served.api.services.folder.models
@@ -105,9 +102,7 @@ class TestModels:
 
     def test_what_cannot_be_imported(self, alone: Run, tmp_path: Path) -> None:
         (tmp_path / "weights.bin").write_bytes(b"\x80\x04")
-        result = alone("models", "add", str(tmp_path / "weights.bin"))
-        assert result.exit_code == 1
-        assert "Error:" in result.stderr and "Traceback" not in result.stderr
-        result = alone("models", "add", "x.gguf", "--name", "../x", "--json")
-        assert result.exit_code == 1
-        assert "is not a valid model name" in json.loads(result.stderr)["detail"]
+        said = alone.refused("models", "add", str(tmp_path / "weights.bin"))
+        assert "Error:" in said and "Traceback" not in said
+        said = alone.refused("models", "add", "x.gguf", "--name", "../x", "--json")
+        assert "is not a valid model name" in json.loads(said)["detail"]

@@ -38,65 +38,55 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Dat
 
 
 @pytest.fixture
-def plan(folder: DataFolder) -> Run:
-    """Runs `pocketllm plan` where there is no daemon."""
-    run = commands(folder.root)
-    return lambda *arguments: run("plan", *arguments)
+def run(folder: DataFolder) -> Run:
+    """Runs a command where there is no daemon."""
+    return commands(folder.root)
 
 
-def test_a_running_daemons_settings_count_and_an_ended_ones_do_not(plan: Run, folder: DataFolder) -> None:
+def test_a_running_daemons_settings_count_and_an_ended_ones_do_not(run: Run, folder: DataFolder) -> None:
     (folder.root / "daemon.json").write_text(json.dumps({"pid": 1, "url": "http://127.0.0.1:9"}))
-    assert json.loads(plan("--json").stdout)["model"] == "tiny"
+    assert run.json("plan")["model"] == "tiny"
     settings = load_settings({"data_dir": folder.root, "model": "other"}).model_dump(mode="json")
     (folder.root / "daemon.json").write_text(json.dumps(announcement("http://127.0.0.1:9") | {"settings": settings}))
-    assert json.loads(plan("--json").stdout)["model"] == "other"
-    assert json.loads(plan("--model", "tiny", "--json").stdout)["model"] == "tiny"
+    assert run.json("plan")["model"] == "other"
+    assert run.json("plan", "--model", "tiny")["model"] == "tiny"
 
 
-def test_the_document_is_the_daemons(plan: Run, folder: DataFolder) -> None:
-    result = plan("--method", "mezo", "--steps", "9", "--json")
-    assert result.exit_code == 0, result.stderr
+def test_the_document_is_the_daemons(run: Run, folder: DataFolder) -> None:
+    planned = run.json("plan", "--method", "mezo", "--steps", "9")
     with in_process_app(folder.root) as daemon:
         asked = daemon.post("/jobs/plan", json={"method": "mezo", "steps": 9})
-    assert json.loads(result.stdout) == asked.json()
+    assert planned == asked.json()
 
 
-def test_texts_are_counted_where_there_are_some(plan: Run, folder: DataFolder) -> None:
-    assert json.loads(plan("--json").stdout)["enough_text"] == {"enough": False, "texts": 0, "new_words": 0}
+def test_texts_are_counted_where_there_are_some(run: Run, folder: DataFolder) -> None:
+    assert run.json("plan")["enough_text"] == {"enough": False, "texts": 0, "new_words": 0}
     assert not folder.database.exists()
     store = Store.open(folder.database)
     store.texts.add([NewText(text="two words", source="t")], now=datetime(2026, 1, 2, tzinfo=UTC))
     store.close()
-    found = json.loads(plan("--json").stdout)["enough_text"]
+    found = run.json("plan")["enough_text"]
     assert found == {"enough": True, "texts": 1, "new_words": 2}
 
 
-def test_settings_count(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETLLM_TRAINING__MEMORY_BYTES", "50000000")
     monkeypatch.setenv("POCKETLLM_TRAINING__MODE", "full")
-    refused = plan()
-    assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "training.memory_bytes allows 50 MB. Set it to 6" in refused.stderr
-    assert "Set it to 6" in json.loads(plan("--json").stderr)["detail"]
-    assert "other is stored as int8" in plan("--model", "other").stderr
+    assert "training.memory_bytes allows 50 MB. Set it to 6" in run.refused("plan")
+    assert "Set it to 6" in json.loads(run.refused("plan", "--json"))["detail"]
+    assert "other is stored as int8" in run.refused("plan", "--model", "other")
     monkeypatch.delenv("POCKETLLM_TRAINING__MODE")
     for name, value in (("BATCH", "64"), ("MICRO_BATCH", "64"), ("BLOCK_TOKENS", "1024")):
         monkeypatch.setenv(f"POCKETLLM_TRAINING__{name}", value)
-    result = plan()
-    assert result.exit_code == 0, result.stderr
-    said = " ".join(result.stdout.split())
+    said = " ".join(run.said("plan").split())
     assert "of 50.0 MB allowed" in said and "was reduced from 64 to" in said
     assert "To fit into training.memory_bytes (50 MB), the number of a step's blocks" in said
     monkeypatch.setenv("POCKETLLM_TRAINING__BATCH", "0")
-    result = plan()
-    assert result.exit_code == 1
-    assert "training.batch" in result.stderr
+    assert "training.batch" in run.refused("plan")
 
 
-def test_a_model_that_is_not_there(plan: Run) -> None:
-    result = plan("--model", "absent")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "There is no model in" in result.stderr
+def test_a_model_that_is_not_there(run: Run) -> None:
+    assert "There is no model in" in run.refused("plan", "--model", "absent")
 
 
 def test_a_plan_needs_no_torch(folder: DataFolder) -> None:

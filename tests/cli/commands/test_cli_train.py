@@ -1,9 +1,8 @@
-"""`pocketllm train`: watching a job to its end, and not being able to."""
+"""`pocketllm train` and `report`: watching a job to its end, not being able to, and what it has learned."""
 
 import io
 import json
 import signal
-import subprocess
 import sys
 import threading
 
@@ -15,7 +14,7 @@ from pocketllm.cli.program import PLAIN_LINE_SECONDS, progress
 from pocketllm.client import Client
 from pocketllm.errors import CommandError
 from pocketllm.home import Target, find_target
-from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment, output
+from tests.support.daemon.commands import WAIT_SECONDS, Run, interruptible, output
 from tests.support.daemon.daemon_documents import JOB
 from tests.support.daemon.served import Served
 
@@ -28,12 +27,11 @@ class TestTrain:
 
     def test_follows_to_the_end(self, run: Run, served: Served) -> None:
         served.play(served.run, served.succeed)
-        result = run("train", "--steps", "40", "--seed", "0")
-        assert result.exit_code == 0
+        said = run.said("train", "--steps", "40", "--seed", "0")
         [job] = served.api.get("/jobs").json()["data"]
         assert (job["total_steps"], job["seed"]) == (40, 0)
-        assert "queued  step 0/40\nrunning  step 20/40" in result.stdout
-        assert "3.5000 -> 3.2500 (-7.1 %)" in result.stdout and job["adapter"] in result.stdout
+        assert "queued  step 0/40\nrunning  step 20/40" in said
+        assert "3.5000 -> 3.2500 (-7.1 %)" in said and job["adapter"] in said
 
     def test_other_endings_are_errors(self, run: Run, served: Served) -> None:
         def cancel() -> None:
@@ -61,15 +59,7 @@ class TestTrain:
     def test_ctrl_c_stops_the_watching_and_not_the_job(self, served: Served) -> None:
         asked = threading.Event()
         served.play(asked.set)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "pocketllm", "train"],
-            env=child_environment(served.home),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell may have started the tests with Ctrl-C ignored, which children inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        child = interruptible([sys.executable, "-m", "pocketllm", "train"], served.home)
         try:
             assert asked.wait(WAIT_SECONDS)
             child.send_signal(signal.SIGINT)
@@ -129,3 +119,35 @@ def test_short_work_without_stages_says_nothing() -> None:
     with progress(log) as report:
         report("", "Read 6 of 6 files.", 6, 6)
     assert output(log) == ""
+
+
+def test_the_report_is_of_the_named_job_or_the_newest_that_has_one(run: Run, served: Served) -> None:
+    assert "`pocketllm train`" in run.refused("report")
+    jobs = [served.learn().replace("adapter-", "job-") for _ in range(2)]
+    served.api.clock.advance(1)
+    failed = served.api.post("/jobs", json={"steps": 2}).json()["id"]
+    served.run()
+    served.fail()
+    for named, job in ((["report", jobs[0]], jobs[0]), (["report"], jobs[1])):
+        said = run.said(*named)
+        assert all(part in said for part in (job, "learned", "Wren")) and "\x1b" not in said
+        assert run.json(*named) == served.api.get(f"/jobs/{job}/report").json()
+    assert f"GET /jobs/{failed}/report" not in served.requests
+
+
+def test_the_report_of_a_job_without_one(run: Run, served: Served) -> None:
+    served.api.add("Wind west.")
+    job = served.api.post("/jobs").json()["id"]
+    served.run()
+    assert "No job has a report yet" in run("report").stderr
+    assert "Try again when it has ended" in run("report", job).stderr
+    served.fail()
+    assert "No job has a report yet" in run("report").stderr
+    assert f"Job {job} failed, so there is no report" in run("report", job).stderr
+    assert "There is no such route" in run("report", "a/b").stderr
+
+
+def test_the_report_passes_on_another_refusal(run: Run, served: Served) -> None:
+    served.learn()
+    served.announce(token="wrong")
+    assert "is invalid or has expired" in run("report").stderr

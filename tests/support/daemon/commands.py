@@ -1,11 +1,13 @@
 """Running commands in tests, in an environment in which one folder alone says where the daemon is."""
 
 import io
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -15,17 +17,36 @@ from pocketllm.cli.main import app
 #: For a child process on a slow machine; nothing waits this long when all is well.
 WAIT_SECONDS = 60
 
-Run = Callable[..., Result]
+
+class Run:
+    """Runs commands on one data folder: `run("add", "-", stdin="words")`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._runner = CliRunner(env=environment(data_dir))
+
+    def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Result:
+        return self._runner.invoke(app, list(arguments), input=stdin)
+
+    def said(self, *arguments: str, stdin: str | bytes | None = None) -> str:
+        """What a command that succeeds prints."""
+        result = self(*arguments, stdin=stdin)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """The document that a command that succeeds prints with `--json`."""
+        return json.loads(self.said(*arguments, "--json"))
+
+    def refused(self, *arguments: str, code: int = 1) -> str:
+        """What a command that ends with this exit code says on stderr; there is nothing on stdout."""
+        result = self(*arguments)
+        assert (result.exit_code, result.stdout) == (code, ""), result.stderr
+        return result.stderr
 
 
 def commands(data_dir: Path) -> Run:
-    """Return a function that runs a command on this data folder: `run("add", "-", stdin="words")`."""
-    runner = CliRunner(env=environment(data_dir))
-
-    def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
-        return runner.invoke(app, list(arguments), input=stdin)
-
-    return run
+    """Return what runs commands on this data folder."""
+    return Run(data_dir)
 
 
 def environment(data_dir: Path) -> dict[str, str | None]:
@@ -38,11 +59,34 @@ def child_environment(data_dir: Path) -> dict[str, str]:
     return {name: value for name, value in changed.items() if value is not None}
 
 
+def run_process(data_dir: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own on this data folder, with these environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "pocketllm", *arguments],
+        env=child_environment(data_dir) | variables,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+
+
+def interruptible(command: list[str], data_dir: Path) -> subprocess.Popen[str]:
+    """Start a process on this data folder that Ctrl-C ends, even where a shell started the tests with it ignored."""
+    return subprocess.Popen(
+        command,
+        env=child_environment(data_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Children inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
 def handed_to_browser(data_dir: Path) -> str:
     """Run `pocketllm dashboard` on this folder by its relative path; the address that it hands to the browser."""
-    command = [sys.executable, "-m", "pocketllm", "dashboard", "--data-dir", os.path.relpath(data_dir)]
-    shown = child_environment(data_dir) | {"BROWSER": "echo %s"}
-    child = subprocess.run(command, env=shown, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    child = run_process(data_dir, "dashboard", "--data-dir", os.path.relpath(data_dir), BROWSER="echo %s")
     assert child.returncode == 0, child.stderr
     return child.stdout.partition("\n")[0]
 

@@ -39,12 +39,22 @@ class World:
             watched.clear()
 
     def write(self, name: str, *words: str, age_seconds: float = 60) -> Path:
+        """Write a file with a paragraph for each word."""
+        return self.write_text(name, "\n\n".join(LONG.format(word) for word in words), age_seconds=age_seconds)
+
+    def write_text(self, name: str, text: str, *, age_seconds: float = 60) -> Path:
         file = self.notes / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n\n".join(LONG.format(word) for word in words))
+        file.write_text(text)
         at = self.now.timestamp() - age_seconds
         os.utime(file, (at, at))
         return file
+
+    def scan_notes(self, **notes: str) -> None:
+        """Write notes and scan: `a="one two"` is the file a.md with a paragraph for each word."""
+        for name, words in notes.items():
+            self.write(f"{name}.md", *words.split())
+        self.scan()
 
     def scan(self, *, forget: bool = False, then: timedelta = timedelta(hours=1)) -> Scan:
         """Scan the one folder; then so much time passes."""
