@@ -8,7 +8,6 @@ import torch
 
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import DoesNotFit
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.repositories.texts import NewText
@@ -30,7 +29,7 @@ from tests.support.daemon.workers import (
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
 from tests.support.models.tiny_architectures import architecture_folder
-from tests.support.models.tiny_models import tiny_llama_folder, tiny_model_folder
+from tests.support.models.tiny_models import tiny_model_folder
 
 #: Checks of the validation loss, and so checkpoints, are after every tenth step. No samples, which take long to draw.
 EXACT = TrainingSettings(
@@ -162,9 +161,6 @@ def test_a_model_that_fills_in_masks_learns_by_it_too_an_adapter_that_peft_reads
     adapter = learned(folder, job)
     assert {len(a) for a in adapter.a.values()} == {adapter.rank} == {3}
     assert all(bool(torch.isfinite(x).all()) for x in (*adapter.a.values(), *adapter.b.values()))
-    report = store.reports.find(job.id)
-    assert report is not None and report.numbers["verbatim_recall"] is None
-    assert report.content is not None and report.content["completions"] == []
     store.close()
 
 
@@ -189,18 +185,3 @@ def test_a_text_deleted_while_a_job_is_paused_is_measured_with_no_more(
     assert start is not None and end is not None
     assert start.block_losses.keys() == end.block_losses.keys()
     assert start.block_losses.keys() != before.block_losses.keys()
-
-
-@pytest.mark.slow
-def test_where_it_does_not_fit_auto_falls_back_and_exact_is_refused(tmp_path: Path) -> None:
-    source = tiny_llama_folder(tmp_path / "source", layers=6, hidden=64)
-    folder = data_folder(tmp_path / "data", source=source, dtype="float32")
-    store = Store.open(folder.database)
-    store.texts.add(notes(40), now=NOW)
-    tight = changed(EXACT, rank=256, targets=("v_proj",), memory_bytes=50_000_000, steps=2)
-    job = run(folder, store, changed(tight, method="auto"))
-    assert job.method == "mezo"
-    assert "exact: The job needs at least" in said(store, job, "chosen")
-    with pytest.raises(DoesNotFit, match=r"training\.memory_bytes allows 50 MB\. Set it to"):
-        run(folder, store, tight)
-    store.close()

@@ -80,9 +80,7 @@ def assert_replayed(folder: DataFolder, store: Store, job: Job) -> None:
     ],
     ids=["lora, gaussian", "full, gaussian", "full, float32", "full, float16"],
 )
-def test_what_a_job_and_one_that_goes_on_from_it_have_made(
-    tmp_path: Path, dtype: str, settings: dict[str, object]
-) -> None:
+def test_a_job_and_one_that_goes_on_from_it(tmp_path: Path, dtype: str, settings: dict[str, object]) -> None:
     folder = data_folder(tmp_path / "other", dtype=dtype)
     store = Store.open(folder.database)
     store.texts.add(notes(), now=NOW)
