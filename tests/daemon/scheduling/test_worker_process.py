@@ -19,15 +19,8 @@ NO_JOB = "job-none"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.make()
-    Store.open(folder.database).close()
-    return folder
-
-
-@pytest.fixture
 def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
+    Store.open(folder.database).close()
     runner = WorkerProcess(folder)
     yield runner
     runner.kill()
