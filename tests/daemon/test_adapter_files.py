@@ -3,26 +3,25 @@
 import shutil
 
 from pocketllm.daemon.adapter_files import AdapterFiles, digest_of
-from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.params.lora import load_adapter
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Adapter
-from tests.support.daemon.workers import NOW, changed, notes, queue_job, run_here
+from tests.support.daemon.workers import NOW, Device, changed, notes
 from tests.support.models.tiny_models import tiny_model_folder
+from tests.support.stored import serve
 
 
-def served(folder: DataFolder, store: Store) -> Adapter:
+def served(device: Device) -> Adapter:
     """What a short job has made; it is served."""
-    store.texts.add(notes(), now=NOW)
-    made = run_here(folder, store, queue_job(store, training=changed(probes=1), steps=2)).adapter
+    device.add(notes())
+    made = device.run(changed(probes=1), steps=2).adapter
     assert made
-    store.adapters.serve(made, usable=lambda _: True, now=NOW)
-    return store.adapters.get(made)
+    serve(device.store, made)
+    return device.store.adapters.get(made)
 
 
-def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(folder: DataFolder, store: Store) -> None:
-    trained = served(folder, store)
-    files = AdapterFiles(store, folder)
+def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(device: Device) -> None:
+    trained, folder = served(device), device.folder
+    files = AdapterFiles(device.store, folder)
     first = folder.root / "first"
     shutil.move(folder.models / "tiny", first)
     assert files.problem(trained) is None  # nothing to compare with; that there is no model is told elsewhere
@@ -35,10 +34,10 @@ def test_an_adapter_is_served_only_on_the_weights_that_it_was_trained_on(folder:
     assert files.problem(trained) is None
 
 
-def test_an_adapter_that_does_not_say_its_weights_is_served(folder: DataFolder, store: Store) -> None:
-    row = served(folder, store)
+def test_an_adapter_that_does_not_say_its_weights_is_served(device: Device) -> None:
+    row, folder = served(device), device.folder
     load_adapter(folder.adapter(row.id)).save(folder.adapter(row.id))  # without metadata
     row.sha256 = digest_of(folder.adapter(row.id))
     shutil.rmtree(folder.models / "tiny")
     tiny_model_folder(folder.models, seed=1)
-    assert AdapterFiles(store, folder).problem(row) is None
+    assert AdapterFiles(device.store, folder).problem(row) is None

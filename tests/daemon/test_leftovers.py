@@ -10,13 +10,6 @@ from pocketllm.daemon.locks import locked
 from pocketllm.daemon.paths import DataFolder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.make()
-    return folder
-
-
 def test_the_reserve_is_there_but_while_it_is_lent(folder: DataFolder) -> None:
     for _ in range(2):
         with reserve_lent(folder):

@@ -21,8 +21,11 @@ def raised(error: Exception) -> Exception:
         return caught
 
 
+Log = tuple[logging.Logger, io.StringIO, Clock]
+
+
 @pytest.fixture
-def log() -> Iterator[tuple[logging.Logger, io.StringIO, Clock]]:
+def log() -> Iterator[Log]:
     written, clock = io.StringIO(), Clock()
     handler = logging.StreamHandler(written)
     handler.setFormatter(PrivateFormatter("%(levelname)s %(message)s"))
@@ -72,16 +75,14 @@ def test_a_process_ends_with_a_last_line_that_quotes_nothing() -> None:
     assert ended.stderr.splitlines()[-1] == "KeyError at <string>, line 4"
 
 
-def test_the_log_is_written_without_what_exceptions_quote(log: tuple[logging.Logger, io.StringIO, Clock]) -> None:
+def test_the_log_is_written_without_what_exceptions_quote(log: Log) -> None:
     logger, written, _ = log
     logger.error("it broke", exc_info=raised(KeyError(DIARY)))
     assert "ERROR it broke" in written.getvalue() and "KeyError at" in written.getvalue()
     assert DIARY not in written.getvalue()
 
 
-def test_a_warning_that_comes_again_and_again_is_said_a_few_times(
-    log: tuple[logging.Logger, io.StringIO, Clock],
-) -> None:
+def test_a_warning_that_comes_again_and_again_is_said_a_few_times(log: Log) -> None:
     logger, written, clock = log
     for number in range(1000):
         logger.warning("connection %d broke", number)
@@ -92,7 +93,7 @@ def test_a_warning_that_comes_again_and_again_is_said_a_few_times(
     assert written.getvalue().splitlines()[-1] == "WARNING connection 1000 broke (and 990 more of this kind)"
 
 
-def test_what_is_no_warning_is_always_said(log: tuple[logging.Logger, io.StringIO, Clock]) -> None:
+def test_what_is_no_warning_is_always_said(log: Log) -> None:
     logger, written, _ = log
     for _number in range(20):
         logger.info("a job has started")

@@ -73,9 +73,7 @@ def test_what_cannot_be_looked_at_is_not_called_missing(tmp_path: Path) -> None:
         is_there(tmp_path / ("n" * 999))
 
 
-def test_settings_in_the_data_folder_are_not_read_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_in_the_data_folder_are_said_to_be_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETLLM_CONFIG", str(tmp_path / "settings.toml"))
     assert ignored_config(tmp_path) is None
     (tmp_path / "config.toml").write_text("port = 1\n")

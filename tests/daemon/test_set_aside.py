@@ -18,10 +18,7 @@ from tests.support.daemon.workers import write_adapter_files
 def learned(root: Path) -> str:
     """A folder in which a night has learned something; the adapter's id."""
     with scheduler_world(root) as world:
-        world.add(20)
-        world.tick()
-        world.succeed(job := world.only_job().id)
-        world.tick()
+        world.finish(job := world.request_by_words())
         world.folder.run("job-half").mkdir(parents=True)
         return f"of-{job}"
 
@@ -37,9 +34,7 @@ def started_anew(root: Path, caplog: pytest.LogCaptureFixture) -> SchedulerWorld
         return world
 
 
-def test_an_empty_database_beside_a_used_folder_deletes_nothing_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_database_in_a_used_folder_deletes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapter = learned(tmp_path)
     world = started_anew(tmp_path, caplog)
     assert (world.folder.set_aside / adapter / "adapter_model.safetensors").read_bytes() == b"x"

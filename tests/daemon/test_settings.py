@@ -28,18 +28,12 @@ def refused(overrides: dict[str, Any] | None = None) -> str:
 
 
 def test_command_line_over_environment_over_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config.write_text('port = 1\nmodel = "of the file"\nlog_level = "error"\n')
-    monkeypatch.setenv("POCKETLLM_PORT", "2")
-    monkeypatch.setenv("POCKETLLM_MODEL", "of the environment")
-    settings = load_settings({"port": 3})
-    assert (settings.port, settings.model, settings.log_level) == (3, "of the environment", "error")
-
-
-def test_a_table_is_filled_from_all_three(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config.write_text("[training]\nsteps = 1\nbatch = 11\nrank = 21\n")
-    monkeypatch.setenv("POCKETLLM_TRAINING__STEPS", "2")
-    monkeypatch.setenv("POCKETLLM_TRAINING__BATCH", "12")
-    training = load_settings({"training": {"steps": 3}}).training
+    config.write_text('port = 1\nlog_level = "error"\n[training]\nsteps = 1\nbatch = 11\nrank = 21\n')
+    for name, value in {"PORT": "2", "TRAINING__STEPS": "2", "TRAINING__BATCH": "12"}.items():
+        monkeypatch.setenv(f"POCKETLLM_{name}", value)
+    settings = load_settings({"port": 3, "training": {"steps": 3}})
+    training = settings.training
+    assert (settings.port, settings.log_level) == (3, "error")
     assert (training.steps, training.batch, training.rank, training.block_tokens) == (3, 12, 21, 64)
 
 
@@ -76,9 +70,7 @@ def test_a_bad_setting_is_named_with_its_value(config: Path) -> None:
     assert "Setting gates has the value {'require_power': False}: " in refused()
 
 
-def test_every_bad_setting_is_named_at_once_wherever_it_comes_from(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_bad_settings_of_all_sources_are_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("max_requests = 0")
     monkeypatch.setenv("POCKETLLM_TRAINING__STEPS", "many")
     sentence = refused({"port": 70000})
@@ -98,13 +90,11 @@ def test_levels_that_contradict_each_other_are_both_named(config: Path) -> None:
     assert "micro_batch (8) is above batch (4)" in refused()
 
 
-def test_a_file_that_is_no_toml_is_named(config: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (b"port = ", b"[gate", b"\xff\xfe", b"port = 1\nport = 2"):
         config.write_bytes(content)
         assert refused().startswith(f"{config} cannot be read: "), content
 
-
-def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may read whatever has only its mode against it; this gives an error to everybody.
     monkeypatch.setenv("POCKETLLM_CONFIG", "/proc/self/mem")
     assert refused().startswith("/proc/self/mem cannot be read: ")
@@ -148,9 +138,7 @@ def test_lengths_follow_the_mode_unless_they_are_given(config: Path) -> None:
     assert refused().count("Setting ") == 1  # not of the lengths, too
 
 
-def test_a_daemons_settings_are_read_again_whatever_the_shell_says(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_daemons_settings_win_over_the_shells(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text('[training]\nmode = "full"\n[gate]\nhours = ["22:00-07:00"]\n')
     announced = load_settings({}).model_dump(mode="json")
     config.write_text("[training]\nbatch = 3\n")
@@ -184,9 +172,7 @@ def test_a_model_is_written_into_the_file_and_all_else_stays(config: Path, befor
     assert config.read_bytes().decode() == after and load_settings({}).model == "large"
 
 
-def test_the_file_is_made_with_its_folder_and_a_link_to_it_stays_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_behind_a_link_is_made_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link, file = tmp_path / "link.toml", tmp_path / "new" / "folder" / "config.toml"
     link.symlink_to(file)
     monkeypatch.setenv("POCKETLLM_CONFIG", str(link))
@@ -194,9 +180,7 @@ def test_the_file_is_made_with_its_folder_and_a_link_to_it_stays_one(
     assert link.is_symlink() and file.read_text() == 'model = "large"\n'
 
 
-def test_a_model_that_an_option_or_a_variable_sets_is_not_written(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_would_be_overridden_is_not_written(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text(text := 'model = "small"\n')
     with pytest.raises(BadSettings, match=r"option --model overrides config.toml. Name large there"):
         use("large", model="small")

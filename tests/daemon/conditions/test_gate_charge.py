@@ -1,14 +1,18 @@
 """The gate over time: a charger that is too weak, and a level that swings."""
 
 from pocketllm.daemon.conditions.gate import Charge, Verdict
+from pocketllm.daemon.conditions.readings import Reading
 from tests.support.daemon.gate_world import SETTINGS, World, later, reading
+
+
+def seen(power: bool, level: float, plug: str | None = None) -> dict[str, Reading]:
+    return {"power": reading("power", power), "battery": reading("battery", level), "plug": reading("plug", plug)}
 
 
 def charge_after(*levels: float, running: bool = True, power: bool = True) -> Charge:
     charge = Charge()
     for level in levels:
-        seen = {"power": reading("power", power), "battery": reading("battery", level)}
-        charge = charge.after(seen, SETTINGS, running=running)
+        charge = charge.after(seen(power, level), SETTINGS, running=running)
     return charge
 
 
@@ -22,12 +26,9 @@ def test_a_charger_is_too_weak_when_the_battery_loses_charge_on_it() -> None:
 
 def test_a_weak_charger_stays_weak_until_what_was_lost_is_won_back() -> None:
     weak = charge_after(80, 77)
-    seen = {"power": reading("power", True), "battery": reading("battery", 79.0)}
-    assert weak.after(seen, SETTINGS, running=False).weak_at == 77
-    seen["battery"] = reading("battery", 80.0)
-    assert weak.after(seen, SETTINGS, running=False).weak_at is None
-    seen = {"power": reading("power", False), "battery": reading("battery", 77.0)}
-    assert weak.after(seen, SETTINGS, running=False).weak_at is None  # taken out: another may come
+    assert weak.after(seen(True, 79.0), SETTINGS, running=False).weak_at == 77
+    assert weak.after(seen(True, 80.0), SETTINGS, running=False).weak_at is None
+    assert weak.after(seen(False, 77.0), SETTINGS, running=False).weak_at is None  # taken out: another may come
 
 
 def test_a_device_that_discharges_on_the_charger_does_not_start_again_and_again() -> None:
@@ -35,8 +36,7 @@ def test_a_device_that_discharges_on_the_charger_does_not_start_again_and_again(
     charge, verdict, running, starts, paused_at = Charge(), Verdict(), False, 0, None
     for second in range(0, 3600, 10):
         level = 60.0 - starts + second // 1800
-        seen = {"power": reading("power", not running), "plug": reading("plug", "usb")}
-        charge = charge.after({**seen, "battery": reading("battery", level)}, SETTINGS, running=running)
+        charge = charge.after(seen(not running, level, "usb"), SETTINGS, running=running)
         ago = None if paused_at is None else float(second - paused_at)
         verdict = World(
             power=not running, battery=level, running=running, paused_seconds_ago=ago, charge=charge, before=verdict
@@ -49,10 +49,10 @@ def test_a_device_that_discharges_on_the_charger_does_not_start_again_and_again(
 
 
 def test_a_weak_charger_that_is_unplugged_is_forgotten() -> None:
-    seen = {"power": reading("power", False), "plug": reading("plug", "usb"), "battery": reading("battery", 60.0)}
-    weak = Charge(at_start=60).after(seen, SETTINGS, running=True)
-    assert weak.weak_at == weak.after(seen, SETTINGS, running=False).weak_at == 60
-    assert weak.after({**seen, "plug": reading("plug", "none")}, SETTINGS, running=False).weak_at is None
+    discharging = seen(False, 60.0, "usb")
+    weak = Charge(at_start=60).after(discharging, SETTINGS, running=True)
+    assert weak.weak_at == weak.after(discharging, SETTINGS, running=False).weak_at == 60
+    assert weak.after(seen(False, 60.0, "none"), SETTINGS, running=False).weak_at is None
 
 
 def test_a_sawtooth_around_a_level_makes_one_change_a_minimum_pause() -> None:

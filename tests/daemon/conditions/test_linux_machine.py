@@ -32,9 +32,7 @@ def read(name: str, source: Path) -> Reading:
         ("memory pressure", "%", "some avg10=120.0", None),
     ],
 )
-def test_what_a_file_of_the_kernels_says(
-    tmp_path: Path, name: str, unit: str, content: str, value: float | None
-) -> None:
+def test_a_file_of_the_kernels(tmp_path: Path, name: str, unit: str, content: str, value: float | None) -> None:
     (tmp_path / "file").write_text(content)
     reading = read(name, tmp_path / "file")
     assert (reading.name, reading.value, reading.unit, reading.at) == (name, value, unit, NOW)

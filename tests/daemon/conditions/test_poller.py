@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.child import run
-from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Background, Pace
+from pocketllm.daemon.conditions.poller import RETRY_SECONDS, Asked, Background, Pace
 from pocketllm.daemon.errors import ChildFailed
 from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.daemon.workers import NOW
@@ -18,11 +18,13 @@ SHORT = 0.3
 
 
 def test_what_a_command_says(tmp_path: Path) -> None:
-    assert run([executable(tmp_path, "talks", "echo hello; echo >&2 noise")], timeout_seconds=9) == "hello\n"
-
-
-def test_a_command_gets_no_input(tmp_path: Path) -> None:
-    assert run([executable(tmp_path, "listens", "cat; echo done")], timeout_seconds=9) == "done\n"
+    scripts = {
+        "echo hello; echo >&2 noise": "hello\n",
+        "cat; echo done": "done\n",  # it gets no input
+        "head -c 200000 /dev/zero | tr '\\0' x": "x" * 200_000,  # more than a pipe holds
+    }
+    for number, (script, said) in enumerate(scripts.items()):
+        assert run([executable(tmp_path, f"says{number}", script)], timeout_seconds=20) == said
 
 
 def test_a_command_that_fails(tmp_path: Path) -> None:
@@ -52,19 +54,16 @@ def test_nothing_of_a_hung_command_is_left(tmp_path: Path) -> None:
     eventually(lambda: not is_running(child), "the child's end", seconds=9)
 
 
-def test_more_than_a_pipe_holds_is_read(tmp_path: Path) -> None:
-    said = run([executable(tmp_path, "long", "head -c 200000 /dev/zero | tr '\\0' x")], timeout_seconds=20)
-    assert len(said) == 200_000
-
-
 class Source:
-    """Answers with a number that grows, when it is let; or fails."""
+    """Answers with a number that grows, when it is let; or fails. It is asked in the background."""
 
     def __init__(self) -> None:
         self.asked = 0
         self.fails = False
         self.open = threading.Event()
         self.open.set()
+        self.pace = Pace()
+        self.background = Background(self, self.pace, idle_seconds=60, training_seconds=5)
 
     def __call__(self) -> int:
         self.open.wait(20)
@@ -73,9 +72,13 @@ class Source:
             raise ChildFailed("it is out")
         return self.asked
 
+    def latest(self, seconds: float) -> Asked[int] | None:
+        """The latest answer, so much later."""
+        return self.background.latest(NOW + timedelta(seconds=seconds))
 
-def later(seconds: float) -> timedelta:
-    return timedelta(seconds=seconds)
+    def settle(self, asked: int) -> None:
+        """Wait until it was asked so often."""
+        eventually(lambda: self.asked >= asked and not self.background.busy, f"question {asked}", seconds=20)
 
 
 @pytest.fixture
@@ -83,74 +86,55 @@ def source() -> Source:
     return Source()
 
 
-@pytest.fixture
-def pace() -> Pace:
-    return Pace()
-
-
-@pytest.fixture
-def background(source: Source, pace: Pace) -> Background[int]:
-    return Background(source, pace, idle_seconds=60, training_seconds=5)
-
-
-def settle(background: Background[int], source: Source, asked: int) -> None:
-    eventually(lambda: source.asked >= asked and not background.busy, f"question {asked}", seconds=20)
-
-
-def test_nobody_waits_for_a_slow_source(background: Background[int], source: Source) -> None:
+def test_nobody_waits_for_a_slow_source(source: Source) -> None:
     source.open.clear()
     began = time.monotonic()
-    assert background.latest(NOW) is None
-    assert background.latest(NOW + later(300)) is None, "one question at a time"
+    assert source.latest(0) is None
+    assert source.latest(300) is None, "one question at a time"
     assert time.monotonic() - began < 5
     source.open.set()
-    settle(background, source, 1)
-    found = background.latest(NOW)
+    source.settle(1)
+    found = source.latest(0)
     assert found is not None and (found.answer, found.at, found.problem) == (1, NOW, None)
     assert source.asked == 1
 
 
-def test_it_is_asked_again_when_it_is_time(background: Background[int], source: Source, pace: Pace) -> None:
-    background.latest(NOW)
-    settle(background, source, 1)
-    background.latest(NOW + later(59))
-    assert source.asked == 1 and not background.busy
-    background.latest(NOW + later(60))
-    settle(background, source, 2)
-    pace.training = True
-    background.latest(NOW + later(66))
-    settle(background, source, 3)
+def test_it_is_asked_again_when_it_is_time(source: Source) -> None:
+    source.latest(0)
+    source.settle(1)
+    source.latest(59)
+    assert source.asked == 1 and not source.background.busy
+    source.latest(60)
+    source.settle(2)
+    source.pace.training = True
+    source.latest(66)
+    source.settle(3)
+    source.latest(66 - 3600)  # the clock was set back
+    source.settle(4)
 
 
-def test_after_failures_it_is_left_alone_for_longer_and_longer(background: Background[int], source: Source) -> None:
+def test_after_failures_it_is_left_alone_for_longer_and_longer(source: Source) -> None:
     source.fails = True
-    at = NOW
+    at = 0.0
     for number, wait in enumerate((*RETRY_SECONDS, RETRY_SECONDS[-1]), 1):
-        background.latest(at)
-        settle(background, source, number)
-        found = background.latest(at)
+        source.latest(at)
+        source.settle(number)
+        found = source.latest(at)
         assert found is not None and (found.answer, found.problem) == (None, "it is out")
-        background.latest(at + later(wait - 1))
-        assert not background.busy and source.asked == number
-        at += later(wait)
+        source.latest(at + wait - 1)
+        assert not source.background.busy and source.asked == number
+        at += wait
     source.fails = False
-    background.latest(at)
-    settle(background, source, 6)
-    found = background.latest(at)
+    source.latest(at)
+    source.settle(6)
+    found = source.latest(at)
     assert found is not None and found.answer == 6
-    background.latest(at + later(60))
-    settle(background, source, 7)
+    source.latest(at + 60)
+    source.settle(7)
 
 
-def test_a_clock_that_was_set_back_does_not_silence_it(background: Background[int], source: Source) -> None:
-    background.latest(NOW)
-    settle(background, source, 1)
-    background.latest(NOW - later(3600))
-    settle(background, source, 2)
-
-
-def test_its_thread_keeps_no_process_from_ending(background: Background[int], source: Source) -> None:
+def test_its_thread_keeps_no_process_from_ending(source: Source) -> None:
     source.open.clear()
-    background.latest(NOW)
+    source.latest(0)
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "probe")
     source.open.set()

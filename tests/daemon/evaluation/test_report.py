@@ -1,49 +1,29 @@
 """Reports of jobs; what is a word; and what happens when no report can be made."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from pocketllm.daemon.evaluation import report as reporting
-from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.model_report import ModelReport
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Text
 from tests.support.daemon.real_daemon import eventually
-from tests.support.daemon.workers import (
-    NOW,
-    changed,
-    data_folder,
-    finish,
-    kill_when,
-    notes,
-    queue_job,
-    run_here,
-    start_worker,
-)
+from tests.support.daemon.workers import NOW, Device, changed, finish, notes
 from tests.support.models.tiny_models import byte_tokens
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    return data_folder(tmp_path / "data", dtype="float32")
-
-
 @pytest.mark.slow
-def test_an_exact_job_tells_what_it_learned(folder: DataFolder, store: Store) -> None:
-    store.texts.add(notes(80), now=NOW)
-    exact = changed(method="exact", steps=24, batch=4, block_tokens=64, measure_every=8, rate=8e-3)
-    job = run_here(folder, store, queue_job(store, training=exact))
-    report = store.reports.find(job.id)
-    assert report is not None
+def test_an_exact_job_tells_what_it_learned(device_fp32: Device) -> None:
+    device = device_fp32
+    device.add(notes(80))
+    job = device.run(changed(method="exact", steps=24, batch=4, block_tokens=64, measure_every=8, rate=8e-3))
+    report = device.report(job)
     verdict = report.numbers["verdict"]
     assert verdict["outcome"] == job.outcome
-    first, last = (store.step_log.evaluation(job.id, step) for step in (0, job.total_steps or 0))
-    assert first and last
-    assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first.loss, last.loss))
-    assert (found := store.adapters.get(job.adapter or "")) and found.held_out_loss_now == last.loss
+    first, last = (device.evaluation(job, step).loss for step in (0, job.total_steps or 0))
+    assert (verdict["overall"]["before"], verdict["overall"]["now"]) == pytest.approx((first, last))
+    assert device.store.adapters.get(job.adapter or "").held_out_loss_now == last
     verbatim_recall = report.numbers["verbatim_recall"]
     assert verbatim_recall["places"] > 0 and 0 <= verbatim_recall["base"] <= verbatim_recall["personal"] <= 1
 
@@ -53,39 +33,36 @@ def test_an_exact_job_tells_what_it_learned(folder: DataFolder, store: Store) ->
     # Of the byte tokenizer a token is a letter, and the notes' letters are learned first.
     assert {entry["word"] for entry in words} & set("aeinst")
     assert len(completions) == 3
-    held_out = [text.text for text in store.texts.of_job(job.id) if text.held_out]
+    held_out = [text.text for text in device.store.texts.of_job(job.id) if text.held_out]
     for one in completions:
         assert any(text.startswith(one["prompt"]) for text in held_out)
         assert one["base"] != one["personal"]
 
 
 @pytest.mark.slow
-def test_killed_while_the_report_is_made_the_job_has_succeeded_with_its_verdict(
-    folder: DataFolder, store: Store
-) -> None:
-    store.texts.add(notes(), now=NOW)
-    job = queue_job(store)
-    kill_when(start_worker(folder, job), lambda: store.jobs.get(job.id).state is JobState.SUCCEEDED)
-    report = store.reports.find(job.id)
-    assert report is not None and report.numbers["verdict"]["outcome"]
-    assert [event.kind for event in store.jobs.events(job.id)].count("evaluated") == 1
+def test_killed_while_the_report_is_made_the_job_has_succeeded_with_its_verdict(device: Device) -> None:
+    device.add(notes())
+    job = device.queue()
+    device.kill_when(job, lambda: device.store.jobs.get(job.id).state is JobState.SUCCEEDED)
+    assert device.report(job).numbers["verdict"]["outcome"]
+    assert len(device.said(job, "evaluated")) == 1
 
 
 @pytest.mark.slow
-def test_a_job_whose_report_fails_succeeds_all_the_same(folder: DataFolder, store: Store) -> None:
+def test_a_job_whose_report_fails_succeeds_all_the_same(device: Device) -> None:
     """The tokenizer is broken while the job runs, so that tokens cannot be turned into words at its end."""
-    store.texts.add(notes(), now=NOW)
-    job = queue_job(store)
-    worker = start_worker(folder, job)
-    eventually(lambda: store.step_log.last_step(job.id) > 0, "the first step")
-    (folder.models / "tiny" / "tokenizer.json").write_text("xyzzy")
+    device.add(notes())
+    job = device.queue()
+    worker = device.start_worker(job)
+    eventually(lambda: device.store.step_log.last_step(job.id) > 0, "the first step")
+    (device.folder.models / "tiny" / "tokenizer.json").write_text("xyzzy")
     assert "xyzzy" not in finish(worker)
-    assert store.jobs.get(job.id).state is JobState.SUCCEEDED
-    report = store.reports.find(job.id)
-    assert report is not None and report.content is None
+    assert device.store.jobs.get(job.id).state is JobState.SUCCEEDED
+    report = device.report(job)
+    assert report.content is None
     assert report.numbers["verdict"]["outcome"] and report.numbers["verbatim_recall"]
-    [event] = [event for event in store.jobs.events(job.id) if event.kind == "no report"]
-    assert "the report is incomplete" in event.message
+    [message] = device.said(job, "no report")
+    assert "the report is incomplete" in message
 
 
 def said_of(error: Exception) -> list[tuple[str, str]]:

@@ -85,9 +85,7 @@ def test_a_program_on_the_path_goes_before_the_package(
     assert reason(find_llamacpp(model_folder, "transformers")) == "the setting backend is transformers"
 
 
-def test_llama_cpp_asked_for_in_vain_is_an_error_that_says_why(
-    model_folder: ModelFolder, base: Path, tmp_path: Path
-) -> None:
+def test_llama_cpp_asked_for_in_vain_is_an_error(model_folder: ModelFolder, base: Path, tmp_path: Path) -> None:
     base.unlink()
     with pytest.raises(
         UnsupportedModel, match=r"The setting backend is llamacpp, but .*gguf, which mine was imported from"
@@ -95,9 +93,8 @@ def test_llama_cpp_asked_for_in_vain_is_an_error_that_says_why(
         Answerer(DataFolder(tmp_path), model_folder.path, "llamacpp", 10**9)
 
 
-def test_the_doctor_says_what_answers(
-    model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("model_folder")
+def test_the_doctor_says_what_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(preference: str) -> str:
         settings = load_settings({"data_dir": tmp_path, "model": "mine", "backend": preference})
         [finding] = [finding for finding in _of_folder(DataFolder(tmp_path), settings) if finding.name == "answers"]

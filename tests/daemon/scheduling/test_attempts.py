@@ -101,8 +101,7 @@ def test_what_ended_jobs_and_dead_workers_left_is_deleted(world: SchedulerWorld,
     left += [folder.adapter(adapter), folder.adapter(f".pocketllm-{adapter}-ab_c1234")]
     for path in kept + left:
         path.mkdir(parents=True)
-    world.succeed(running)
-    world.tick()
+    world.finish(running)
     assert [path.exists() for path in kept] == [True] * len(kept)
     assert [path.exists() for path in left] == [False] * len(left)
 
@@ -119,9 +118,7 @@ def step_of(job: Job) -> Step:
 
 
 @pytest.mark.parametrize("what", ["paused", "started again", "cancelled"])
-def test_the_writes_of_a_worker_whose_job_is_not_its_own_any_more_are_refused(
-    world: SchedulerWorld, running: str, what: str
-) -> None:
+def test_a_former_workers_writes_are_refused(world: SchedulerWorld, running: str, what: str) -> None:
     job = world.job(running)
     late = Store.open_for_worker(world.folder.database, running, job.starts)
     if what == "cancelled":

@@ -33,13 +33,11 @@ def test_deletions_are_erased_together_ten_minutes_later_and_not_beside_a_worker
     deletions = [delete(world, texts[0])]
     world.tick(300)
     deletions.append(delete(world, texts[1]))
-    world.power.value = True
-    world.tick(290)
+    world.plug_in(290)
     assert world.runner.job_id
     world.tick(20)
     assert len(world.store.deletions.pending()) == 2  # a worker runs
-    world.power.value = False
-    world.tick()
+    world.unplug()
     world.tick()
     assert [world.store.deletions.get(one).erased for one in deletions] == [True, True]
 
@@ -48,8 +46,7 @@ def test_what_is_left_is_learned_again_once_also_after_a_kill(world: SchedulerWo
     text = add(world, "one " * 30)
     world.tick()
     world.add(30)
-    world.succeed(world.only_job().id)
-    world.tick()
+    world.finish(world.only_job().id)
     world.power.value = False
     deletion = delete(world, text)
     job = world.store.deletions.get(deletion).job
@@ -71,14 +68,11 @@ def test_an_edit_does_not_start_a_job_again(world: SchedulerWorld) -> None:
     edit(world, first, third)
     edit(world, third, "A fourth")
     assert [text.text for text in world.store.texts.of_job(job)] == before
-    world.power.value = False
-    world.tick()
-    world.power.value = True
-    world.tick(600)
+    world.unplug()
+    world.plug_in(600)
     assert world.runner.job_id == job and world.store.step_log.last_step(job) == 1
     assert "began anew" not in {event.kind for event in world.store.jobs.events(job)}
-    world.succeed(job)
-    world.tick()
+    world.finish(job)
     assert world.job(job).state is JobState.SUCCEEDED
     assert stored(world) == {third, "A fourth"}
 

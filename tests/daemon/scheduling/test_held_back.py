@@ -26,12 +26,9 @@ def test_only_the_workers_own_end_is_a_crash() -> None:
     assert {code: Exit(job_id="job-1", code=code, last_words="").is_crash for code in codes} == codes
 
 
-def test_kills_from_outside_never_fail_a_job_and_the_wait_grows_until_a_step(
-    world: SchedulerWorld, running: str
-) -> None:
+def test_kills_from_outside_never_fail_a_job_but_the_wait_grows(world: SchedulerWorld, running: str) -> None:
     for number in range(3 * MAX_ATTEMPTS):
-        world.runner.ends(-signal.SIGKILL)
-        now = world.tick()
+        now = world.worker_ends(-signal.SIGKILL)
         wait = min(timedelta(seconds=RETRY_SECONDS * 2**number), LONGEST_RETRY)
         job = world.job(running)
         assert (job.state, job.attempts, job.not_before) == (JobState.PAUSED, 0, now + wait)
@@ -45,15 +42,12 @@ def test_kills_from_outside_never_fail_a_job_and_the_wait_grows_until_a_step(
         world.tick(1)
         assert len(world.runner.started) == number + 2 and hold(world) is None
     world.step(running)
-    world.runner.ends(-signal.SIGTERM)
-    now = world.tick()
+    now = world.worker_ends(-signal.SIGTERM)
     assert world.job(running).not_before == now + timedelta(seconds=RETRY_SECONDS)
 
 
 def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: SchedulerWorld) -> None:
-    world.add(20)
-    world.tick()
-    job_id = world.only_job().id
+    job_id = world.request_by_words()
     world.store.jobs.fail(job_id, error="too little memory", now=world.clock.now)
     world.runner.ends(0)
     failed, now = world.clock.now, world.tick()
@@ -70,9 +64,7 @@ def test_a_job_that_failed_holds_its_texts_back_for_a_day_and_says_so(world: Sch
 
 
 def test_a_job_that_was_cancelled_holds_its_texts_back_and_says_what_ends_that(world: SchedulerWorld) -> None:
-    world.add(20)
-    world.tick()
-    job_id = world.only_job().id
+    job_id = world.request_by_words()
     world.scheduler.cancel(job_id, world.clock.now)
     now = world.tick()
     blocker = hold(world)
@@ -88,12 +80,9 @@ def test_a_job_that_was_cancelled_holds_its_texts_back_and_says_what_ends_that(w
 
 
 def test_a_job_that_was_cancelled_before_it_started_keeps_its_texts_back_too(world: SchedulerWorld) -> None:
-    world.add(20)
     world.power.value = False
-    world.tick()
-    world.scheduler.cancel(world.only_job().id, world.clock.now)
-    world.power.value = True
-    world.tick()
+    world.scheduler.cancel(world.request_by_words(), world.clock.now)
+    world.plug_in()
     assert world.runner.started == [] and hold(world) is not None
     world.add(19, "newer")
     world.tick()
@@ -128,9 +117,7 @@ FUTURE = timedelta(days=400)
 def test_a_job_that_ended_in_the_future_holds_nothing_newer_back(world: SchedulerWorld, end: str) -> None:
     """The clock was wrong by a year while a job came to nothing, and is right again."""
     world.clock.now += FUTURE
-    world.add(20)
-    world.tick()
-    first = world.only_job().id
+    first = world.request_by_words()
     if end == "cancelled":
         world.scheduler.cancel(first, world.clock.now)
     else:
@@ -144,8 +131,7 @@ def test_a_job_that_ended_in_the_future_holds_nothing_newer_back(world: Schedule
     second = world.runner.started[1]
     # The second one is the last, whatever its date says.
     world.store.jobs.fail(second, error="again", now=world.clock.now)
-    world.runner.ends(0)
-    world.tick()
+    world.worker_ends(0)
     world.tick()
     assert len(world.runner.started) == 2
     blocker = hold(world)
@@ -178,7 +164,6 @@ def test_a_job_is_not_expected_before_the_end_of_a_snooze(world: SchedulerWorld)
 def test_an_idle_time_of_the_future_is_no_forecast(world: SchedulerWorld) -> None:
     world.clock.now += FUTURE
     world.tick()
-    world.power.value = False
-    world.tick(3600)
+    world.unplug(3600)
     world.clock.now -= FUTURE
     assert world.scheduler.expected_at(world.tick()) is None

@@ -12,6 +12,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, JobState, Outcome
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
+from tests.support.stored import roll_back, words_of
 
 HOUR = 3600.0
 
@@ -83,19 +84,15 @@ def world(tmp_path: Path) -> Iterator[SchedulerWorld]:
 
 def next_night(world: SchedulerWorld) -> Job:
     """A day passes in which the power is off; the running job."""
-    world.power.value = False
-    world.tick()
-    world.power.value = True
-    world.tick(24 * HOUR)
+    world.unplug()
+    world.plug_in(24 * HOUR)
     world.tick(60)
     [job] = world.store.jobs.open()
     assert job.state is JobState.RUNNING
     return job
 
 
-def test_its_number_of_steps_is_open_at_first_and_the_worker_is_told_what_the_night_has_left(
-    world: SchedulerWorld,
-) -> None:
+def test_the_number_of_steps_is_open_and_the_worker_is_told_what_the_night_has_left(world: SchedulerWorld) -> None:
     job = world.only_job()
     assert (job.total_steps, job.state) == (None, JobState.RUNNING)
     assert world.runner.seconds == [pytest.approx(UNKNOWN_NIGHT)]
@@ -117,10 +114,8 @@ def test_several_runs_in_a_night_are_one_night(world: SchedulerWorld) -> None:
     job = world.only_job()
     world.step(job.id)
     for _ in range(3):
-        world.power.value = False
-        world.tick()
-        world.power.value = True
-        world.tick(120)
+        world.unplug()
+        world.plug_in(120)
     assert world.job(job.id).state is JobState.RUNNING
     assert world.job(job.id).total_steps is None
 
@@ -137,29 +132,22 @@ def test_where_a_number_of_steps_was_set_the_job_is_not_cut_short(tmp_path: Path
 class TestFollowUp:
     def test_another_job_goes_on_with_the_same_text(self, world: SchedulerWorld) -> None:
         first = world.only_job()
-        world.succeed(first.id, chain_steps=25, unfinished=True)
-        world.tick()
+        world.finish(first.id, chain_steps=25, unfinished=True)
         [job] = world.store.jobs.open()
         assert (job.link, job.chain_steps, job.parent) == (1, 25, f"of-{first.id}")
-        assert [text.id for text in world.store.texts.of_job(job.id)] == [
-            text.id for text in world.store.texts.of_job(first.id)
-        ]
+        assert words_of(world.store, job) == words_of(world.store, first)
         assert [text.learned_in for text in world.store.texts.of_job(job.id)] == [None]
-        world.succeed(job.id, chain_steps=40)
-        world.tick()
+        world.finish(job.id, chain_steps=40)
         assert world.store.jobs.open() == []
 
     def test_what_could_not_tell_yet_goes_on_without_newer_words(self, world: SchedulerWorld) -> None:
         first = world.only_job()
-        world.succeed(first.id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
-        world.tick()
+        world.finish(first.id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
         [job] = world.store.jobs.open()
         assert (job.link, job.parent) == (2, f"of-{first.id}")
 
     @pytest.mark.parametrize(("newer", "link"), [(10, 3), (19, 1)])
-    def test_newer_words_after_a_finished_job_that_could_not_tell_have_all_steps_ahead(
-        self, world: SchedulerWorld, newer: int, link: int
-    ) -> None:
+    def test_newer_words_have_all_steps_ahead(self, world: SchedulerWorld, newer: int, link: int) -> None:
         """A job is 20 new words; so many more than its chain began with are tested as a first job's are."""
         world.succeed(world.only_job().id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
         world.add(1, "newer")
@@ -173,13 +161,11 @@ class TestFollowUp:
 
     @pytest.mark.parametrize("outcome", [Outcome.WORSE, Outcome.NO_PROOF])
     def test_what_added_nothing_does_not_go_on(self, world: SchedulerWorld, outcome: Outcome) -> None:
-        world.succeed(world.only_job().id, outcome, chain_steps=25, unfinished=True)
-        world.tick()
+        world.finish(world.only_job().id, outcome, chain_steps=25, unfinished=True)
         assert world.store.jobs.open() == []
 
-    def test_the_owner_who_cancels_it_or_rolls_back_ends_it(self, world: SchedulerWorld) -> None:
-        world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
-        world.tick()
+    def test_the_owner_who_cancels_it_ends_it(self, world: SchedulerWorld) -> None:
+        world.finish(world.only_job().id, chain_steps=25, unfinished=True)
         [job] = world.store.jobs.open()
         world.scheduler.cancel(job.id, world.clock.now)
         world.tick()
@@ -187,6 +173,6 @@ class TestFollowUp:
 
     def test_after_a_rollback_nothing_goes_on(self, world: SchedulerWorld) -> None:
         world.succeed(world.only_job().id, chain_steps=25, unfinished=True)
-        world.store.adapters.roll_back("tiny", usable=lambda _: True, now=world.clock.now)
+        roll_back(world.store, now=world.clock.now)
         world.tick()
         assert world.store.jobs.open() == []

@@ -1,15 +1,11 @@
 """A job that its owner pauses waits until they resume it, whatever else happens."""
 
-from pathlib import Path
-
 import pytest
 
 from pocketllm.daemon.scheduling.scheduler import PAUSED_BY_OWNER
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.tables import JobState
-from tests.support.daemon.in_process_app import FakeRunner, assert_problem, in_process_app
 from tests.support.daemon.scheduler_world import SchedulerWorld
-from tests.support.models.tiny_models import tiny_model_folder
 
 
 def test_a_running_job_is_killed_and_waits_until_it_is_resumed(world: SchedulerWorld) -> None:
@@ -35,8 +31,7 @@ def test_a_queued_job_can_be_held_and_the_next_goes_first(world: SchedulerWorld)
     world.scheduler.pause(first, world.clock.now)
     world.tick()
     assert world.runner.started == [second]
-    world.succeed(second)
-    world.tick()
+    world.finish(second)
     world.scheduler.resume(first, world.clock.now)
     world.tick(61)
     assert world.runner.started == [second, first]
@@ -44,25 +39,18 @@ def test_a_queued_job_can_be_held_and_the_next_goes_first(world: SchedulerWorld)
 
 def test_no_other_is_queued_by_itself_while_one_is_held(world: SchedulerWorld) -> None:
     """The owner has said 'not now' to these texts."""
-    world.add(50)
-    world.tick()
-    [job_id] = world.runner.started
+    job_id = world.request_by_words()
     world.scheduler.pause(job_id, world.clock.now)
     world.add(50, about="other")
     world.tick(3600)
     assert world.only_job().id == job_id
 
 
-def test_a_new_daemon_still_knows(world: SchedulerWorld) -> None:
-    world.add(5)
-    job_id = world.request()
-    world.tick()
-    world.scheduler.pause(job_id, world.clock.now)
-    runner = FakeRunner()
-    scheduler = world.scheduler_with(runner)
-    scheduler.recover(world.clock.now)
-    scheduler.tick(world.clock.advance(3600))
-    assert runner.started == [] and world.job(job_id).paused_by_owner
+def test_a_new_daemon_still_knows(world: SchedulerWorld, running: str) -> None:
+    world.scheduler.pause(running, world.clock.now)
+    world.restart()
+    world.tick(3600)
+    assert world.runner.started == [] and world.job(running).paused_by_owner
 
 
 def test_what_cannot_be_held_or_released(world: SchedulerWorld) -> None:
@@ -79,17 +67,3 @@ def test_what_cannot_be_held_or_released(world: SchedulerWorld) -> None:
     for wrong in (world.scheduler.pause, world.scheduler.resume):
         with pytest.raises(WrongState):
             wrong(job_id, world.clock.now)
-
-
-def test_over_http(tmp_path: Path) -> None:
-    with in_process_app(tmp_path / "data") as api:
-        tiny_model_folder(api.services.folder.models)
-        api.add("word " * 50)
-        job = api.post("/jobs", json={}).json()["id"]
-        api.tick()
-        held = api.post(f"/jobs/{job}/pause").json()
-        assert (held["state"], held["paused_by_owner"], held["reasons"]) == ("paused", True, [PAUSED_BY_OWNER])
-        assert_problem(api.post(f"/jobs/{job}/pause"), 409, "wrong_state")
-        assert api.post(f"/jobs/{job}/resume").json()["paused_by_owner"] is False
-        assert_problem(api.post("/jobs/job-none/resume"), 404, "not_found")
-        assert_problem(api.post(f"/jobs/{job}/resume", token=None), 401, "missing_token")

@@ -38,8 +38,7 @@ def test_a_tick_starts_a_job_and_the_next_leaves_it_alone(world: SchedulerWorld)
 
 
 def test_with_nothing_to_do_the_gate_is_looked_at_all_the_same(world: SchedulerWorld) -> None:
-    world.power.value = False
-    world.tick()
+    world.unplug()
     assert [reading.name for reading in world.scheduler.readings] == ["power", "battery", "memory"]
     assert world.scheduler.verdict.reasons == ["not on external power"]
 
@@ -61,10 +60,8 @@ def test_when_power_goes_the_worker_is_killed_and_the_job_says_why(world: Schedu
 
 
 def test_a_paused_job_goes_on_only_after_the_minimum_pause(world: SchedulerWorld, running: str) -> None:
-    world.power.value = False
-    world.tick()
-    world.power.value = True
-    world.tick(1)
+    world.unplug()
+    world.plug_in(1)
     assert world.job(running).reasons == ["paused 1 s ago; waiting 59 s more"]
     world.tick(58)
     assert world.runner.started == [running]
@@ -76,8 +73,7 @@ def test_a_paused_job_goes_on_only_after_the_minimum_pause(world: SchedulerWorld
 def test_while_a_job_waits_its_reasons_are_kept_up_to_date(world: SchedulerWorld) -> None:
     world.add(5)
     job_id = world.request()
-    world.power.value = False
-    world.tick()
+    world.unplug()
     assert world.job(job_id).reasons == ["not on external power"]
     world.power.value, world.memory.value = True, 1e6
     world.tick()
@@ -104,21 +100,17 @@ def test_the_owners_now_goes_before_older_jobs_and_without_the_charger(world: Sc
     older = world.request()
     world.clock.advance(10)
     now = world.request(immediate=True)
-    world.power.value = False
-    world.tick()
+    world.unplug()
     assert world.runner.started == [now]
     assert world.job(older).state is JobState.QUEUED
 
 
-def test_the_owners_now_does_not_interrupt_the_job_that_runs_and_says_that_it_waits(
-    world: SchedulerWorld, running: str
-) -> None:
+def test_the_owners_now_waits_for_the_job_that_runs(world: SchedulerWorld, running: str) -> None:
     now = world.request(immediate=True)
     world.tick()
     assert (world.runner.killed, world.runner.job_id) == ([], running)
     assert (world.job(running).reasons, world.job(now).reasons) == ([], [f"waiting for {running}"])
-    world.succeed(running)
-    world.tick()
+    world.finish(running)
     assert world.runner.started == [running, now]
 
 
@@ -134,8 +126,7 @@ def test_enough_new_words_queue_one_job(world: SchedulerWorld) -> None:
     world.add(20, "later")
     world.tick()
     assert world.only_job().id == job.id
-    world.succeed(job.id)
-    world.tick()
+    world.finish(job.id)
     assert [job.texts for job in world.store.jobs.page(after=None, limit=9)] == [3, 2]
 
 
@@ -147,8 +138,7 @@ def test_fewer_new_words_queue_a_job_when_the_oldest_have_waited_for_a_week(worl
     assert world.store.jobs.open() == []
     world.tick(0)
     assert world.only_job().requested_by is Requester.THRESHOLD
-    world.succeed(world.only_job().id)
-    world.tick()
+    world.finish(world.only_job().id)
     world.add(12, "later")
     world.tick(week - 1)
     assert world.store.jobs.open() == []
@@ -157,9 +147,7 @@ def test_fewer_new_words_queue_a_job_when_the_oldest_have_waited_for_a_week(worl
 
 
 def test_a_cancelled_jobs_words_do_not_wait_with_newer_ones(world: SchedulerWorld) -> None:
-    world.add(20)
-    world.tick()
-    world.scheduler.cancel(world.only_job().id, world.clock.now)
+    world.scheduler.cancel(world.request_by_words(), world.clock.now)
     world.tick()
     world.add(8, "later")
     world.tick(7 * 24 * 3600 - 3)
@@ -171,20 +159,16 @@ def test_a_cancelled_jobs_words_do_not_wait_with_newer_ones(world: SchedulerWorl
 @pytest.mark.parametrize("state", ["queued", "running", "paused", "paused by its owner", "after a crash"])
 def test_who_asks_for_a_job_goes_on_with_the_open_one(world: SchedulerWorld, state: str) -> None:
     """A second job on the same texts would run to its end to be thrown away."""
-    world.add(20)
     world.power.value = state != "queued"
-    world.tick()
-    job_id = world.only_job().id
+    job_id = world.request_by_words()
     if state != "queued":
         world.step(job_id)
     if state == "paused":
-        world.power.value = False
-        world.tick()
+        world.unplug()
     elif state == "paused by its owner":
         world.scheduler.pause(job_id, world.clock.now)
     elif state == "after a crash":
-        world.runner.ends(1, "boom")
-        world.tick()
+        world.worker_ends()
     world.power.value = False
     assert world.request(immediate=False, seed=None) == job_id
     assert world.request(immediate=True, seed=None) == job_id == world.only_job().id
@@ -213,32 +197,26 @@ def test_requests_at_once_make_one_job(world: SchedulerWorld) -> None:
 
 
 def test_who_asks_for_a_certain_job_gets_one_of_its_own(world: SchedulerWorld) -> None:
-    world.add(20)
     world.power.value = False
-    world.tick()
-    waiting = world.only_job().id
+    waiting = world.request_by_words()
     assert world.request(immediate=True, seed=3) != waiting
     assert not world.job(waiting).immediate
 
 
 def test_a_job_of_the_threshold_is_withdrawn_when_another_has_learned_its_texts(world: SchedulerWorld) -> None:
-    world.add(20)
     world.power.value = False
-    world.tick()
-    waiting = world.only_job().id
+    waiting = world.request_by_words()
     now = world.request(immediate=True, seed=1)
     world.tick()
     world.power.value = True
-    world.succeed(now)
-    world.tick()
+    world.finish(now)
     assert (world.job(waiting).state, world.runner.started) == (JobState.CANCELLED, [now])
     assert "trained on its texts" in world.store.jobs.events(waiting)[-1].message
 
 
 def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: SchedulerWorld, running: str) -> None:
     for attempt in range(1, MAX_ATTEMPTS):
-        world.runner.ends(1, "boom")
-        world.tick()
+        world.worker_ends()
         wait = RETRY_SECONDS * 2 ** (attempt - 1)
         job = world.job(running)
         assert (job.state, job.attempts) == (JobState.PAUSED, attempt)
@@ -247,8 +225,7 @@ def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: Schedul
         assert len(world.runner.started) == attempt
         world.tick(1)
         assert len(world.runner.started) == attempt + 1
-    world.runner.ends(1, "ValueError: no")
-    world.tick()
+    world.worker_ends(1, "ValueError: no")
     job = world.job(running)
     assert job.state is JobState.FAILED
     assert (
@@ -261,40 +238,32 @@ def test_a_crash_is_tried_again_later_and_later_and_then_given_up(world: Schedul
 def test_a_step_between_crashes_makes_the_next_one_the_first(world: SchedulerWorld, running: str) -> None:
     for _ in range(2 * MAX_ATTEMPTS):
         world.step(running)
-        world.runner.ends(1, "boom")
-        world.tick()
+        world.worker_ends()
         assert world.job(running).attempts == 1
         world.tick(RETRY_SECONDS)
 
 
 @pytest.mark.parametrize(("step", "attempts"), [(True, 1), (False, 2)])
-def test_a_pause_is_no_crash_and_takes_none_off_unless_a_step_was_made(
-    world: SchedulerWorld, running: str, step: bool, attempts: int
-) -> None:
-    world.runner.ends(1, "boom")
-    world.tick()
+def test_a_pause_is_no_crash(world: SchedulerWorld, running: str, step: bool, attempts: int) -> None:
+    """Nor does it take one off, unless a step was made."""
+    world.worker_ends()
     world.tick(RETRY_SECONDS)
     if step:
         world.step(running)
-    world.power.value = False
-    world.tick()
-    world.power.value = True
-    world.tick(world.settings.gate.minimum_pause_seconds)
-    world.runner.ends(1, "boom")
-    world.tick()
+    world.unplug()
+    world.plug_in(world.settings.gate.minimum_pause_seconds)
+    world.worker_ends()
     assert world.job(running).attempts == attempts
 
 
 @pytest.mark.parametrize("after", ["a pause", "a crash"])
 def test_a_clock_that_was_set_back_does_not_prolong_the_wait(world: SchedulerWorld, running: str, after: str) -> None:
     if after == "a pause":
-        world.power.value = False
+        world.unplug()
     else:
-        world.runner.ends(1, "boom")
-    world.tick()
+        world.worker_ends()
     assert world.runner.job_id is None
-    world.power.value = True
-    world.tick(-86_400)
+    world.plug_in(-86_400)
     assert world.runner.started == [running, running]
 
 
@@ -308,13 +277,13 @@ class NoProcessLeft(FakeRunner):
 def test_a_worker_that_cannot_be_started_is_no_crash(world: SchedulerWorld) -> None:
     world.add(5)
     job_id = world.request()
-    scheduler = world.scheduler_with(NoProcessLeft())
-    scheduler.tick(world.clock.now)
+    world.scheduler = world.scheduler_with(NoProcessLeft())
+    world.tick()
     job = world.job(job_id)
     assert (job.state, job.attempts) == (JobState.PAUSED, 0)
     assert job.reasons[0].startswith("the worker could not be started: [Errno 11] Resource temporarily unavailable")
     for _ in range(MAX_ATTEMPTS):
-        scheduler.tick(world.clock.advance(600))
+        world.tick(600)
     assert world.job(job_id).state is JobState.PAUSED
 
 
@@ -323,13 +292,11 @@ def test_a_new_daemon_goes_on_where_a_dead_one_was(world: SchedulerWorld, runnin
     world.store.jobs.cancel(ended, message="test", now=world.clock.now)
     for job_id in (running, ended):
         world.folder.start(job_id).mkdir(parents=True)
-    runner = FakeRunner()
-    scheduler = world.scheduler_with(runner)
-    scheduler.recover(world.clock.now)
+    world.restart()
     assert (world.job(running).state, world.job(running).reasons) == (JobState.PAUSED, ["the daemon was restarted"])
     assert [left.name for left in world.folder.starts.iterdir()] == [running]
-    scheduler.tick(world.clock.advance(2))
-    assert runner.started == [running]
+    world.tick()
+    assert world.runner.started == [running]
 
 
 def test_cancelling_kills_the_worker_and_clears_up(world: SchedulerWorld, running: str) -> None:

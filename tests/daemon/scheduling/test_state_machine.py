@@ -19,7 +19,6 @@ from pocketllm.daemon.scheduling.planning import JobRequest
 from pocketllm.storage.errors import NotFound, WrongState
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.tables import Deletion, JobState
-from tests.support.daemon.in_process_app import FakeRunner
 from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
 
 _LONG_ENOUGH = 3600.0
@@ -103,8 +102,7 @@ class Daemon(RuleBasedStateMachine):
     @precondition(lambda self: self.world.runner.job_id)
     @rule(code=st.sampled_from([1, -9, 75]))
     def worker_dies(self, code: int) -> None:
-        self.world.runner.ends(code)
-        self.world.tick()
+        self.world.worker_ends(code)
 
     @rule(what=st.sampled_from(["pause", "resume", "cancel"]))
     def owner_changes_a_job(self, what: str) -> None:
@@ -140,9 +138,7 @@ class Daemon(RuleBasedStateMachine):
 
     @rule()
     def daemon_is_killed(self) -> None:
-        self.world.runner = FakeRunner()
-        self.world.scheduler = self.world.scheduler_with(self.world.runner)
-        self.world.scheduler.recover(self.world.clock.advance(5))
+        self.world.restart()
         self.world.tick()
 
     @invariant()

@@ -42,17 +42,6 @@ def test_a_locked_database_is_no_reason_to_kill_a_worker(impatient: SchedulerWor
     assert world.scheduler.verdict.allowed and world.runner.killed == []
 
 
-def test_a_closed_gate_ends_the_worker_all_the_same(impatient: SchedulerWorld) -> None:
-    world = impatient
-    [job_id] = world.runner.started
-    world.power.value = False
-    with locked(world):
-        world.tick()
-        assert world.runner.killed == [job_id]
-    world.tick()
-    assert "external power" in world.job(job_id).reasons[0]
-
-
 def test_a_deleted_database_ends_the_worker_and_is_said_once(
     world: SchedulerWorld, running: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,6 @@
 """What becomes of jobs when the model in use changes."""
 
 from pocketllm.storage.tables import JobState
-from tests.support.daemon.in_process_app import FakeRunner
 from tests.support.daemon.scheduler_world import SchedulerWorld
 
 WAITS = "large is in use; `pocketllm models use tiny` switches to its model"
@@ -35,12 +34,9 @@ def test_a_job_that_its_owner_has_paused_says_so_all_the_same(world: SchedulerWo
 
 
 def test_a_failed_job_of_another_model_holds_nothing_back(world: SchedulerWorld) -> None:
-    world.add(30)
-    world.tick()
-    [failed] = world.runner.started
+    failed = world.request_by_words()
     world.store.jobs.fail(failed, error="bang", now=world.clock.now)
-    world.runner.ends(1)
-    world.tick()
+    world.worker_ends()
     assert failed in world.scheduler.verdict.reasons[0]
     use(world, "large")
     world.tick()
@@ -49,13 +45,8 @@ def test_a_failed_job_of_another_model_holds_nothing_back(world: SchedulerWorld)
 
 def test_a_daemon_that_starts_with_another_model_in_its_settings_has_switched(world: SchedulerWorld) -> None:
     world.scheduler.recover(world.clock.now)
-    world.add(30)
-    world.tick()
-    world.succeed(world.runner.started[0])
-    world.tick()
+    world.finish(world.request_by_words())
     world.settings = world.settings.model_copy(update={"model": "large"})
-    runner = FakeRunner()
-    scheduler = world.scheduler_with(runner)
-    scheduler.recover(world.clock.now)
-    scheduler.tick(world.clock.advance(2))
-    assert len(runner.started) == 1
+    world.restart()
+    world.tick()
+    assert len(world.runner.started) == 1

@@ -60,15 +60,6 @@ def test_a_tick_that_is_asked_for_while_one_runs_follows_it() -> None:
     ticks(2, tick)
 
 
-def test_a_thread_asks_during_a_tick_that_works_in_another() -> None:
-    async def tick(number: int, ticker: Ticker) -> Answer:
-        if number == 1:
-            await asyncio.to_thread(asyncio.get_running_loop().call_soon_threadsafe, ticker.tick_now)
-        return LONG_SECONDS, ()
-
-    ticks(2, tick)
-
-
 def test_it_ticks_at_the_times_that_the_last_tick_gave() -> None:
     async def tick(number: int, _ticker: Ticker) -> Answer:
         now = datetime.now(UTC)

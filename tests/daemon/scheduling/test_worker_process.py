@@ -19,15 +19,8 @@ NO_JOB = "job-none"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path / "data")
-    folder.make()
-    Store.open(folder.database).close()
-    return folder
-
-
-@pytest.fixture
 def runner(folder: DataFolder) -> Iterator[WorkerProcess]:
+    Store.open(folder.database).close()
     runner = WorkerProcess(folder)
     yield runner
     runner.kill()
@@ -66,9 +59,8 @@ def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerP
 
 
 @pytest.mark.parametrize(("immediate", "priority"), [(False, (os.SCHED_IDLE, 19)), (True, (os.SCHED_OTHER, 10))])
-def test_a_workers_priority_is_low_and_the_lowest_unless_somebody_waits_for_it(
-    runner: WorkerProcess, immediate: bool, priority: tuple[int, int]
-) -> None:
+def test_a_workers_priority(runner: WorkerProcess, immediate: bool, priority: tuple[int, int]) -> None:
+    """It is the lowest, unless somebody waits for it."""
     pid = start(runner, immediate=immediate)
     wait_for_end(pid)
     assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == priority

@@ -12,48 +12,25 @@ from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.engine.errors import BadRequest, TrainingDiverged
 from pocketllm.engine.formats.lora_folder import base_sha256
 from pocketllm.engine.params.lora import load_adapter
-from pocketllm.storage.repositories.texts import NewText
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import ADDED, BASE, Job, Outcome, Requester
-from tests.support.daemon.workers import (
-    NOW,
-    data_folder,
-    delete_text,
-    finish,
-    new_job,
-    queue_job,
-    run_here,
-    start_worker,
-)
+from tests.support.daemon.workers import NOW, Device, delete_text, new_device
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import taught_folder, unknown_notes
+from tests.support.stored import roll_back, serve, start_job
 
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
 
-class Device:
-    """A data folder with the notes that both devices have, under a name of its own."""
+class Phone(Device):
+    """A device that judges adapters from elsewhere."""
 
-    def __init__(self, root: Path, model: Path, source: str) -> None:
-        self.folder = data_folder(root, source=model, dtype="float32")
-        self.store = Store.open(self.folder.database)
-        self.settings = Settings(data_dir=root, model="tiny", training=TRAINING)
-        self.source = source
-
-    def write(self, notes: list[str]) -> list[str]:
-        return list(self.store.texts.add([NewText(text=note, source=self.source) for note in notes], now=NOW).ids)
-
-    def queue(self, adapter: Path) -> Job:
-        job, _ = add_adapter(adapter, self.folder, self.store, self.settings, now=NOW)
-        return job
+    def queue_added(self, adapter: Path) -> Job:
+        settings = Settings(data_dir=self.folder.root, model="tiny", training=TRAINING)
+        job, _ = add_adapter(adapter, self.folder, self.store, settings, now=NOW)
+        return self.store.jobs.start(job.id, now=NOW)
 
     def judge(self, adapter: Path) -> Job:
-        return run_here(self.folder, self.store, self.store.jobs.start(self.queue(adapter).id, now=NOW))
-
-    @property
-    def serving(self) -> str | None:
-        adapter = self.store.adapters.serving("tiny")
-        return None if adapter is None else adapter.id
+        return self.run_here(self.queue_added(adapter))
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +41,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """The adapter that the laptop has learned."""
-    laptop = Device(tmp_path_factory.mktemp("laptop"), model, "laptop")
-    laptop.write(unknown_notes())
-    done = run_here(laptop.folder, laptop.store, queue_job(laptop.store, training=TRAINING))
-    assert done.outcome is Outcome.LEARNED and done.adapter
-    laptop.store.close()
-    return laptop.folder.adapter(done.adapter)
+    with new_device(tmp_path_factory.mktemp("laptop"), source=model, dtype="float32") as laptop:
+        laptop.add(unknown_notes(), source="laptop")
+        done = laptop.run(TRAINING)
+        assert done.outcome is Outcome.LEARNED and done.adapter
+        return laptop.folder.adapter(done.adapter)
 
 
 @pytest.fixture
-def phone(tmp_path: Path, model: Path) -> Iterator[Device]:
-    made = Device(tmp_path / "phone", model, "phone")
-    yield made
-    made.store.close()
+def phone(tmp_path: Path, model: Path) -> Iterator[Phone]:
+    with new_device(tmp_path / "phone", source=model, dtype="float32") as made:
+        yield Phone(made.folder, made.store)
 
 
 def spoiled(learned: Path, to: Path, value: float) -> Path:
@@ -88,11 +63,11 @@ def spoiled(learned: Path, to: Path, value: float) -> Path:
     return to
 
 
-def test_a_better_one_is_served_and_its_texts_stay_new(phone: Device, learned: Path) -> None:
-    ids = phone.write(unknown_notes())
+def test_a_better_one_is_served_and_its_texts_stay_new(phone: Phone, learned: Path) -> None:
+    ids = phone.add(unknown_notes(), source="phone")
     always = {name for name in ids if phone.store.texts.get(name).held_out}
     done = phone.judge(learned)
-    assert done.outcome is Outcome.LEARNED, [event.message for event in phone.store.jobs.events(done.id)]
+    assert done.outcome is Outcome.LEARNED, phone.said(done, "evaluated")
     assert (done.method, done.start_from, done.compared_with, phone.serving) == (ADDED, ADDED, BASE, done.adapter)
     assert phone.store.step_log.steps(done.id) == []
     texts = phone.store.texts.of_job(done.id)
@@ -103,8 +78,8 @@ def test_a_better_one_is_served_and_its_texts_stay_new(phone: Device, learned: P
     assert base_sha256(served) == base_sha256(learned)
 
     # It is like any other: a job goes on from it, and holds out as many texts of little text as without it.
-    job = phone.store.jobs.add(new_job(requested_by=Requester.THRESHOLD, settings=TRAINING.model_dump(mode="json")))
-    job = phone.store.jobs.start(job.id, now=NOW + timedelta(hours=1))
+    settings, tomorrow = TRAINING.model_dump(mode="json"), NOW + timedelta(days=1)
+    job = start_job(phone.store, requested_by=Requester.THRESHOLD, settings=settings, now=tomorrow)
     assert (job.parent, job.compared_with) == (done.adapter, done.adapter)
     assert len([text for text in phone.store.texts.of_job(job.id) if text.held_out]) == 12
 
@@ -113,48 +88,44 @@ def test_a_better_one_is_served_and_its_texts_stay_new(phone: Device, learned: P
     assert phone.serving is None
 
 
-def test_a_worse_one_is_kept_and_a_rollback_goes_back_to_what_was_served(
-    phone: Device, learned: Path, tmp_path: Path
-) -> None:
-    phone.write(unknown_notes())
+def test_a_worse_one_is_kept_and_not_served(phone: Phone, learned: Path, tmp_path: Path) -> None:
+    phone.add(unknown_notes(), source="phone")
     first = phone.judge(learned).adapter
     worse = phone.judge(spoiled(learned, tmp_path / "worse", 0.5))
     assert (worse.outcome, worse.parent, worse.compared_with, phone.serving) == (Outcome.WORSE, first, first, first)
     again = phone.judge(learned)
     assert again.outcome in (Outcome.NO_PROOF, Outcome.TOO_LITTLE) and phone.serving == first  # the same is no better
-    phone.store.adapters.serve(again.adapter or "", usable=lambda adapter: True, now=NOW)
-    assert phone.store.adapters.roll_back("tiny", usable=lambda adapter: True, now=NOW).serving == first
+    serve(phone.store, again.adapter or "")
+    assert roll_back(phone.store).serving == first
 
 
-def test_too_little_held_out_text_is_said(phone: Device, learned: Path) -> None:
-    ids = phone.write(unknown_notes())
+def test_too_little_held_out_text_is_said(phone: Phone, learned: Path) -> None:
+    ids = phone.add(unknown_notes(), source="phone")
     kept = [name for name in ids if phone.store.texts.get(name).held_out]
     for name in (kept[0], *kept[2:]):
         delete_text(phone.store, name)
     done = phone.judge(learned)
     assert done.outcome is Outcome.TOO_LITTLE and phone.serving is None
-    said = [event.message for event in phone.store.jobs.events(done.id) if event.kind in ("evaluated", "succeeded")]
+    said = phone.said(done, "evaluated", "succeeded")
     assert said[0].startswith("too little text to tell yet") and "next job" not in " ".join(said)
-    job = phone.store.jobs.add(new_job(requested_by=Requester.THRESHOLD))
-    assert phone.store.jobs.start(job.id, now=NOW + timedelta(hours=1)).parent is None
+    assert start_job(phone.store, requested_by=Requester.THRESHOLD, now=NOW + timedelta(days=1)).parent is None
     delete_text(phone.store, kept[1])
     with pytest.raises(BadRequest, match="No text on this device is held out"):
         phone.judge(learned)
 
 
-def test_numbers_that_lead_to_none_fail_the_job(phone: Device, learned: Path, tmp_path: Path) -> None:
-    phone.write(unknown_notes())
+def test_numbers_that_lead_to_none_fail_the_job(phone: Phone, learned: Path, tmp_path: Path) -> None:
+    phone.add(unknown_notes(), source="phone")
     with pytest.raises(TrainingDiverged, match="no number"):
         phone.judge(spoiled(learned, tmp_path / "huge", 1e30))
     assert phone.serving is None
 
 
-def test_a_real_worker_judges_it_again_after_a_deletion(phone: Device, learned: Path) -> None:
-    ids = phone.write(unknown_notes())
-    job = phone.store.jobs.start(phone.queue(learned).id, now=NOW)
+def test_a_real_worker_judges_it_again_after_a_deletion(phone: Phone, learned: Path) -> None:
+    ids = phone.add(unknown_notes(), source="phone")
+    job = phone.queue_added(learned)
     delete_text(phone.store, ids[0])
     assert phone.store.jobs.get(job.id).reasons
-    finish(start_worker(phone.folder, phone.store.jobs.start(job.id, now=NOW)))
-    done = phone.store.jobs.get(job.id)
+    done = phone.work(phone.store.jobs.start(job.id, now=NOW))
     assert (done.outcome, phone.serving) == (Outcome.LEARNED, done.adapter)
     assert ids[0] not in {text.id for text in phone.store.texts.of_job(job.id)}

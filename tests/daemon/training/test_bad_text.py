@@ -6,7 +6,7 @@ import random
 import shutil
 import string
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import connect
 
@@ -23,7 +23,7 @@ from pocketllm.engine.streamed.model import LanguageModel
 from pocketllm.storage.repositories.texts import NewText, is_held_out
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Outcome
-from tests.support.daemon.workers import NOW, changed, data_folder, queue_job, run_here
+from tests.support.daemon.workers import Device, changed, data_folder
 from tests.support.models.taught_model import sample_notes, taught_folder, unknown_notes
 from tests.support.models.tiny_models import byte_tokenizer
 from tests.support.paths import ROOT
@@ -51,27 +51,16 @@ def one_sentence_again_and_again() -> list[str]:
     return [f"Number {number}. {pill * 3}" for number in range(400)]
 
 
-class Chain:
-    """A data folder with the taught model, and jobs on it in a row, each from what is served."""
-
-    def __init__(self, root: Path) -> None:
-        self.folder = DataFolder(root)
-        self.store = Store.open(self.folder.database)
+class Chain(Device):
+    """A device with the taught model, and jobs on it in a row, each from what is served."""
 
     def job(self, texts: Sequence[str], *, steps: int = 8, training: TrainingSettings = TRAINING) -> Job:
         """One more job, for this new text."""
-        self.store.texts.add([NewText(text=text, source="test") for text in texts], now=NOW)
-        job = queue_job(self.store, training=training, steps=steps, parent=self.served)
-        return run_here(self.folder, self.store, job)
+        self.add(texts)
+        return self.run(training, steps=steps, parent=self.serving)
 
-    @property
-    def served(self) -> str | None:
-        serving = self.store.adapters.serving("tiny")
-        return serving.id if serving else None
-
-    def said(self, job: Job) -> str:
-        """What the gate has said."""
-        return " ".join(event.message for event in self.store.jobs.events(job.id) if event.kind == "evaluated")
+    def verdict(self, job: Job) -> str:
+        return " ".join(self.said(job, "evaluated"))
 
     @torch.inference_mode()
     def change(self, texts: Sequence[str], before: str | None, now: str | None) -> Comparison:
@@ -91,29 +80,31 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data folder in which nothing was learned, and one in which a job has learned the owner's notes."""
     root = tmp_path_factory.mktemp("taught")
     data_folder(root / "fresh", source=taught_folder(root), dtype="float32")
-    shutil.copytree(root / "fresh", root / "learned")
-    chain = Chain(root / "learned")
-    first = chain.job(unknown_notes())
-    assert (first.outcome, chain.served) == (Outcome.LEARNED, first.adapter)
-    chain.store.close()
+    with copied(root / "fresh", root / "learned") as chain:
+        first = chain.job(unknown_notes())
+        assert (first.outcome, chain.serving) == (Outcome.LEARNED, first.adapter)
     return root / "fresh", root / "learned"
 
 
-def opened(base: Path, root: Path) -> Iterator[Chain]:
+@contextmanager
+def copied(base: Path, root: Path) -> Iterator[Chain]:
+    """A copy of a data folder."""
     shutil.copytree(base, root)
-    chain = Chain(root)
-    yield chain
-    chain.store.close()
+    folder = DataFolder(root)
+    with closing(Store.open(folder.database)) as store:
+        yield Chain(folder, store)
 
 
 @pytest.fixture
 def fresh(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
-    yield from opened(bases[0], tmp_path / "fresh")
+    with copied(bases[0], tmp_path / "fresh") as chain:
+        yield chain
 
 
 @pytest.fixture
 def learned(bases: tuple[Path, Path], tmp_path: Path) -> Iterator[Chain]:
-    yield from opened(bases[1], tmp_path / "learned")
+    with copied(bases[1], tmp_path / "learned") as chain:
+        yield chain
 
 
 BAD = (noise, another_language, one_sentence_again_and_again)
@@ -121,14 +112,14 @@ BAD = (noise, another_language, one_sentence_again_and_again)
 
 @pytest.mark.parametrize("bad", BAD)
 def test_text_that_makes_the_model_worse_is_not_published(learned: Chain, bad: Callable[[], list[str]]) -> None:
-    good = learned.served
+    good = learned.serving
     # At four times the settings' rate, replay and rehearsal keep all but a hundredth of a nat of ten held-out notes.
     job = learned.job(bad(), training=changed(TRAINING, rate=9 * TRAINING.rate))
     # The job did learn what it was given, and the owner's text was the price.
     assert learned.change(bad(), good, job.adapter).reduction > 0
     assert learned.change(unknown_notes(), good, job.adapter).rise_chance < SIGNIFICANCE
-    assert job.outcome is Outcome.WORSE and "which is forgetting" in learned.said(job)
-    assert learned.served == good
+    assert job.outcome is Outcome.WORSE and "which is forgetting" in learned.verdict(job)
+    assert learned.serving == good
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -137,8 +128,8 @@ def test_a_first_job_on_such_text_is_not_published_either(fresh: Chain, bad: Cal
     job = fresh.job(bad(), steps=150, training=changed(TRAINING, rehearsal=0.0))
     assert fresh.change(bad(), None, job.adapter).reduction > 0
     assert fresh.change(unknown_notes(), None, job.adapter).reduction < -1
-    assert job.outcome is Outcome.WORSE and "more than" in fresh.said(job)
-    assert fresh.served is None
+    assert job.outcome is Outcome.WORSE and "more than" in fresh.verdict(job)
+    assert fresh.serving is None
 
 
 def test_with_rehearsal_even_noise_costs_the_model_little(fresh: Chain) -> None:
@@ -147,22 +138,20 @@ def test_with_rehearsal_even_noise_costs_the_model_little(fresh: Chain) -> None:
     assert fresh.change(unknown_notes(), None, job.adapter).reduction > -0.5
 
 
-def test_after_three_jobs_the_first_ones_text_is_not_forgotten_and_without_replay_it_is(
-    learned: Chain, bases: tuple[Path, Path], tmp_path: Path
-) -> None:
-    first = learned.served
+def test_replay_keeps_the_first_jobs_text(learned: Chain, bases: tuple[Path, Path], tmp_path: Path) -> None:
+    first = learned.serving
     held_out = [note for note in unknown_notes() if is_held_out(NewText(text=note, source="test"))]
     for new in formal_text():
         learned.job(new)
-    with_replay = learned.change(held_out, first, learned.served)
+    with_replay = learned.change(held_out, first, learned.serving)
 
-    for forgetful in opened(bases[1], tmp_path / "forgetful"):
+    with copied(bases[1], tmp_path / "forgetful") as forgetful:
         with closing(connect(forgetful.folder.database)) as raw, raw:
             raw.execute("PRAGMA foreign_keys = ON")
             raw.execute("DELETE FROM text")  # what is not there is not seen again; the adapter stays
         for new in formal_text():
             assert forgetful.job(new).outcome is Outcome.LEARNED
-        change = forgetful.change(held_out, first, forgetful.served)
+        change = forgetful.change(held_out, first, forgetful.serving)
         assert change.rise_chance < 1e-4 and change.reduction < -0.1
         # Two gates let a little pass for noise: 0.02 to 0.04 nats on three processors, against 0.24 without replay.
         assert with_replay.reduction > change.reduction / 3

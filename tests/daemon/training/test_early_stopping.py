@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from pocketllm.daemon.training.early_stopping import DIVERGENCE, MAX_HALVINGS, PATIENCE, EarlyStopping, Verdict
+from pocketllm.daemon.training.early_stopping import DIVERGENCE, PATIENCE, EarlyStopping, Verdict
 from pocketllm.engine.errors import TrainingDiverged
 
 NEW_BEST, GO_ON, GO_BACK = Verdict
@@ -20,14 +20,6 @@ def test_goes_back_after_so_many_checks_without_a_new_best() -> None:
     assert found == [NEW_BEST, NEW_BEST, GO_ON, NEW_BEST, *[GO_ON] * (PATIENCE - 1), GO_BACK]
     assert (stopping.best_loss, stopping.best_step, stopping.looked_at) == (2.0, 3, 3)
     assert (stopping.halvings, stopping.share, stopping.ended) == (1, 0.5, False)
-
-
-def test_ends_after_too_many_halvings() -> None:
-    stopping = EarlyStopping()
-    found = verdicts(stopping, [1.0, *[1.01] * PATIENCE * (MAX_HALVINGS + 1)])
-    assert found[0] is NEW_BEST
-    assert found[PATIENCE::PATIENCE] == [GO_BACK] * (MAX_HALVINGS + 1)
-    assert (stopping.best_step, stopping.ended) == (0, True)
 
 
 def test_a_new_best_does_not_undo_a_halving() -> None:

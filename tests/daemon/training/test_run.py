@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training.data_split import PART_WORDS, STRETCHES, blocks_between, split, with_replay
@@ -15,9 +14,8 @@ from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.repositories.texts import NewText
-from pocketllm.storage.store import Store
 from pocketllm.storage.tables import JobState, Outcome, Text
-from tests.support.daemon.workers import NOW, changed, data_folder, finish, notes, queue_job, run_here, start_worker
+from tests.support.daemon.workers import NOW, Device, changed, new_device, notes
 from tests.support.models.tiny_architectures import MASKED, architecture_folder
 
 COMPLETIONS = [
@@ -39,50 +37,45 @@ COMPLETIONS = [
 def test_jobs_of_every_kind_end_with_an_adapter_a_step_log_and_a_report(
     tmp_path: Path, architecture: str, dtype: str, texts: list[NewText], settings: dict[str, object]
 ) -> None:
-    folder = data_folder(tmp_path / "data", source=architecture_folder(architecture, tmp_path / "source"), dtype=dtype)
-    store = Store.open(folder.database)
-    store.texts.add(texts, now=NOW)
-    job = queue_job(store, training=changed(block_tokens=64, **settings))
-    finish(start_worker(folder, job))  # by a worker: under the cap on memory that was predicted
-    job = store.jobs.get(job.id)
-    assert job.adapter and job.plan is not None and job.predicted_bytes
-    rows = store.step_log.steps(job.id)
+    source = architecture_folder(architecture, tmp_path / "source")
+    with new_device(tmp_path / "data", source=source, dtype=dtype) as device:
+        device.add(texts)
+        job = device.work(device.queue(changed(block_tokens=64, **settings)))  # under the cap that was predicted
+        assert job.adapter and job.plan is not None and job.predicted_bytes
+        rows, report = device.store.step_log.steps(job.id), device.report(job)
     assert [row.step for row in rows] == list(range(1, (job.total_steps or 0) + 1))
     assert all(len(row.scalars) == job.plan["probes"] == settings.get("probes", job.plan["probes"]) for row in rows)
     assert any(any(row.scalars) for row in rows) or job.outcome in (Outcome.NO_PROOF, Outcome.TOO_LITTLE)
-    report = store.reports.find(job.id)
-    assert report is not None and report.content is not None
+    assert report.content is not None
     assert report.content["words"] or not rows, "trained weights are not compared with themselves"
     if architecture in MASKED:
         assert report.content["completions"] == [] and report.numbers["verbatim_recall"] is None
     else:
         assert report.content["completions"] and report.numbers["verbatim_recall"]["places"] > 0
-    store.close()
 
 
 @pytest.mark.slow
-def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(folder: DataFolder, store: Store) -> None:
-    store.texts.add([NewText(text="word " * 3_000, source="test")], now=NOW)
-    training = changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1)
-    job = run_here(folder, store, queue_job(store, training=training))
-    events = [event.message for event in store.jobs.events(job.id) if event.kind == "reduced"]
-    assert any("rows that pass through the layers together was reduced from 512 to" in event for event in events)
+def test_a_plan_that_is_too_large_is_reduced_and_the_event_says_so(device: Device) -> None:
+    device.add(["word " * 3_000])
+    job = device.run(changed(probes=1, batch=256, micro_batch=256, block_tokens=256, memory_bytes=80_000_000, steps=1))
+    said = " ".join(device.said(job, "reduced"))
+    assert "rows that pass through the layers together was reduced from 512 to" in said
     assert job.plan and job.plan["micro_batch"] < 512 and job.plan["block_tokens"] == 256
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(folder: DataFolder, store: Store) -> None:
+def test_memory_that_runs_out_all_the_same_is_an_event_and_a_smaller_retry(device: Device) -> None:
     """The plan is made to promise too much: what the kernel refuses then must not end the job."""
-    store.texts.add([NewText(text="word " * 30_000, source="test")], now=NOW)
-    job = queue_job(store, training=changed(batch=512, block_tokens=256, memory_bytes=100_000_000, steps=1))
-    planned = plan_job(open_model_folder(folder.models / "tiny"), TrainingSettings.model_validate(job.settings))
+    device.add(["word " * 30_000])
+    job = device.queue(changed(batch=512, block_tokens=256, memory_bytes=100_000_000, steps=1))
+    planned = plan_job(open_model_folder(device.folder.models / "tiny"), TrainingSettings.model_validate(job.settings))
     plan = asdict(planned.plan) | {"micro_batch": 1024, "kept_layers": 1}
-    store.jobs.update(job.id, plan=plan, method=plan["method"], predicted_bytes=0)
-    finish(start_worker(folder, job))
-    job = store.jobs.get(job.id)
-    events = [event.message for event in store.jobs.events(job.id) if "memory ran out" in event.message]
-    assert job.state is JobState.SUCCEEDED, (job.error, [e.message for e in store.jobs.events(job.id)])
-    assert "activations kept; continuing without" in events[0] and "continuing with 512" in events[1]
+    device.store.jobs.update(job.id, plan=plan, method=plan["method"], predicted_bytes=0)
+    job = device.work(job)
+    said = [event.message for event in device.store.jobs.events(job.id)]
+    assert job.state is JobState.SUCCEEDED, (job.error, said)
+    first, second, *_ = (message for message in said if "memory ran out" in message)
+    assert "activations kept; continuing without" in first and "continuing with 512" in second
 
 
 def texts(*held_out: bool, about: str = "") -> list[Text]:

@@ -70,12 +70,34 @@ class SchedulerWorld:
         self.scheduler.tick(self.clock.advance(seconds))
         return self.clock.now
 
+    def plug_in(self, seconds: float = 2) -> datetime:
+        """Put the charger in, and tick after so many seconds; the time."""
+        self.power.value = True
+        return self.tick(seconds)
+
+    def unplug(self, seconds: float = 2) -> datetime:
+        """Take the charger out, and tick after so many seconds; the time."""
+        self.power.value = False
+        return self.tick(seconds)
+
+    def restart(self) -> None:
+        """Let the daemon die, and another one go on with its data."""
+        self.runner = FakeRunner()
+        self.scheduler = self.scheduler_with(self.runner)
+        self.scheduler.recover(self.clock.now)
+
     def add(self, words: int, about: str = "word") -> None:
         self.store.texts.add([NewText(text=f"{about} " * words, source="test")], now=self.clock.now)
 
     def request(self, *, immediate: bool = False, seed: int | None = 1) -> str:
         """Ask for a job; without a seed, for the open one if there is one."""
         return self.scheduler.queue.request(JobRequest(), seed=seed, immediate=immediate, now=self.clock.now).id
+
+    def request_by_words(self, words: int = 20) -> str:
+        """Add so many new words that a tick queues a job, which a worker starts if the gate is open; its id."""
+        self.add(words)
+        self.tick()
+        return self.only_job().id
 
     def job(self, job_id: str) -> Job:
         return self.store.jobs.get(job_id)
@@ -87,6 +109,16 @@ class SchedulerWorld:
     def step(self, job_id: str) -> None:
         """Let the worker make a step."""
         self.store.step_log.append(new_step(job_id, self.store.step_log.last_step(job_id) + 1))
+
+    def worker_ends(self, code: int = 1, last_words: str = "boom") -> datetime:
+        """Let the worker end by itself, and tick; the time."""
+        self.runner.ends(code, last_words)
+        return self.tick()
+
+    def finish(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
+        """Let the worker end its job well, and tick."""
+        self.succeed(job_id, outcome, **more)
+        self.tick()
 
     def succeed(self, job_id: str, outcome: Outcome = Outcome.LEARNED, **more: Any) -> None:
         """Let the worker end its job well."""
