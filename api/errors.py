@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from pocketllm.api.responses import ProblemResponse
 from pocketllm.daemon import errors as daemon
 from pocketllm.daemon.documents import explain
-from pocketllm.engine import errors as mezo
+from pocketllm.engine import errors as engine
 from pocketllm.storage import errors as storage
 
 #: The first matching class decides.
@@ -42,11 +42,11 @@ STATUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (ClientDisconnect, HTTPStatus.REQUEST_TIMEOUT),  # likewise; before the body was complete
     (daemon.DaemonError, HTTPStatus.INTERNAL_SERVER_ERROR),
     # The request is valid: with more memory, or another model, it would succeed.
-    (mezo.DoesNotFit, HTTPStatus.CONFLICT),
+    (engine.DoesNotFit, HTTPStatus.CONFLICT),
     # Likewise: the adapter can be exported in the other format.
-    (mezo.CannotExport, HTTPStatus.CONFLICT),
-    (mezo.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
-    (mezo.MezoError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (engine.CannotExport, HTTPStatus.CONFLICT),
+    (engine.BadRequest, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (engine.EngineError, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
 #: Requests with these statuses may succeed after this time.
@@ -170,7 +170,7 @@ def install(app: FastAPI) -> None:
         return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail, code="internal_error", headers=headers).response()
 
     kinds: list[type[Exception]] = [HTTPException, RequestValidationError, ClientDisconnect, OSError]
-    kinds += [storage.StorageError, daemon.DaemonError, mezo.MezoError]
+    kinds += [storage.StorageError, daemon.DaemonError, engine.EngineError]
     for kind in kinds:
         app.add_exception_handler(kind, known)
     app.add_exception_handler(Exception, unexpected)

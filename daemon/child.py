@@ -11,7 +11,7 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from pocketllm.daemon.errors import ChildFailed
-from pocketllm.engine.errors import MezoError
+from pocketllm.engine.errors import EngineError
 
 #: glibc returns memory to the system after each large `free`, and the page faults of allocating it again cost a third
 #: of a step's elementwise operations (silu of 2048 x 1536 bf16: 1.8, not 0.6 ms). So it keeps what a step reuses:
@@ -105,7 +105,7 @@ def answer(work: Callable[[], dict[str, Any]]) -> None:
     """Print what the work returns, or why it cannot be done."""
     try:
         found = work()
-    except MezoError as error:
+    except EngineError as error:
         found = {"error": str(error)}
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.engine.errors import MezoError
+from pocketllm.engine.errors import EngineError
 from pocketllm.storage.errors import StorageError
 
 #: Their messages are about the machine, or ours. Those of others may quote the text that was worked on.
-_QUOTING_NOTHING = (OSError, MemoryError, ImportError, RuntimeError, DaemonError, MezoError, StorageError)
+_QUOTING_NOTHING = (OSError, MemoryError, ImportError, RuntimeError, DaemonError, EngineError, StorageError)
 #: The most warnings of a kind in each window of seconds.
 _MOST, _WINDOW_SECONDS = 10, 60.0
 #: More kinds than the daemon has: whoever brings about more does not fill the memory with their counts.

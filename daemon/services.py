@@ -9,8 +9,8 @@ from os import getpid
 from pocketllm.daemon.conditions.discovery import Places, SensorSet, discover_sensors
 from pocketllm.daemon.conditions.fresh_look import FreshLook
 from pocketllm.daemon.conditions.wake_lock import INHIBIT, RELEASE, TAKE, WakeLock
-from pocketllm.daemon.folders import FolderScans
-from pocketllm.daemon.generation.service import Generator
+from pocketllm.daemon.folder_scans import FolderScans
+from pocketllm.daemon.generation.generator import Generator
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import anonymous_bytes
 from pocketllm.daemon.scheduling.planning import plan_job

@@ -4,14 +4,14 @@ from datetime import datetime
 from pathlib import Path
 
 from pocketllm.daemon.adapter_files import digest_of, files_of
-from pocketllm.daemon.folders import Scan, WatchedFolder
+from pocketllm.daemon.folder_scans import Scan, WatchedFolder
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import Settings
-from pocketllm.engine.errors import AdapterError, MezoError
+from pocketllm.engine.errors import AdapterError, EngineError
 from pocketllm.engine.formats.lora_folder import CONFIG_NAME, WEIGHTS_NAME, base_sha256, fitting_paths
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.planning.shapes import read_shapes
-from pocketllm.folders import STILL_SECONDS
+from pocketllm.scan import STILL_SECONDS
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import ADDED, Job, Requester
 
@@ -21,7 +21,7 @@ def add_adapter(
 ) -> tuple[Job, str]:
     """Copy an adapter of the model in the settings, and queue a job that judges it; returns it, and what is to be said.
 
-    request_key: the job does not run at once, and there is one for the key. Raises MezoError.
+    request_key: the job does not run at once, and there is one for the key. Raises EngineError.
     """
     from pocketllm.engine.params.lora import load_adapter  # with torch, which a scan can mostly do without
 
@@ -64,7 +64,7 @@ def take_newest(
                 if not store.jobs.is_known(key):
                     add_adapter(one, data, store, settings, now=now, request_key=key)
                 break
-            except MezoError as error:  # of another model, perhaps
+            except EngineError as error:  # of another model, perhaps
                 done.problem = done.problem or str(error)
     except OSError as error:
         done.problem = f"It cannot be read: {error}."

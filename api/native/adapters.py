@@ -18,7 +18,7 @@ from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import AdapterId, ServicesDep, needs
 from pocketllm.api.native.schemas import AdapterOut, Data
 from pocketllm.daemon.documents import Body
-from pocketllm.daemon.generation.llama.tokens import LORA_NAME
+from pocketllm.daemon.generation.llama.decoder import LORA_NAME
 from pocketllm.daemon.services import Services
 from pocketllm.daemon.tools.export import export_gguf
 from pocketllm.storage.errors import WrongState

@@ -14,7 +14,7 @@ from pocketllm.api.errors import Problem
 from pocketllm.api.native.schemas import Data
 from pocketllm.daemon.documents import Body, Label, Words
 from pocketllm.daemon.errors import InvalidValue
-from pocketllm.daemon.generation.service import ClassifyRequest
+from pocketllm.daemon.generation.generator import ClassifyRequest
 from pocketllm.daemon.services import Services
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)

@@ -18,7 +18,7 @@ from pocketllm.api.native.recall import RecalledOut, before_question, described,
 from pocketllm.api.responses import PrettyJSONResponse, server_sent_event
 from pocketllm.daemon.documents import Body
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.daemon.generation.service import Event, GenerationRequest
+from pocketllm.daemon.generation.generator import Event, GenerationRequest
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.passages import Passage
 

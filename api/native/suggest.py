@@ -11,7 +11,7 @@ from pocketllm.api.bodies import JSONRoute
 from pocketllm.api.dependencies import SERVING, ServicesDep, needs, resolve_adapter
 from pocketllm.api.errors import Problem
 from pocketllm.daemon.documents import Body
-from pocketllm.daemon.generation.service import SuggestionRequest
+from pocketllm.daemon.generation.generator import SuggestionRequest
 
 router = APIRouter(tags=["generate"], route_class=JSONRoute)
 

@@ -16,7 +16,7 @@ from pocketllm.api.native.recall import PASSAGES, RecalledOut, described
 from pocketllm.api.native.schemas import AddedOut, Data, Identified, Page, TextOut
 from pocketllm.daemon.documents import DEFAULT_SOURCE, Example
 from pocketllm.daemon.errors import InvalidValue
-from pocketllm.daemon.folders import Scan, scans
+from pocketllm.daemon.folder_scans import Scan, scans
 from pocketllm.daemon.leftovers import copies
 from pocketllm.daemon.services import Services
 from pocketllm.storage.repositories.texts import SourceCount

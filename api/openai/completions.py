@@ -20,7 +20,7 @@ from pocketllm.api.openai.models import resolve
 from pocketllm.api.openai.schemas import ChatRequest, CompletionRequest
 from pocketllm.api.responses import PrettyJSONResponse
 from pocketllm.daemon.errors import DaemonError
-from pocketllm.daemon.generation.service import GenerationRequest, Generator
+from pocketllm.daemon.generation.generator import GenerationRequest, Generator
 from pocketllm.daemon.services import Services
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JSONRoute)

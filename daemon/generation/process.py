@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pocketllm.daemon import process_memory
 from pocketllm.daemon.generation.backend import Backend, BackendPreference, LlamaCpp, find_llamacpp
+from pocketllm.daemon.generation.llama.decoder import LlamaDecoder
 from pocketllm.daemon.generation.llama.server import ServerPlan
-from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.daemon.generation.owners_words import OwnersWords
 from pocketllm.daemon.logs import describe_uncaught
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.engine.data.chats import chat_prompt
-from pocketllm.engine.errors import BadRequest, MezoError, UnsupportedModel
+from pocketllm.engine.errors import BadRequest, EngineError, UnsupportedModel
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.formats.tokenizer import eos_id, open_tokenizer, start_ids
 from pocketllm.engine.generate.streaming_text import Generation, Sampling, TokenSource, generate
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     requests = Requests()
     try:
         answerer = Answerer(DataFolder(options.data_dir), options.model, options.backend, options.memory_bytes)
-    except MezoError as error:
+    except EngineError as error:
         say(fatal=str(error))
         return os.EX_DATAERR
     say(ready=True)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             for event in answerer.answer(request, cancelled):
                 say(id=request["id"], event=event)
-        except MezoError as error:
+        except EngineError as error:
             say(id=request["id"], error=str(error))
         except (MemoryError, RuntimeError) as error:
             if not process_memory.out_of_memory(error):
@@ -169,7 +169,7 @@ class Answerer:
         return self._without if self._llama is None else self._llama.backend
 
     def answer(self, request: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[str | dict[str, Any]]:
-        """Yield pieces of text, and last how the request ended. Raises MezoError."""
+        """Yield pieces of text, and last how the request ended. Raises EngineError."""
         adapter = Path(request["adapter"]) if request["adapter"] else None
         if request["task"] == "suggest":
             yield self._suggest(request, adapter, cancelled)

@@ -10,7 +10,7 @@ from pocketllm.daemon.errors import ModelNotReady, NothingToLearn
 from pocketllm.daemon.scheduling.night import Ahead
 from pocketllm.daemon.scheduling.planning import JobRequest, Planned, with_request
 from pocketllm.daemon.settings import Settings, TrainingSettings
-from pocketllm.engine.errors import MezoError, ModelFileError
+from pocketllm.engine.errors import EngineError, ModelFileError
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Job, Requester
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: This share of `training.new_words` is enough if the oldest of them have waited for so long.
 ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
-#: Plans a job on the configured model. Raises MezoError where that is not possible.
+#: Plans a job on the configured model. Raises EngineError where that is not possible.
 Planner = Callable[[TrainingSettings, Ahead], Planned]
 
 
@@ -93,7 +93,7 @@ class JobQueue:
         """Queue a job on new text with the default settings, once for each key."""
         try:
             planned: Planned | None = self.plan(JobRequest())
-        except (ModelNotReady, MezoError):  # it is left to the worker to say why
+        except (ModelNotReady, EngineError):  # it is left to the worker to say why
             planned = None
         job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, planned, now), request_key=request_key)
         log.info("job %s queued on new text", job.id)

@@ -14,7 +14,7 @@ from pocketllm.daemon.conditions.discovery import SensorSet
 from pocketllm.daemon.conditions.gate import Blocker, Charge, GateContext, Verdict, decide, hours_edges
 from pocketllm.daemon.conditions.readings import Reading, shown
 from pocketllm.daemon.conditions.wake_lock import WakeLock
-from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS
+from pocketllm.daemon.folder_scans import FRESH_SECONDS, INTERVAL_SECONDS
 from pocketllm.daemon.leftovers import reserve_lent, sweep
 from pocketllm.daemon.logs import summary
 from pocketllm.daemon.paths import DataFolder

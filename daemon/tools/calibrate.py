@@ -37,7 +37,7 @@ def this_machine() -> str:
 
 
 def calibrated() -> dict[str, Any]:
-    """What `measure` returns, of the model that this process was started for. Raises MezoError."""
+    """What `measure` returns, of the model that this process was started for. Raises EngineError."""
     # Here, since callers of `measure` need none of it.
     import torch
 

@@ -21,7 +21,7 @@ def export_gguf(adapter: Path, model: Path, destination: Path, *, merged: bool =
 
 
 def export() -> dict[str, Any]:
-    """Write the file that this process was started for. Raises MezoError."""
+    """Write the file that this process was started for. Raises EngineError."""
     # Imported here, since callers of `export_gguf` do not need it.
     from pocketllm.engine.formats.gguf_lora import write_gguf_lora
     from pocketllm.engine.formats.gguf_merged import write_merged_gguf

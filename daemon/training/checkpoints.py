@@ -79,7 +79,7 @@ class StoredRun:
                 old.unlink()
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
-        """The checkpoint to resume from; None before the first. Raises MezoError if it is missing.
+        """The checkpoint to resume from; None before the first. Raises EngineError if it is missing.
 
         Deletes those beyond the last record, which were rolled back, and what a killed worker was writing.
         """

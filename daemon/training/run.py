@@ -53,7 +53,7 @@ PCA_BLOCKS = 32
 
 
 class TrainingRun:
-    """One job's run. Raises MezoError for errors that a retry would not fix."""
+    """One job's run. Raises EngineError for errors that a retry would not fix."""
 
     def __init__(self, folder: DataFolder, store: Store, job: Job, seconds: float) -> None:
         """seconds: what is probably left of the night."""

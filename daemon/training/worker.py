@@ -28,7 +28,7 @@ from pocketllm.daemon.process_memory import (
     prefer_as_victim,
 )
 from pocketllm.daemon.training.run import TrainingRun
-from pocketllm.engine.errors import MezoError, ModelFileError, TrainingDiverged
+from pocketllm.engine.errors import EngineError, ModelFileError, TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.errors import StorageTrouble, Superseded
 from pocketllm.storage.store import Store
@@ -86,7 +86,7 @@ def _run(folder: DataFolder, store: Store, job_id: str, seconds: float) -> bool:
     """Run a job to its end; returns False if a fresh process is to resume it."""
     try:
         finished = _ran_in_memory(TrainingRun(folder, store, store.jobs.get(job_id), seconds))
-    except MezoError as error:
+    except EngineError as error:
         # A retry would fail the same way.
         cause = _cause(error, folder.models / store.jobs.get(job_id).model)
         store.jobs.fail(job_id, error=cause, now=datetime.now(UTC))
@@ -95,7 +95,7 @@ def _run(folder: DataFolder, store: Store, job_id: str, seconds: float) -> bool:
     return finished
 
 
-def _cause(error: MezoError, model: Path) -> str:
+def _cause(error: EngineError, model: Path) -> str:
     """The error's message; of a loss that is no number, that of damaged weights if they are the cause."""
     if isinstance(error, TrainingDiverged):
         try:

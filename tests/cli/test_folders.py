@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import BadSettings
-from pocketllm.daemon.folders import FolderScans, watched_folders
-from pocketllm.folders import MANY, pieces, scan_all
+from pocketllm.daemon.folder_scans import FolderScans, watched_folders
+from pocketllm.scan import MANY, pieces, scan_all
 from pocketllm.storage.repositories.texts import NewText
 from tests.support.daemon.commands import Run
 from tests.support.daemon.folder_world import LONG, NOW, World

@@ -13,12 +13,12 @@ import pytest
 
 from pocketllm.cli.program import Common
 from pocketllm.cli.texts import show_scans
-from pocketllm.daemon.folders import WatchedFolder, changed_folders, watched_folders
+from pocketllm.daemon.folder_scans import WatchedFolder, changed_folders, watched_folders
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.folders import TOGETHER, scan_all
 from pocketllm.readers.base import Kind, ReadOptions, Skipped
 from pocketllm.readers.reading import read
 from pocketllm.readers.walk import Entry
+from pocketllm.scan import TOGETHER, scan_all
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
 from tests.support.daemon.folder_world import LONG, World
 from tests.support.stress.disks import disk, run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.folders import FRESH_SECONDS, INTERVAL_SECONDS, MAX_SECONDS, FolderScans
+from pocketllm.daemon.folder_scans import FRESH_SECONDS, INTERVAL_SECONDS, MAX_SECONDS, FolderScans
 from pocketllm.daemon.paths import DataFolder
 from tests.support.daemon.commands import WAIT_SECONDS
 from tests.support.paths import ROOT
@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 WITHOUT_PRIORITIES = """
 import os, sys, threading
 from pathlib import Path
-from pocketllm.daemon.folders import FolderScans
+from pocketllm.daemon.folder_scans import FolderScans
 from pocketllm.daemon.paths import DataFolder
 from tests.support.faults import forbid_setpriority
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.folders import WatchedFolder, changed_folders
+from pocketllm.daemon.folder_scans import WatchedFolder, changed_folders
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.errors import EXIT_CONFIG
 from tests.support.daemon.real_daemon import eventually, running

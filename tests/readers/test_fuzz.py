@@ -17,7 +17,7 @@ from pocketllm.daemon.errors import BadSettings, DaemonError, InvalidValue
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from pocketllm.daemon.tools.backup import read_backup, write_backup
-from pocketllm.engine.errors import MezoError
+from pocketllm.engine.errors import EngineError
 from pocketllm.engine.formats.gguf_source import GgufSource
 from pocketllm.engine.formats.model_folder import Manifest
 from pocketllm.engine.formats.safetensors_io import read_header
@@ -98,8 +98,8 @@ def parsers(folder: Path, gguf: Path, model: Path) -> dict[str, Parser]:
         "application/x-ndjson": IMPORTED["a.jsonl"],
     }
     return {
-        "gguf": Parser("a.gguf", gguf.read_bytes()[:60_000], GgufSource, (MezoError,)),
-        "safetensors": Parser("a.safetensors", weights.read_bytes()[:20_000], read_header, (MezoError,)),
+        "gguf": Parser("a.gguf", gguf.read_bytes()[:60_000], GgufSource, (EngineError,)),
+        "safetensors": Parser("a.safetensors", weights.read_bytes()[:20_000], read_header, (EngineError,)),
         "manifest": Parser("a", manifest, lambda path: Manifest.model_validate_json(path.read_bytes()), (ValueError,)),
         "backup": Parser("a.tar", backup(folder / "backup"), unpacked, (DaemonError,)),
         "settings": Parser("config.toml", toml, configured, (BadSettings, DaemonError)),

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from pocketllm.daemon.generation.service import GenerationRequest
+from pocketllm.daemon.generation.generator import GenerationRequest
 from tests.support.daemon.commands import WAIT_SECONDS, Run, child_environment
 from tests.support.daemon.served import Served
 

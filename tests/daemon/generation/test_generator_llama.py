@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.generation.backend import Backend
-from pocketllm.daemon.generation.service import GenerationRequest, SuggestionRequest
+from pocketllm.daemon.generation.generator import GenerationRequest, SuggestionRequest
 from tests.support.daemon.generators import generator_bench
 from tests.support.daemon.real_daemon import eventually, is_running
 from tests.support.llama_double import LlamaDouble, counted, llama_double

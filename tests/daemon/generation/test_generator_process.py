@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.errors import ClientGone, GenerationTooLarge, GeneratorFailed, ModelNotReady
+from pocketllm.daemon.generation.generator import GenerationRequest, SuggestionRequest
 from pocketllm.daemon.generation.process import PIECE_SECONDS, merged
-from pocketllm.daemon.generation.service import GenerationRequest, SuggestionRequest
 from pocketllm.engine.errors import BadRequest
 from tests.support.daemon.generators import GeneratorBench, first_piece, generator_bench, whole
 from tests.support.daemon.real_daemon import is_running

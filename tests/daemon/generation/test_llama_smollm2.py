@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pocketllm.daemon.generation.backend import PACKAGE, Backend
+from pocketllm.daemon.generation.llama.decoder import LlamaDecoder
 from pocketllm.daemon.generation.llama.server import ServerPlan
-from pocketllm.daemon.generation.llama.tokens import LlamaDecoder
 from pocketllm.engine.formats.importer import default_source
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.formats.tokenizer import open_tokenizer

@@ -25,7 +25,7 @@ from pocketllm.daemon.scheduling.planning import (
     with_request,
 )
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.engine.errors import BadRequest, DoesNotFit, MezoError, ModelFileError
+from pocketllm.engine.errors import BadRequest, DoesNotFit, EngineError, ModelFileError
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.planning.memory_model import MB, JobPlan, predict
@@ -186,7 +186,7 @@ class TestMethods:
 class Planner:
     """Plans as told: with PREDICTION, or not at all."""
 
-    error: MezoError | None = None
+    error: EngineError | None = None
     asked: list[TrainingSettings] = field(default_factory=list)
 
     def __call__(self, training: TrainingSettings, ahead: Ahead) -> Planned:
@@ -221,7 +221,7 @@ class TestScheduler:
         assert planner.asked == [stored]
 
     def test_a_request_that_cannot_be_planned_is_refused_at_once(self, world: SchedulerWorld, planner: Planner) -> None:
-        errors: dict[MezoError, type[Exception]] = {
+        errors: dict[EngineError, type[Exception]] = {
             DoesNotFit("Too large."): DoesNotFit,
             BadRequest("Packed."): BadRequest,
             ModelFileError("Broken."): ModelNotReady,

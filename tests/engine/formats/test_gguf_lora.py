@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pocketllm.engine.errors import AdapterError, CannotExport, MezoError
+from pocketllm.engine.errors import AdapterError, CannotExport, EngineError
 from pocketllm.engine.formats.gguf_lora import write_gguf_lora
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.full import save_full
@@ -102,7 +102,7 @@ def configured(**values: Any) -> Callable[[Path], object]:
 
 
 #: What is done to an adapter's folder, and what the refusal says.
-HARMS: tuple[tuple[Callable[[Path], object], type[MezoError], str], ...] = (
+HARMS: tuple[tuple[Callable[[Path], object], type[EngineError], str], ...] = (
     (configured(target_modules=["model.visual"]), CannotExport, "model.visual"),
     (configured(target_modules=["lm_head"]), AdapterError, "does not match its config"),
     (lambda folder: os.truncate(folder / WEIGHTS_NAME, 9000), AdapterError, "not fully covered"),
@@ -128,7 +128,7 @@ def test_another_models_adapter(tiny: ModelFolder, tmp_path: Path) -> None:
     ):
         other = open_model_folder(tiny_model_folder(tmp_path / str(number), hidden=64, layers=layers))
         of_all_maps(other).save(tmp_path / "it")
-        with pytest.raises(MezoError, match=complaint):
+        with pytest.raises(EngineError, match=complaint):
             write_gguf_lora(tmp_path / "it", tiny, tmp_path / "it.gguf")
 
 

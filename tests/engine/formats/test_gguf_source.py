@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pocketllm.engine.errors import MezoError, ModelFileError, UnsupportedModel
+from pocketllm.engine.errors import EngineError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import open_model_folder
 from tests.support.models.tiny_models import byte_tokenizer, edit_json, logits, tiny_llama_folder, write_tiny_gguf
@@ -45,7 +45,7 @@ def test_what_is_no_model_as_a_whole_is_refused(tmp_path: Path, models: Path) ->
     refused = (
         ("mystery", 1, UnsupportedModel, "architecture 'mystery'"),
         ("llama", 3, UnsupportedModel, "one of 3 parts"),
-        ("llama", 1, MezoError, r"2\.gguf"),  # without settings
+        ("llama", 1, EngineError, r"2\.gguf"),  # without settings
     )
     for number, (architecture, parts, error, complaint) in enumerate(refused):
         path = tmp_path / f"{number}.gguf"
@@ -79,7 +79,7 @@ def test_a_corrupt_gguf_header_never_surprises(tmp_path: Path, tiny_gguf: Path, 
         path.write_bytes(data)
         try:
             import_model(str(path), models)
-        except MezoError as error:
+        except EngineError as error:
             assert str(path) in str(error)
 
 

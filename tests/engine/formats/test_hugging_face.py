@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pocketllm.engine.errors import MezoError, ModelFileError, UnsupportedModel
+from pocketllm.engine.errors import EngineError, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.importer import import_model
 from pocketllm.engine.formats.model_folder import FLOAT_DTYPES, WEIGHTS_NAME, list_model_folders, open_model_folder
 from tests.support.models.hub_double import serve_hub
@@ -153,12 +153,12 @@ def no_tokenizer(folder: Path) -> None:
 
 CODE_OF_ITS_OWN = {"auto_map": {"AutoConfig": "evil.Config"}}
 #: What is done to a folder, and what the refusal says.
-DAMAGED: tuple[tuple[Damage, type[MezoError], str], ...] = (
+DAMAGED: tuple[tuple[Damage, type[EngineError], str], ...] = (
     (lambda f: (f / "config.json").unlink(), ModelFileError, r"has no config\.json"),
     (lambda f: (f / "config.json").write_text("{"), ModelFileError, "not valid JSON"),
     (lambda f: (f / "config.json").write_text("[]"), ModelFileError, "not a JSON object"),
     (lambda f: (f / "config.json").write_text("[" * 10**6), ModelFileError, "not valid JSON"),
-    (settings(hidden_size="wide"), MezoError, "hidden_size|size"),
+    (settings(hidden_size="wide"), EngineError, "hidden_size|size"),
     (settings(num_hidden_layers=10**9), ModelFileError, "1000000000 layers but holds"),
     (settings(num_hidden_layers=3), ModelFileError, r"9 missing \(model\.layers\.2\..*, \.\.\."),
     (settings(hidden_size=64), ModelFileError, r"another shape \(model\..* \(32,\), not \(64,\)"),

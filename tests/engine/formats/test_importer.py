@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pocketllm.engine.errors import BadRequest, MezoError, ModelExists, ModelFileError, UnsupportedModel
+from pocketllm.engine.errors import BadRequest, EngineError, ModelExists, ModelFileError, UnsupportedModel
 from pocketllm.engine.formats.atomic import REPLACED, scratch_prefix
 from pocketllm.engine.formats.importer import (
     DEFAULT_HUB_ID,
@@ -152,7 +152,7 @@ def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path
         assert importer.stdout
         assert importer.stdout.readline() == "half\n"
         assert list_model_folders(models) == []
-        with pytest.raises(MezoError, match=r"Another import .* is running"):
+        with pytest.raises(EngineError, match=r"Another import .* is running"):
             import_model(str(llama), models, name="other")
         importer.kill()
     [left] = models.iterdir()
@@ -178,7 +178,7 @@ def test_too_little_space_is_noticed_beforehand(llama: Path, models: Path, monke
     seen: list[str] = []
     needed = 2 * sum(tensor.numel() for tensor in load_file(llama / WEIGHTS_NAME).values()) + SPARE_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(MezoError, match=r"needs 34 MB in .*models, but only 34 MB are free"):
+    with pytest.raises(EngineError, match=r"needs 34 MB in .*models, but only 34 MB are free"):
         import_model(str(llama), models, progress=lambda now: seen.append(now.stage))
     assert seen == ["config"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -195,13 +195,13 @@ def test_a_disk_that_becomes_full(llama: Path, models: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(llama), str(models)], capture_output=True, text=True, check=False
     )
-    assert "MezoError: The disk became full" in done.stderr
+    assert "EngineError: The disk became full" in done.stderr
     assert list(models.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MezoError, match="failed"):
+    with pytest.raises(EngineError, match="failed"):
         import_model(str(llama), tmp_path / "file" / "models")
 
 

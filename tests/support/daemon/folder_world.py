@@ -5,9 +5,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pocketllm.daemon.folders import Scan, WatchedFolder, changed_folders
+from pocketllm.daemon.folder_scans import Scan, WatchedFolder, changed_folders
 from pocketllm.daemon.paths import DataFolder
-from pocketllm.folders import scan_all
+from pocketllm.scan import scan_all
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import Deletion, Text
 

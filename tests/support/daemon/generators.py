@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketllm.daemon.generation.service import Event, Generator, Request
+from pocketllm.daemon.generation.generator import Event, Generator, Request
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.settings import load_settings
 from tests.support.daemon.real_daemon import is_running

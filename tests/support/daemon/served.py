@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketllm import __version__
 from pocketllm.connections import BoundedProtocol
-from pocketllm.daemon.generation.service import Event, GenerationRequest, Generator, Request, SuggestionRequest
+from pocketllm.daemon.generation.generator import Event, GenerationRequest, Generator, Request, SuggestionRequest
 from pocketllm.daemon.paths import adapter_id_of
 from pocketllm.daemon.processes import started_ticks
 from pocketllm.daemon.services import Services

@@ -125,7 +125,7 @@ class Device:
     def run_here(self, job: Job, seconds: float = 3600.0) -> Job:
         """Run a job to its end in this process: a worker's work, without its priority and its cap on memory.
 
-        Raises MezoError where a worker would fail the job.
+        Raises EngineError where a worker would fail the job.
         """
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pocketllm.daemon.training.run.cap_anonymous_memory", lambda _: None)

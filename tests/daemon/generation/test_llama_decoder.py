@@ -18,8 +18,8 @@ import pytest
 
 from pocketllm.daemon.generation.backend import Backend
 from pocketllm.daemon.generation.llama import child as llama_child
+from pocketllm.daemon.generation.llama.decoder import LORA_NAME, LlamaDecoder
 from pocketllm.daemon.generation.llama.server import ServerPlan
-from pocketllm.daemon.generation.llama.tokens import LORA_NAME, LlamaDecoder
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.generate.streaming_text import Sampling
 from pocketllm.engine.streamed.model import LanguageModel

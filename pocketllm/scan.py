@@ -15,7 +15,7 @@ from pathspec import GitIgnoreSpec
 
 from pocketllm.daemon.documents import validated
 from pocketllm.daemon.errors import InvalidValue
-from pocketllm.daemon.folders import Scan, WatchedFolder, scans, watched_folders, write_scans
+from pocketllm.daemon.folder_scans import Scan, WatchedFolder, scans, watched_folders, write_scans
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.readers.base import Example, Found, Kind, Ownerless, ReadOptions, Skipped, name_key
 from pocketllm.readers.notes import paragraphs

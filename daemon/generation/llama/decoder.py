@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pocketllm.daemon.generation.backend import Backend
 from pocketllm.daemon.generation.llama.server import LlamaFailed, LlamaServer, ServerPlan
-from pocketllm.engine.errors import MezoError
+from pocketllm.engine.errors import EngineError
 from pocketllm.engine.formats.model_folder import ModelFolder
 from pocketllm.engine.generate.streaming_text import Sampling, TokenSource
 
@@ -89,7 +89,7 @@ class LlamaDecoder:
         try:
             if not lora.exists():
                 write_gguf_lora(adapter, self._model_folder, lora)
-        except (MezoError, OSError) as error:
+        except (EngineError, OSError) as error:
             self.backend = Backend(str(error))
             raise LlamaFailed(str(error)) from error
         return lora
