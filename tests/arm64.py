@@ -36,7 +36,7 @@ TESTS = (
     "tests/engine/planning/test_calibration.py",
     "tests/daemon/training/test_worker.py::test_a_paused_job_learns_the_same_bits_whatever_another_job_has_learned_meanwhile",
     "tests/daemon/training/test_exact_job.py::test_killed_at_several_steps_it_ends_like_an_undisturbed_one_bit_for_bit",
-    "tests/daemon/training/test_replayed_job.py::test_what_a_job_and_one_that_goes_on_from_it_have_made",
+    "tests/daemon/training/test_replayed_job.py::test_a_job_and_one_that_goes_on_from_it",
     "tests/engine/generate/test_streaming_text.py",
     "tests/daemon/generation/test_generator_process.py::test_an_adapter_that_is_gone_is_refused_and_the_process_survives",
 )

@@ -18,6 +18,7 @@ from pocketllm.storage.errors import NotFound, StorageTrouble
 from pocketllm.storage.repositories import passages
 from pocketllm.storage.repositories.adapters import chain_of, rival_of, serving_adapter, start_of, use_newest
 from pocketllm.storage.repositories.base import Repository, among, found, in_use, missing
+from pocketllm.storage.repositories.jobs import transition
 from pocketllm.storage.repositories.step_log import forget_steps
 from pocketllm.storage.repositories.texts import UNOWNED, alone, learner, remember_files
 from pocketllm.storage.tables import (
@@ -25,7 +26,6 @@ from pocketllm.storage.tables import (
     OPEN_STATES,
     Adapter,
     Deletion,
-    Event,
     Job,
     JobState,
     JobText,
@@ -246,10 +246,9 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime, again: Co
         job.parent = start.id if start and start.mode == job.mode else None
         job.compared_with = rival_of(session, job)
         job.starts += 1
-        if job.state is JobState.RUNNING:
-            job.state = JobState.PAUSED
-        job.reasons = [_AGAIN]
+        if job.state is JobState.RUNNING or job.id not in again:
+            retry_at = job.not_before
+            transition(session, job.id, JobState.PAUSED, [_AGAIN], now, event="began anew", not_before=retry_at)
         if job.id not in again:
-            session.add(Event(job_id=job.id, at=now, kind="began anew", message=_AGAIN))
             restarted.append(job.id)
     return restarted

@@ -136,7 +136,7 @@ class JobStore(Repository):
         with self._database.write() as session:
             first = found(session, Job, job_id).started_at is None
             event, because = "started" if first else "resumed", ["a worker has started"]
-            job = _transition(session, job_id, JobState.RUNNING, because, now, of=_WAITING, event=event)
+            job = transition(session, job_id, JobState.RUNNING, because, now, of=_WAITING, event=event)
             job.starts += 1
             if first:
                 start = start_of(session, job)
@@ -186,13 +186,13 @@ class JobStore(Repository):
         """
         with self._database.write() as session:
             of, to = (JobState.RUNNING,), JobState.PAUSED
-            job = _transition(session, job_id, to, reasons, now, of=of, event=kind, not_before=not_before)
+            job = transition(session, job_id, to, reasons, now, of=of, event=kind, not_before=not_before)
             job.attempts = job.attempts if attempts is None else attempts
 
     def pause_by_owner(self, job_id: str, *, reason: str, now: datetime) -> Job:
         """Pause a waiting job until `resume_by_owner`. Raises WrongState when it is not waiting."""
         with self._database.write() as session:
-            job = _transition(session, job_id, JobState.PAUSED, [reason], now, of=_WAITING, event="paused by owner")
+            job = transition(session, job_id, JobState.PAUSED, [reason], now, of=_WAITING, event="paused by owner")
             if job.paused_by_owner:
                 raise WrongState(f"Job {job_id} is already paused. POST /jobs/{job_id}/resume resumes it.")
             job.paused_by_owner = True
@@ -218,12 +218,12 @@ class JobStore(Repository):
     def cancel(self, job_id: str, *, message: str, now: datetime) -> Job:
         """Cancel an open job. Raises WrongState when it has ended."""
         with self._database.write() as session:
-            return _transition(session, job_id, JobState.CANCELLED, [message], now)
+            return transition(session, job_id, JobState.CANCELLED, [message], now)
 
     def fail(self, job_id: str, *, error: str, now: datetime) -> None:
         """Mark an open job as failed. Raises WrongState when it has ended."""
         with self._database.write() as session:
-            _transition(session, job_id, JobState.FAILED, [error], now).error = error
+            transition(session, job_id, JobState.FAILED, [error], now).error = error
 
     def succeed(
         self,
@@ -253,7 +253,7 @@ class JobStore(Repository):
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
             why += _UNFINISHED if job.unfinished else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
-            _transition(session, job_id, JobState.SUCCEEDED, [message], now, of=(JobState.RUNNING,))
+            transition(session, job_id, JobState.SUCCEEDED, [message], now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
             adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
             session.add(adapter)
@@ -309,7 +309,7 @@ def _follow(job: Job, before: Job) -> None:
     job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
 
 
-def _transition(
+def transition(
     session: Session,
     job_id: str,
     to: JobState,

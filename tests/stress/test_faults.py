@@ -3,8 +3,7 @@
 A daemon with a job that runs gets texts, before a fault and while it lasts. Then its cause goes away, as when the owner
 frees space, and nothing else is done: acknowledged texts are there, a job succeeds and text is generated. Some faults
 need the owner: after a file system has failed the device is started again, a damaged database is restored from a backup
-and a missing one is put back, as the daemon says. Disks and the clock need root and libfaketime; without these they are
-not measured.
+and a missing one is put back, as the daemon says. Disks need root, without which they are not measured.
 """
 
 import math
@@ -32,7 +31,7 @@ DISKS: dict[str, Kind] = {
 }
 #: What the small form injects. Of the others tests have quicker forms, or they are much like one of these.
 SMALL = {
-    *("full_disk_at_start", "full_disk_after_kill", "backup_killed", "read_only_disk"),
+    *("full_disk_at_start", "full_disk_after_kill", "read_only_disk"),
     *("adapter_damaged", "database_damaged", "database_missing"),
 }
 LIMITS = {

@@ -8,10 +8,9 @@ Nothing that was acknowledged may be lost, and in the end every job must have co
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -97,29 +96,13 @@ class Owner:
             self.world.call("GET", path)
 
 
-@contextmanager
-def sampled(pid: int, seconds: float) -> Iterator[dict[str, list[float]]]:
-    """What a process uses meanwhile, in sixty samples: MB, and numbers."""
-    samples: dict[str, list[float]] = {"memory": [], "descriptors": [], "threads": []}
-    ending = threading.Event()
-
-    def take() -> None:
-        while not ending.wait(seconds / 60):
-            with suppress(OSError):
-                samples["memory"].append(memory_of(pid)["VmRSS"] / 1e6)
-                samples["descriptors"].append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
-                samples["threads"].append(len(list(Path(f"/proc/{pid}/task").iterdir())))
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        ending.set()
-        thread.join()
+def used_by(pid: int) -> tuple[float, int, int]:
+    """What a process uses: memory in MB, file descriptors, threads."""
+    files, threads = (len(list(Path(f"/proc/{pid}/{which}").iterdir())) for which in ("fd", "task"))
+    return memory_of(pid)["VmRSS"] / 1e6, files, threads
 
 
-def growth(values: list[float]) -> float:
+def growth(values: Sequence[float]) -> float:
     """The median of the last quarter less that of the second."""
     quarter = max(1, len(values) // 4)
     return median(values[-quarter:]) - median(values[quarter : 2 * quarter] or values)
@@ -132,11 +115,13 @@ def test_nothing_grows_and_nothing_is_lost(world: World, report: Report, tmp_pat
     world.configure(POWER_SUPPLIES=str(owner.charger.folder), GATE__REQUIRE_POWER="true")
     world.start()
     world.upload()
-    ends = time.monotonic() + seconds
-    with sampled(world.pid, seconds) as samples, posting(world, pause=0.05) as acknowledged:
+    samples, ends = list[tuple[float, int, int]](), time.monotonic() + seconds
+    with posting(world, pause=0.05) as acknowledged:
         while time.monotonic() < ends:
             owner.act()
+            samples.append(used_by(world.pid))
             time.sleep(owner.rng.uniform(0.2, 2.0))
+    memory, descriptors, threads = zip(*samples, strict=True)
     owner.charger.plug(True)
     until(lambda: not world.open_jobs(), "the end of all jobs")
     jobs = world.query("SELECT state, count(*) FROM job GROUP BY state")
@@ -145,10 +130,10 @@ def test_nothing_grows_and_nothing_is_lost(world: World, report: Report, tmp_pat
         "lost": float(len(acknowledged - there - owner.deleted)),
         "stuck_jobs": float(sum(count for state, count in jobs if state == "failed")),
         "errors_5xx": float(len(owner.errors)),
-        "memory_growth_mb": growth(samples["memory"]),
-        "descriptors_growth": growth(samples["descriptors"]),
-        "threads_growth": growth(samples["threads"]),
-        "memory_mb": median(samples["memory"]),
+        "memory_growth_mb": growth(memory),
+        "descriptors_growth": growth(descriptors),
+        "threads_growth": growth(threads),
+        "memory_mb": median(memory),
         "acknowledged": float(len(acknowledged)),
         "jobs": float(sum(count for _, count in jobs)),
         "kills": float(owner.counts.get("kill", 0)),

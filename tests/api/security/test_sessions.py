@@ -1,4 +1,4 @@
-"""Browsers: a session begins with a token or a code, outlives the daemon, and ends with its token."""
+"""Browsers: the page's files, and sessions, which begin with a token or a code and end with their token."""
 
 import json
 import stat
@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from pocketllm.api.app import create_app
+from pocketllm.api.dashboard.page import _FILES
 from tests.support.daemon.in_process_app import TOKEN, InProcessApp, assert_problem, in_process_app
 
 COOKIE = "pocketllm-2407"
@@ -28,6 +29,19 @@ def signed_in(api: InProcessApp, credential: str = TOKEN) -> dict[str, str]:
 
 def asked(api: InProcessApp, session: Mapping[str, str]) -> httpx.Response:
     return api.get("/texts", token=None, headers=session)
+
+
+def test_the_pages_files_let_nothing_in_and_are_small(api: InProcessApp) -> None:
+    for path in ("/", *(f"/dashboard/{name}" for name in _FILES)):
+        response = api.get(path, token=None)
+        policy = response.headers["content-security-policy"]
+        assert response.status_code == 200 and policy.startswith("default-src 'none'"), path
+        assert "unsafe" not in policy and "frame-ancestors 'none'" in policy, path
+        assert response.headers["x-content-type-options"] == "nosniff", path
+    for other in ("/dashboard/../app.py", "/dashboard/none", "/dashboard/page.html/x", "/dashboard/"):
+        assert api.get(other, token=None).status_code in (401, 404), other
+    whole = b"".join(file.read_bytes() for file in _FILES.values())
+    assert len(whole) <= 96 << 10 and whole.count(b"\n") <= 1900
 
 
 def test_a_token_begins_a_session(api: InProcessApp) -> None:

@@ -1,13 +1,13 @@
 """The gate: a table of what opens and closes it, and what holds for any readings whatever."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketllm.daemon.conditions.gate import Charge, Verdict
+from pocketllm.daemon.conditions.gate import Charge, Verdict, hours_edges
 from pocketllm.daemon.conditions.readings import Value
 from pocketllm.daemon.settings import GateSettings
 from tests.support.daemon.gate_world import MB, SETTINGS, World, later, reading
@@ -285,3 +285,12 @@ def test_what_is_unknown_blocks_unless_it_is_allowed(world: World) -> None:
     blind = replace(world, memory=None)
     blocked = any(blocker.name == "memory" for blocker in blind.decide().blockers)
     assert blocked is ("memory" not in world.settings.train_when_unknown)
+
+
+def test_allowed_hours_and_midnight_are_by_the_owners_clock() -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    local = noon.astimezone(timezone(timedelta(hours=2)))
+    edges = hours_edges(settings(hours=("22:00-07:00",)), local)
+    found = {at.astimezone(UTC).strftime("%d %H:%M") for at in edges if at > noon}
+    assert found == {"01 20:00", "01 22:00", "02 05:00", "02 20:00"}
+    assert len([at for at in hours_edges(SETTINGS, local) if at > noon]) == 1, "midnight alone"

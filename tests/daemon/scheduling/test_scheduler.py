@@ -1,6 +1,7 @@
 """The scheduler over a real store, with a worker that is none and times that are passed in."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
@@ -319,3 +320,29 @@ def test_a_job_that_ends_just_before_the_close_has_ended(world: SchedulerWorld, 
     world.succeed(running)
     world.scheduler.close(world.clock.now)
     assert (world.job(running).state, world.runner.pid) == (JobState.SUCCEEDED, None)
+
+
+def test_a_tick_is_due_at_a_retry(world: SchedulerWorld, running: str) -> None:
+    world.runner.ends(1)
+    retry_at = world.tick() + timedelta(seconds=RETRY_SECONDS)
+    assert min(world.scheduler.due) == retry_at == world.job(running).not_before
+    world.tick(RETRY_SECONDS)
+    assert world.runner.started == [running, running], "and at that time it is made"
+    assert retry_at not in world.scheduler.due
+
+
+def test_a_tick_is_due_at_a_snoozes_end(world: SchedulerWorld) -> None:
+    until = world.clock.now + timedelta(minutes=7)
+    world.store.preferences.snooze(until, world.clock.now)
+    world.tick()
+    assert min(world.scheduler.due) == until
+    world.tick(7 * 60)
+    assert until not in world.scheduler.due
+
+
+def test_no_tick_is_due_that_is_over_so_that_none_follows_another_at_once(world: SchedulerWorld, running: str) -> None:
+    world.store.preferences.snooze(world.clock.now - timedelta(minutes=1), world.clock.now)
+    world.runner.ends(1)
+    for seconds in (1, RETRY_SECONDS, 3600, 86_400):
+        now = world.tick(seconds)
+        assert all(at > now for at in world.scheduler.due)

@@ -4,20 +4,18 @@ import os
 import resource
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from bench.common.world import until
-from pocketllm.daemon.paths import write_private
 from pocketllm.daemon.process_memory import anonymous_bytes
 from tests.support.daemon.commands import commands
 from tests.support.daemon.real_daemon import children, refused_start
@@ -74,39 +72,8 @@ def delete_for_good(world: World, identity: str) -> None:
     assert not holding, holding
 
 
-def backup_killed(world: World) -> str:
-    """While it is written; the next deletion takes away what it has left."""
-    place = world.folder.parent / "backups"
-    place.mkdir()
-    killed(pocketllm(world, "backup", str(place / "backup.tar")), when=lambda: list(place.iterdir()))
-    [identity] = acknowledged_ids(world, 1)
-    delete_for_good(world, identity)
-    assert not list(place.iterdir())
-    return "nothing is left"
-
-
-def restore_killed(world: World) -> str:
-    """While it unpacks; the next start takes away what it has left."""
-    backup = str(world.folder.parent / "backup.tar")
-    run(*pocketllm(world, "backup", backup))
-    world.stop()
-    killed(pocketllm(world, "restore", backup, "--yes"), when=lambda: list(world.folder.glob(".restore-*")))
-    world.start()
-    assert not list(world.folder.glob(".restore-*"))
-    return "nothing is left"
-
-
 def pocketllm(world: World, name: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "pocketllm", name, "--data-dir", str(world.folder), *words]
-
-
-def killed(command: Sequence[str], *, when: Callable[[], object]) -> None:
-    """Run a command, and kill it once something is so."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        until(lambda: process.poll() is not None or when(), "the moment for the kill", between_seconds=0.0002)
-        process.kill()
-    if process.returncode != -signal.SIGKILL:
-        pytest.skip("the command was done before it could be killed")
 
 
 def read_only_disk(world: World) -> str:
@@ -150,15 +117,6 @@ def checkpoint_damaged(world: World) -> str:
     os.truncate(newest, newest.stat().st_size // 2)
     world.start()
     return world.last_event()
-
-
-def database_locked(world: World) -> str:
-    """Another program holds its lock for half a minute."""
-    with closing(sqlite3.connect(world.folder / "pocketllm.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        said = world.posted("a text for a locked database", seconds=60)
-        other.execute("ROLLBACK")
-    return said
 
 
 def database_damaged(world: World) -> str:
@@ -227,22 +185,6 @@ def end_of(world: World, worker: int) -> str:
     return world.last_event()
 
 
-def worker_killed_early(world: World) -> str:
-    """Something else kills four workers in a row before their first step, as Android does."""
-    known = {None, world.pid_of("worker")}
-    (job,) = world.open_jobs()
-    world.call("POST", f"/jobs/{job['id']}/pause")
-    world.call("POST", f"/jobs/{job['id']}/resume")
-    for _ in range(4):
-        until(lambda: world.pid_of("worker") not in known, "a new worker")
-        known.add(pid := child_of(world, "worker"))
-        os.kill(pid, signal.SIGKILL)
-    until(world.blockers, "what holds the job back")
-    said = world.blockers()
-    until(lambda: world.pid_of("worker") not in known, "the next try")
-    return said
-
-
 def generator_stopped(world: World) -> str:
     """While it answers."""
     words = {"prompt": "Wind", "max_tokens": 4}
@@ -284,30 +226,6 @@ def connected(port: int, count: int) -> Iterator[None]:
         yield
 
 
-def clock_set_back(world: World) -> str:
-    """By an hour; the daemon must still pause and start jobs at once."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if library is None:
-        pytest.skip("faketime is not installed: apt-get install faketime")
-    world.stop()
-    offset = world.folder.parent / "offset"
-    write_private(offset, b"+0\n")
-    world.environment = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    world.start()
-    time.sleep(2)
-    write_private(offset, b"-3600\n")  # at once, since a process ends that reads an empty file
-    world.call("POST", "/status/snooze", {"minutes": 10})
-    paused = until(lambda: world.pid_of("worker") is None, "the pause")
-    world.call("POST", "/status/snooze", {})
-    back = until(lambda: world.pid_of("worker"), "a worker again")
-    return f"paused after {paused:.1f} s, running again {back:.1f} s later"
-
-
 def total_memory(world: World) -> str:
     """Many ask for scored text at once while a job runs: all processes together stay below the setting's 1 GB."""
     body = {"model": "pocketllm:base", "prompt": "Wind west", "max_tokens": 100, "logprobs": 5, "n": 4}
@@ -332,8 +250,7 @@ def total_memory(world: World) -> str:
 
 
 FAULTS = (
-    *(disk_full, full_disk_at_start, full_disk_after_kill, backup_killed, restore_killed, read_only_disk),
-    *(adapter_damaged, checkpoint_damaged, database_locked, database_damaged, database_missing),
-    *(worker_out_of_memory, worker_stopped, worker_killed_early, generator_stopped),
-    *(no_descriptors, clock_set_back, total_memory),
+    *(disk_full, full_disk_at_start, full_disk_after_kill, read_only_disk),
+    *(adapter_damaged, checkpoint_damaged, database_damaged, database_missing),
+    *(worker_out_of_memory, worker_stopped, generator_stopped, no_descriptors, total_memory),
 )

@@ -1,4 +1,4 @@
-"""Adapters as GGUF LoRA files: read back by gguf's own reader, which must find the adapter's numbers."""
+"""GGUF LoRA files and merged models: read back by gguf's own reader, which must find the adapter's numbers."""
 
 import os
 from collections.abc import Callable
@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from transformers import DynamicCache
 
 from pocketllm.engine.errors import AdapterError, CannotExport, EngineError
 from pocketllm.engine.formats.gguf_lora import write_gguf_lora
+from pocketllm.engine.formats.gguf_merged import PACKED, write_merged_gguf
 from pocketllm.engine.formats.model_folder import ModelFolder, open_model_folder
 from pocketllm.engine.params.full import save_full
 from pocketllm.engine.params.lora import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from pocketllm.engine.streamed.model import LanguageModel
 from tests.support.models.learning import fresh_process, imported, some_adapter
-from tests.support.models.tiny_models import edit_json, gguf_name, permute, tiny_model_folder
+from tests.support.models.tiny_models import edit_json, gguf_name, import_and_open, permute, tiny_model_folder
 
 
 def of_all_maps(model_folder: ModelFolder) -> Adapter:
@@ -146,3 +148,36 @@ print(json.dumps("torch" in sys.modules))
 def test_no_torch_is_needed(tiny: ModelFolder, tmp_path: Path) -> None:
     of_all_maps(tiny).save(tmp_path / "it")
     assert fresh_process(PROGRAM, tmp_path / "it", tiny.path, tmp_path / "it.gguf") is False
+
+
+def test_a_merged_models_weights_are_the_personal_models(tiny_gguf: Path, tmp_path: Path) -> None:
+    model_folder = import_and_open(tiny_gguf, tmp_path / "models", name="tiny", dtype="float32")
+    adapter = of_all_maps(model_folder)
+    adapter.save(tmp_path / "it")
+    write_merged_gguf(tmp_path / "it", model_folder, tmp_path / "it.gguf")
+    base, found = gguf.GGUFReader(tiny_gguf), gguf.GGUFReader(tmp_path / "it.gguf")
+    kept = {name for name in base.fields if not name.startswith("GGUF.")}
+    assert {name for name in found.fields if not name.startswith("GGUF.")} == kept
+    assert all(found.fields[name].contents() == base.fields[name].contents() for name in kept)
+    assert [tensor.name for tensor in found.tensors] == [tensor.name for tensor in base.tensors]
+    changed = {one.name for one, other in zip(found.tensors, base.tensors, strict=True) if one.tensor_type == PACKED}
+    assert len(changed) >= len(adapter.a)
+
+    merged_folder = import_and_open(tmp_path / "it.gguf", tmp_path / "models", name="merged", dtype="float32")
+    merged = LanguageModel(merged_folder, dtype=torch.float32)
+    personal = LanguageModel(model_folder, dtype=torch.float32)
+    personal.set_parameters(adapter)
+    tokens = [[5, 6, 7, 8, 9]]
+    with torch.inference_mode():
+        logits = [model.next_logits(torch.tensor(tokens), DynamicCache()) for model in (merged, personal)]
+        personal.set_parameters(None)
+        unchanged = personal.next_logits(torch.tensor(tokens), DynamicCache())
+    error, effect = float((logits[0] - logits[1]).abs().max()), float((unchanged - logits[1]).abs().max())
+    assert error < 0.1 * effect
+
+
+def test_without_the_bases_file_there_is_no_merged_one(tiny: ModelFolder, tmp_path: Path) -> None:
+    of_all_maps(tiny).save(tmp_path / "it")
+    with pytest.raises(CannotExport, match=r"not imported from a GGUF file\. Export a LoRA file"):
+        write_merged_gguf(tmp_path / "it", tiny, tmp_path / "it.gguf")
+    assert not list(tmp_path.glob("*.gguf"))
