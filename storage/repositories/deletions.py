@@ -246,9 +246,9 @@ def _restarted(session: Session, jobs: Collection[str], now: datetime, again: Co
         job.parent = start.id if start and start.mode == job.mode else None
         job.compared_with = rival_of(session, job)
         job.starts += 1
-        if job.state is JobState.RUNNING or job.id not in again:
-            retry_at = job.not_before
-            transition(session, job.id, JobState.PAUSED, [_AGAIN], now, event="began anew", not_before=retry_at)
         if job.id not in again:
             restarted.append(job.id)
+        elif job.state is JobState.PAUSED:
+            continue  # no worker was started since that portion
+        transition(session, job.id, JobState.PAUSED, [_AGAIN], now, event="began anew", not_before=job.not_before)
     return restarted

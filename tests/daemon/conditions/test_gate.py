@@ -11,6 +11,7 @@ from pocketllm.daemon.conditions.gate import Charge, Verdict, hours_edges
 from pocketllm.daemon.conditions.readings import Value
 from pocketllm.daemon.settings import GateSettings
 from tests.support.daemon.gate_world import MB, SETTINGS, World, later, reading
+from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.workers import NOW
 
 NO_BATTERY = reading("battery", None, absent=True)
@@ -288,9 +289,8 @@ def test_what_is_unknown_blocks_unless_it_is_allowed(world: World) -> None:
 
 
 def test_allowed_hours_and_midnight_are_by_the_owners_clock() -> None:
-    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    local = noon.astimezone(timezone(timedelta(hours=2)))
+    local = NOON.astimezone(timezone(timedelta(hours=2)))
     edges = hours_edges(settings(hours=("22:00-07:00",)), local)
-    found = {at.astimezone(UTC).strftime("%d %H:%M") for at in edges if at > noon}
+    found = {at.astimezone(UTC).strftime("%d %H:%M") for at in edges if at > NOON}
     assert found == {"01 20:00", "01 22:00", "02 05:00", "02 20:00"}
-    assert len([at for at in hours_edges(SETTINGS, local) if at > noon]) == 1, "midnight alone"
+    assert len([at for at in hours_edges(SETTINGS, local) if at > NOON]) == 1, "midnight alone"

@@ -19,7 +19,7 @@ from pocketllm.daemon.evaluation.promotion import (
 from pocketllm.storage.tables import Outcome
 
 TRIALS = 400
-#: What chance adds to a true rate of SIGNIFICANCE in so many trials, in one of 1,000 cases; the seeds are fixed.
+#: The sampling error of a rate of SIGNIFICANCE in so many trials, exceeded in one of 1,000 cases; the seeds are fixed.
 ALLOWANCE = 3.1 * (SIGNIFICANCE * (1 - SIGNIFICANCE) / (TRIALS * len(PARTS))) ** 0.5
 
 

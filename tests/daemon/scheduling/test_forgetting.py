@@ -1,5 +1,8 @@
 """What the scheduler makes of deletions and edits: erasing, learning again, and jobs that go on."""
 
+from pathlib import Path
+
+from pocketllm.daemon.leftovers import noted_backup
 from pocketllm.storage.repositories.folders import FileRead, Read
 from pocketllm.storage.repositories.texts import NewText, text_id
 from pocketllm.storage.tables import JobState
@@ -56,6 +59,14 @@ def test_what_is_left_is_learned_again_once_also_after_a_kill(world: SchedulerWo
     world.tick()
     assert world.store.deletions.get(deletion).job == job
     assert len(world.store.jobs.open()) == jobs
+
+
+def test_a_deletion_takes_away_what_a_killed_backup_left(world: SchedulerWorld, tmp_path: Path) -> None:
+    with noted_backup(world.folder, tmp_path / "backup.tar"):
+        left = tmp_path / ".pocketllm-backup.tar-abc"
+        left.write_text("secret")
+    delete(world, add(world, "one"))
+    assert not left.exists()
 
 
 def test_an_edit_does_not_start_a_job_again(world: SchedulerWorld) -> None:

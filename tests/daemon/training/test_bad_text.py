@@ -171,10 +171,9 @@ def formal_text() -> list[list[str]]:
 def started(device: Device, notes: list[str], hours: int) -> Job:
     """A job on these new notes and on what earlier jobs have left, as the daemon starts it."""
     now, training = NOW + timedelta(hours=hours), changed(TRAINING, steps=40, measure_every=40, rehearsal=0.0)
-    settings = training.model_dump(mode="json")
     device.add(notes, now=now)
-    by = Requester.THRESHOLD
-    return start_job(device.store, requested_by=by, total_steps=40, settings=settings, now=now)
+    by, settings = Requester.THRESHOLD, training.model_dump(mode="json")
+    return start_job(device.store, requested_by=by, total_steps=training.steps, settings=settings, now=now)
 
 
 def test_two_small_nights_add_up(fresh: Chain) -> None:
