@@ -229,6 +229,7 @@ def test_bash_offers_the_verbs(tmp_path: Path) -> None:
     assert set(completed(tmp_path, "pocketllm", "import", "--format", "")) >= {"notes", "mbox", "whatsapp"}
 
 
+@pytest.mark.smoke
 def test_the_commands_against_the_real_daemon(tmp_path: Path) -> None:
     """One way through everything: serve, add, train, ask, look, stop."""
     tiny_model_folder(tmp_path / "models", name="tiny")

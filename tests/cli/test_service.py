@@ -182,6 +182,7 @@ def findings(*arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
     return result.exit_code, {finding["name"]: finding for finding in document["findings"]}
 
 
+@pytest.mark.smoke
 def test_the_doctor_of_a_phone_names_what_is_missing(home: Path, phone: Path) -> None:
     code, found = findings("--data-dir", str(home / "data"))
     assert code == 1

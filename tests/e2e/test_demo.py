@@ -100,12 +100,14 @@ def test_the_real_demo_goes_from_nothing_to_a_report(tmp_path: Path, method: str
     assert "Words that became likelier" in done.stderr, "the report"
 
 
+@pytest.mark.smoke
 def test_it_says_plainly_when_nothing_was_learned(demo: Demo) -> None:
     assert demo.run("run unproven")["learned"] is False
     assert "did not fall by more than noise" in demo.text
     assert demo.daemon_is_gone
 
 
+@pytest.mark.smoke
 def test_a_failed_job_ends_the_demo_and_the_daemon(demo: Demo) -> None:
     with pytest.raises(CommandError, match=r"The job failed: Out of memory\."):
         demo.run("run fail")
@@ -139,6 +141,7 @@ def test_what_a_dead_daemon_leaves_running_is_killed(tmp_path: Path) -> None:
     assert not reader.is_alive()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_daemon_too(tmp_path: Path, tiny_bf16: ModelFolder, number: signal.Signals) -> None:
     code = (

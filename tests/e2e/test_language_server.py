@@ -150,6 +150,7 @@ async def test_nothing_typed_is_stored_or_logged(daemon: Daemon) -> None:
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.smoke
 async def test_without_a_daemon_it_says_so_once_until_one_has_answered(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     async with editing(folder) as editor:

@@ -276,6 +276,7 @@ def test_from_texts_to_an_adapter_and_its_words(folder: Path) -> None:
         assert "Traceback" not in daemon.log
 
 
+@pytest.mark.smoke
 def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for name in ("tiny", "other"):
@@ -303,6 +304,7 @@ def test_the_model_is_switched_while_a_worker_runs_and_stays_so_after_a_restart(
         assert status["model"]["name"] == "other" and daemon.job(job)["state"] == "paused"
 
 
+@pytest.mark.smoke
 def test_the_machine_stays_awake_while_a_worker_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
 from pocketllm.storage.tables import Deletion
+from tests.support.daemon.daemon_documents import STATUS
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
 
@@ -47,14 +48,8 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
             {"name": name, "value": value, "unit": unit, "source": "test", "at": now, "reason": None, "absent": False}
             for name, value, unit in (("power", True, None), ("battery", 80.0, "%"), ("memory", 4e9, "bytes"))
         ],
-        "worker": {"running": False, "pid": None, "job": None},
-        "generator": {
-            "running": False,
-            "pid": None,
-            "unloads_in_seconds": None,
-            "backend": "transformers",
-            "backend_reason": "tiny was not imported from a GGUF file",
-        },
+        "worker": STATUS["worker"],
+        "generator": STATUS["generator"] | {"backend_reason": "tiny was not imported from a GGUF file"},
         "texts": {"count": 0, "new_words": 0, "threshold_words": 1000, "waited_threshold_words": 400},
         "jobs": dict.fromkeys(("queued", "running", "paused", "succeeded", "failed", "cancelled"), 0),
         "open_job": None,

@@ -113,6 +113,7 @@ def test_a_model_is_added_for_the_folders_owner(place: Path, data: Path, run: Ru
     assert (data / "models/mine").is_dir() and of_others(data) == []
 
 
+@pytest.mark.smoke
 def test_a_file_that_the_owner_may_not_use_is_named(data: Path, run: Run, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "kept.tar").touch()

@@ -64,7 +64,8 @@ def test_what_ran_and_what_ended(world: SchedulerWorld) -> None:
 
 def test_a_window_over_noon_counts_for_each_night_it_reaches_into(world: SchedulerWorld) -> None:
     world.tick()
-    minutes(world, 30 * 60)
+    for _ in range(30 * 12):
+        world.tick(5 * 60)
     tonight, yesterday = last(world, days=2)
     assert tonight.open == yesterday.open
     assert (round(tonight.open_seconds / 3600), round(yesterday.open_seconds / 3600)) == (6, 24)

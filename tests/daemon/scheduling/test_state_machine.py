@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -185,6 +186,6 @@ class Daemon(RuleBasedStateMachine):
         return done if isinstance(done, Deletion) else None
 
 
-TestDaemon = Daemon.TestCase
+TestDaemon = pytest.mark.smoke(Daemon.TestCase)
 # An example is up to 40 steps, each with its invariants.
 TestDaemon.settings = settings(max_examples=30, stateful_step_count=40)

@@ -38,37 +38,29 @@ def wait_for_end(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
+def priority(pid: int) -> tuple[int, int]:
+    """How it is scheduled, and how nice it is: the least that there is, unless somebody waits for it."""
+    return os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
+
+
 def idle(runner: WorkerProcess) -> bool:
     return (runner.pid, runner.job_id, runner.reap()) == (None, None, None)
 
 
-def test_a_started_worker_is_a_process_in_a_session_of_its_own(runner: WorkerProcess) -> None:
+def test_it_has_a_session_of_its_own_and_is_gone_when_it_is_killed(runner: WorkerProcess) -> None:
     pid = start(runner)
     assert (runner.job_id, runner.reap()) == (NO_JOB, None)
-    assert is_running(pid)
-    assert os.getsid(pid) == pid
-
-
-def test_a_killed_worker_is_gone_at_once_and_can_be_killed_again(runner: WorkerProcess) -> None:
-    pid = start(runner)
+    assert is_running(pid) and os.getsid(pid) == pid
+    runner.kill()
+    assert idle(runner) and not Path(f"/proc/{pid}").exists()
     runner.kill()
     assert idle(runner)
-    assert not Path(f"/proc/{pid}").exists()
-    runner.kill()
-    assert idle(runner)
-
-
-@pytest.mark.parametrize(("immediate", "priority"), [(False, (os.SCHED_IDLE, 19)), (True, (os.SCHED_OTHER, 10))])
-def test_a_workers_priority(runner: WorkerProcess, immediate: bool, priority: tuple[int, int]) -> None:
-    """It is the lowest, unless somebody waits for it."""
-    pid = start(runner, immediate=immediate)
-    wait_for_end(pid)
-    assert (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)) == priority
 
 
 def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerProcess, folder: DataFolder) -> None:
     job_id = "job-" + "x" * 500
-    wait_for_end(start(runner, job_id))
+    wait_for_end(pid := start(runner, job_id))
+    assert priority(pid) == (os.SCHED_IDLE, 19)
     ended = runner.reap()
     assert ended is not None and ended.job_id == job_id
     assert ended.code > 0
@@ -78,23 +70,17 @@ def test_a_worker_that_fails_is_reaped_once_with_its_last_words(runner: WorkerPr
     assert folder.worker_log.read_text().rstrip().splitlines()[-1].startswith(ended.last_words)
 
 
-def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(runner: WorkerProcess) -> None:
-    pid = start(runner)
-    os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
-    ended = runner.reap()
-    assert ended is not None and ended.cpu_seconds is not None and 0 <= ended.cpu_seconds < 60
-    assert replace(ended, cpu_seconds=None) == Exit(job_id=NO_JOB, code=-signal.SIGKILL, last_words="")
-    assert idle(runner)
-
-
-def test_the_log_is_of_the_last_worker_alone(runner: WorkerProcess, folder: DataFolder) -> None:
+def test_a_worker_that_something_else_killed_is_reaped_with_the_signal(
+    runner: WorkerProcess, folder: DataFolder
+) -> None:
     folder.worker_log.write_text("of the one before\n" * 1000)
     pid = start(runner)
     os.kill(pid, signal.SIGKILL)
     wait_for_end(pid)
     ended = runner.kill()  # which finds that it has ended
-    assert ended is not None and "of the one before" not in ended.last_words and idle(runner)
+    assert ended is not None and ended.cpu_seconds is not None and 0 <= ended.cpu_seconds < 60
+    assert replace(ended, cpu_seconds=None) == Exit(job_id=NO_JOB, code=-signal.SIGKILL, last_words="")
+    assert idle(runner)
     assert "of the one before" not in folder.worker_log.read_text()
 
 
@@ -119,7 +105,8 @@ def test_an_exit_is_described_in_a_sentence() -> None:
 
 def test_a_worker_that_cannot_write_why_it_ended_is_no_crash(runner: WorkerProcess) -> None:
     with no_room():
-        wait_for_end(start(runner))
-        ended = runner.reap()
+        wait_for_end(pid := start(runner, immediate=True))
+    assert priority(pid) == (os.SCHED_OTHER, 10)
+    ended = runner.reap()
     assert ended is not None and ended.code == os.EX_TEMPFAIL
     assert "the disk is too full for the worker's log" in ended.description

@@ -18,6 +18,8 @@ from tests.support.models.learning import equal
 from tests.support.models.taught_model import taught_folder, unknown_notes
 from tests.support.stored import roll_back, serve, start_job
 
+pytestmark = pytest.mark.smoke
+
 TRAINING = TrainingSettings(method="exact", steps=40, batch=8, block_tokens=64, measure_every=40, rehearsal=0.0)
 
 

@@ -1,5 +1,7 @@
 """A job whose steps fit the night: chosen once, from its first steps, and the same after a kill."""
 
+import pytest
+
 from pocketllm.daemon.scheduling.night import LEAST_WORTH, MIN_STEPS
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.storage.tables import JobState, Outcome, Requester
@@ -7,6 +9,8 @@ from tests.support.daemon.workers import NOW, Device, notes
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
 from tests.support.stored import start_job
+
+pytestmark = pytest.mark.smoke
 
 AUTO = TrainingSettings(
     method="exact", batch=8, block_tokens=16, measure_every=8, memory_bytes=200_000_000, rehearsal=0.0
@@ -23,18 +27,13 @@ def test_a_long_night_makes_the_steps_that_the_text_is_worth(device_fp32: Device
     assert rates[-1] < 0.5 * max(rates)  # the schedule ends with the job
 
 
-def test_a_short_night_ends_it_early_and_says_that_more_is_to_be_won(device_fp32: Device) -> None:
-    device_fp32.add(notes(100))
-    job = device_fp32.run(AUTO, seconds=0.0)
-    assert job.chain_steps == MIN_STEPS
-    assert job.unfinished is (job.outcome in (Outcome.LEARNED, Outcome.TOO_LITTLE))
-
-
-def test_a_following_job_makes_what_is_left_and_starts_from_its_adapter(device_fp32: Device) -> None:
+def test_a_short_night_ends_it_early_and_the_next_job_makes_what_is_left_and_starts_from_its_adapter(
+    device_fp32: Device,
+) -> None:
     device, store = device_fp32, device_fp32.store
     device.add(sample_notes())
     first = device.run(AUTO, seconds=0.0)
-    assert first.unfinished, first.outcome
+    assert first.chain_steps == MIN_STEPS and first.unfinished, first.outcome
     settings = AUTO.model_dump(mode="json")
     job = start_job(store, requested_by=Requester.THRESHOLD, total_steps=None, settings=settings)
     assert job.link == (1 if first.outcome is Outcome.LEARNED else 2)

@@ -139,6 +139,7 @@ def interrupt(stage: str, progress: ImportProgress) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.smoke
 def test_a_killed_import_is_invisible_and_cleaned_up(llama: Path, tmp_path: Path, models: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pocketllm.engine.formats.importer import import_model\n"
