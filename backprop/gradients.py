@@ -51,6 +51,15 @@ class _MicroBatch:
         self.calls, self.states, self.slots, self.activations, self.error = [], [], [], {}, None
 
 
+@dataclass(kw_only=True)
+class Sums:
+    """What the passes of a batch have summed so far."""
+
+    losses: torch.Tensor  #: (parts,) float64, nats
+    gradients: Gradients = field(default_factory=dict)
+    passes: int = 0
+
+
 class LayerwiseGradients:
     """Computes the gradients of one adapter, which must be the model's current parameters."""
 
@@ -66,20 +75,29 @@ class LayerwiseGradients:
 
         batch: parts and their weights. Raises TrainingDiverged if a loss is not finite.
         """
+        sums = Sums(losses=torch.zeros(len(batch), dtype=torch.float64))
+        while not self.add_pass(batch, sums):
+            pass
+        return [
+            float(loss) / max(1, of.tokens) for loss, (of, _) in zip(sums.losses, batch, strict=True)
+        ], sums.gradients
+
+    def add_pass(self, batch: Sequence[tuple[Batch, float]], sums: Sums) -> bool:
+        """Add the next pass of the batch to its sums; returns whether it was the last. Raises TrainingDiverged."""
         targets = [max(1, blocks.tokens) for blocks, _ in batch]
         unit = targets[0] / batch[0][1]  # scales the first part's errors to 1, so that they fit fp16
         of_target = torch.tensor(
             [weight * unit / count for (_, weight), count in zip(batch, targets, strict=True)], dtype=torch.float64
         )
-        losses = torch.zeros(len(batch), dtype=torch.float64)
-        gradients: Gradients = {}
-        for micro_batches in self._passes([blocks for blocks, _ in batch]):
-            for micro, found in zip(micro_batches, self._forward(micro_batches, of_target), strict=True):
-                losses.index_add_(0, micro.parts, found)
-            if not isfinite(total := float(losses.sum())):
-                raise TrainingDiverged(f"The loss is {total}. Start again with a smaller training.rate.")
-            self._backward(micro_batches, unit, gradients)
-        return [float(loss) / count for loss, count in zip(losses, targets, strict=True)], gradients
+        passes = list(self._passes([blocks for blocks, _ in batch]))
+        micro_batches = passes[sums.passes]
+        for micro, found in zip(micro_batches, self._forward(micro_batches, of_target), strict=True):
+            sums.losses.index_add_(0, micro.parts, found)
+        if not isfinite(total := float(sums.losses.sum())):
+            raise TrainingDiverged(f"The loss is {total}. Start again with a smaller training.rate.")
+        self._backward(micro_batches, unit, sums.gradients)
+        sums.passes += 1
+        return sums.passes == len(passes)
 
     def _passes(self, batch: Sequence[Batch]) -> Iterator[list[_MicroBatch]]:
         """Split the batch into passes, whose states fit in memory, and those into micro-batches.

@@ -8,7 +8,7 @@ from math import cos, isfinite, pi, sqrt
 import numpy as np
 import torch
 
-from pocketllm.backprop.gradients import LayerwiseGradients, PassSize
+from pocketllm.backprop.gradients import LayerwiseGradients, PassSize, Sums
 from pocketllm.backprop.nadam import NAdam
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.errors import TrainingDiverged
@@ -88,16 +88,21 @@ class Exact:
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
         self._optimizer = NAdam(self._parameters)
+        self._sums: Sums | None = None  #: of the passes of a step that is not complete
 
-    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
-        """See Method."""
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord | None:
+        """See Method: a part is a pass."""
         rate = self._plan.rate * share * schedule(number, remaining)
         weight = self._plan.samples_weight if self._samples else 0.0
         parts = [(batch, 1 - weight)]
         if self._samples and weight:
             parts.append((self._samples(number), weight))
+        sums, self._sums = self._sums or Sums(losses=torch.zeros(len(parts), dtype=torch.float64)), None
         with self._as_learned():
-            (loss, *_), gradients = self._gradients(parts)
+            if not self._gradients.add_pass(parts, sums):
+                self._sums = sums
+                return None
+        gradients = {path: sums.gradients[path] for path in self._adapter.a}
         norms = torch._foreach_norm([gradient for both in gradients.values() for gradient in both])
         square = sum(float(norm) ** 2 for norm in norms)
         if not isfinite(square):
@@ -110,7 +115,7 @@ class Exact:
             step=number,
             seed=self._plan.seed,
             scalars=(float(np.float32(sqrt(square))),),
-            loss=loss,
+            loss=float(sums.losses[0]) / max(1, batch.tokens),
             learning_rate=float(np.float32(rate)),
             tokens=batch.tokens,
         )
@@ -125,19 +130,28 @@ class Exact:
             self._model.set_parameters(self._adapter)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A, B and NAdam's moments of each."""
+        """A, B and NAdam's moments of each; and in the middle of a step, its sums so far."""
         found = dict(self._parameters)
         found |= {f"mean.{name}": mean for name, mean in self._optimizer.means.items()}
-        return found | {f"square.{name}": square for name, square in self._optimizer.squares.items()}
+        found |= {f"square.{name}": square for name, square in self._optimizer.squares.items()}
+        if (sums := self._sums) is not None:
+            found |= {"passes": torch.tensor(sums.passes), "losses": sums.losses}
+            for path, (of_a, of_b) in sums.gradients.items():
+                found |= {f"sum.a.{path}": of_a, f"sum.b.{path}": of_b}
+        return found
 
     def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method: the records are not needed."""
+        self._sums = None
         if not state:
             self._to_start()
             self._optimizer.reset()
             return
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        if "passes" in state:
+            gradients = {path: (state[f"sum.a.{path}"], state[f"sum.b.{path}"]) for path in self._adapter.a}
+            self._sums = Sums(losses=state["losses"], gradients=gradients, passes=int(state["passes"]))
 
 
 def schedule(step: int, remaining: float) -> float:

@@ -24,8 +24,8 @@ class StepRecord:
 class Method(Protocol):
     """A training method: how a step changes the parameters, and the state that a resumed run needs."""
 
-    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
-        """Take step `number` (from 1) on a batch.
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord | None:
+        """Take step `number` (from 1) on a batch, or a part of it: None until the last part.
 
         remaining: the remaining part of the run, from 1 to 0. share: early stopping's factor on the rate.
         Raises TrainingDiverged where the loss or a gradient is not finite; then restore it before the next step.

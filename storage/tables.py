@@ -56,6 +56,8 @@ FILE = "file:"
 BASE = "base"
 #: What `Job.start_from` and `Job.method` say of a job that judges an adapter that was trained elsewhere.
 ADDED = "added"
+#: The same of a job that judges a candidate again, on text that has come in since.
+CANDIDATE = "candidate"
 OPEN_STATES = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
 
 
@@ -166,14 +168,14 @@ class Job(SQLModel, table=True):
     words: int | None = None
     #: The adapter it starts from; None is the base model.
     parent: str | None = None
-    #: Of its chain of jobs on the same text: 1 and the number of earlier ones that were not called 'learned', since all
-    #: are tested on the same held-out text; the words of the first one's new texts; and the steps that they have made.
+    #: Of its chain of jobs on the same text: 1 and the number of earlier verdicts that were not 'learned', since they
+    #: are on the same held-out text; the words of the first one's new texts; and the steps that they have made.
     link: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
     chain_words: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     chain_steps: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     #: The night ended it before it had made all steps that its text is worth: another job follows.
     unfinished: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
-    #: What it was asked to start from: an adapter, BASE or ADDED; None is what is served when it first starts.
+    #: What it was asked to start from: an adapter, BASE, ADDED or CANDIDATE; None is what is served at its first start.
     start_from: str | None = None
     #: What its adapter must beat to be served: what was served at its first start, an adapter or BASE.
     compared_with: str | None = None
@@ -181,7 +183,7 @@ class Job(SQLModel, table=True):
     withdrawn: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     #: Where it was asked for as a fine-tuning job: what was said then, to be said back, and by whom.
     tuning: dict[str, Any] | None = Field(default=None, sa_column=Column(_NULLABLE_JSON, nullable=True))
-    #: The adapter it made.
+    #: The adapter it made, or judged again.
     adapter: str | None = None
     outcome: Outcome | None = Field(default=None, sa_column=Column(_enum(Outcome), nullable=True))
     error: str | None = None
@@ -203,8 +205,8 @@ class Job(SQLModel, table=True):
 
     @property
     def judges(self) -> bool:
-        """Whether it makes no step, and judges an adapter that was trained elsewhere."""
-        return self.start_from == ADDED
+        """Whether it makes no step, and judges an adapter that was there before."""
+        return self.start_from in (ADDED, CANDIDATE)
 
     @property
     def owner(self) -> str:
@@ -253,7 +255,7 @@ class Step(SQLModel, table=True):
 class Evaluation(SQLModel, table=True):
     """Held-out loss at a step: the mean in nats per token, and each block's by its key, for paired comparison.
 
-    Step -1 is the base model, where the job does not start from it.
+    Step -1 is the base model, where the job does not start from it; step -2 a part of what was evaluated last.
     """
 
     job_id: str = Field(foreign_key="job.id", primary_key=True, ondelete="CASCADE")

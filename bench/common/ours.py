@@ -142,7 +142,10 @@ def prepare_step(
 
     @torch.no_grad()
     def step() -> float:
-        return method.step(next(numbers), blocks, remaining=1.0, share=1.0).loss
+        number = next(numbers)
+        while (record := method.step(number, blocks, remaining=1.0, share=1.0)) is None:
+            pass
+        return record.loss
 
     return step
 

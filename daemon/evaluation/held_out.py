@@ -1,11 +1,13 @@
 """Losses on held-out text during a job, which promotion.py compares."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import takewhile
 from math import isfinite
 
 import torch
@@ -13,19 +15,21 @@ import torch
 from pocketllm.daemon.evaluation.promotion import Comparison, compare, proving
 from pocketllm.daemon.paths import DataFolder
 from pocketllm.daemon.process_memory import peak_bytes
-from pocketllm.engine.data.batches import Batch, Batches, pack
+from pocketllm.engine.data.batches import Batch, Batches, pack, power_of_two
 from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.engine.formats.tokenizer import Tokenizer, eos_id, start_ids
 from pocketllm.engine.params.full import FullWeights
 from pocketllm.engine.params.lora import Adapter, load_adapter
 from pocketllm.engine.streamed.model import LanguageModel
-from pocketllm.storage.repositories.step_log import BASE_STEP
+from pocketllm.storage.repositories.step_log import BASE_STEP, PART_STEP
 from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Evaluation, Job
 
 #: Ordinary text for a first job: at most this many blocks of this many tokens.
 ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
+#: How often a part of an evaluation is stored, at most.
+PART_SECONDS = 8.0
 
 
 def ordinary_text(tokenizer: Tokenizer, *, is_mlm: bool) -> Batch | None:
@@ -84,10 +88,10 @@ class HeldOutEvaluation:
     def evaluate(self, job: Job, step: int, trainable: Adapter | FullWeights) -> None:
         """Store each block's loss after a step; at step 0 that of the serving adapter, and of the base model."""
         rival = self._rival(job) if step == 0 else None
-        losses = self._losses(self.model) if rival is None else rival
+        losses = self._losses(job, f"step {step}", self.model) if rival is None else rival
         if step == 0 and isinstance(trainable, Adapter) and job.compared_with not in (None, BASE):
             self.model.set_parameters(None)
-            self._record(job, BASE_STEP, self._losses(self.model))
+            self._record(job, BASE_STEP, self._losses(job, BASE, self.model))
         self.model.set_parameters(trainable)
         self._record(job, step, losses)
 
@@ -117,8 +121,20 @@ class HeldOutEvaluation:
         texts = [self.texts[place] for place in counted]
         return compare(found, found, [weights[place] for place in counted], texts).now
 
-    def _losses(self, model: LanguageModel) -> list[float]:
-        return [x for bucket in self.held_out for x in model.block_losses(bucket, self.micro_batch)]
+    def _losses(self, job: Job, of: str, model: LanguageModel) -> list[float]:
+        """Each block's loss. What a killed worker has evaluated is not evaluated again. of: what is evaluated."""
+        keys, log = [f"{of} {key}" for key in block_keys(self.held_out)], self.store.step_log
+        part, stored = log.evaluation(job.id, PART_STEP), time.monotonic()
+        losses = [part.block_losses[key] for key in takewhile(part.block_losses.__contains__, keys)] if part else []
+        done = 0
+        for batch in (some for bucket in self.held_out for some in bucket.split(power_of_two(self.micro_batch))):
+            done += len(batch)
+            if done > len(losses):
+                losses[done - len(batch) :] = model.block_losses(batch, self.micro_batch)
+                if time.monotonic() - stored >= PART_SECONDS:
+                    by_key, stored = dict(zip(keys, losses, strict=False)), time.monotonic()
+                    log.evaluate(job.id, step=PART_STEP, block_losses=by_key, loss=0.0, now=datetime.now(UTC))
+        return losses
 
     def _rival(self, job: Job) -> list[float] | None:
         """The losses of what the job must beat, if it does not start from it."""
@@ -126,9 +142,10 @@ class HeldOutEvaluation:
             return None
         rival = None if job.compared_with == BASE else self.store.adapters.get(job.compared_with or "")
         if rival is not None and rival.mode == "full":
-            return self._losses(LanguageModel(open_model_folder(self.folder.adapter(rival.id)), dtype=self.dtype))
+            full = LanguageModel(open_model_folder(self.folder.adapter(rival.id)), dtype=self.dtype)
+            return self._losses(job, "rival", full)
         # A full-parameter job's own model may have other weights than the base model's.
         base = self.folder.models / job.model
         model = LanguageModel(open_model_folder(base), dtype=self.dtype) if job.mode == "full" else self.model
         model.set_parameters(None if rival is None else load_adapter(self.folder.adapter(rival.id)))
-        return self._losses(model)
+        return self._losses(job, "rival", model)

@@ -138,12 +138,13 @@ def evaluate(
     repeats: Sequence[bool] | None = None,
     ordinary: Comparison | None = None,
     link: int = 1,
+    again: bool = False,
 ) -> EvaluationVerdict:
     """Compare each held-out text's loss with the serving adapter's. weights: the blocks' numbers of targets.
 
     texts: the number of each block's text; None: each block is a text. old_blocks: how many of the blocks, at the end,
     belong to each part of old text. base: the base model's losses, if it is not serving. repeats: which blocks repeat
-    training text; None: none. ordinary: see EvaluationVerdict. link: see `level_of`.
+    training text; None: none. ordinary: see EvaluationVerdict. link, again: see `level_of`.
     """
     texts = range(len(weights)) if texts is None else texts
     bounds = list(accumulate(old_blocks, initial=len(weights) - sum(old_blocks)))
@@ -153,7 +154,7 @@ def evaluate(
         return compare([rival[i] for i in at], [now[i] for i in at], [weights[i] for i in at], [texts[i] for i in at])
 
     parts = [compared(range(start, end)) for start, end in pairwise(bounds)]
-    new, level = compared(counted), level_of(link)
+    new, level = compared(counted), level_of(link, again=again)
     return EvaluationVerdict(
         new=new,
         old=compared(range(bounds[0], len(weights))) if parts else None,
@@ -200,7 +201,7 @@ def compare(
     return Comparison(before=sum(of_before) / total, now=sum(of_now) / total, standard_error=error, texts=count)
 
 
-def level_of(link: int) -> float:
+def level_of(link: int, *, again: bool = False) -> float:
     """The greatest chance of noise that counts for a job of a chain that is tested on the same held-out text.
 
     link: 1 and the number of the chain's earlier jobs that were not called 'learned'. All levels add up to 0.048, so
@@ -208,8 +209,12 @@ def level_of(link: int) -> float:
     common; one that was rightly called 'learned' gives its level back (Tian and Ramdas, "Online control of the
     familywise error rate", 2021). Of the divisions tried by simulation, this gives a chain's first three jobs the most
     power: halves, squares and a smaller first level find less by the second job, and by the third.
+
+    again: the job judges a candidate again, on more text. Then most of the evidence is that of the look before, and
+    levels may fall more slowly: a group-sequential test by nominal levels (Lan and DeMets, "Discrete sequential
+    boundaries for clinical trials", 1983). Squares keep all looks together below 0.05 (bench.promotion).
     """
-    return SIGNIFICANCE / link**3
+    return SIGNIFICANCE / link ** (2 if again else 3)
 
 
 def cutoff_of(chances: Sequence[float], level: float = SIGNIFICANCE) -> float:

@@ -6,8 +6,8 @@ from math import ceil, cos, pi
 from pocketllm.engine.planning.memory_model import JobPlan
 from pocketllm.storage.tables import Outcome
 
-#: The usual night in seconds, while none is known.
-UNKNOWN_NIGHT = 3 * 3600.0
+#: The usual night in seconds, while none is known; and what surely fits into the first one.
+UNKNOWN_NIGHT, SURE_NIGHT = 3 * 3600.0, 3600.0
 #: What wins about 98 % of what 300 steps win (bench.passes): two passes over a text; of little text, 40 steps.
 PASSES, LEAST_WORTH, MAX_STEPS = 2.0, 40, 300
 #: The fewest steps that are a job: half of them warm up.
@@ -31,6 +31,7 @@ class Ahead:
 
     words: int = 0  #: of the text to learn; 0: unknown
     seconds: float = UNKNOWN_NIGHT  #: of the usual night
+    first: bool = False  #: nothing is served yet
 
 
 NOT_KNOWN = Ahead()
@@ -39,6 +40,13 @@ NOT_KNOWN = Ahead()
 def worth(steps_a_pass: float, method: str) -> int:
     """The steps that a text is worth. MeZO learns too little in a step for a text to be used up."""
     return MAX_STEPS if method == "mezo" else min(MAX_STEPS, max(LEAST_WORTH, ceil(PASSES * steps_a_pass)))
+
+
+def most_steps(method: str, *, first: bool) -> int:
+    """The most steps of a job. While nothing is served, the rest of a text's worth waits for the verdict on the first
+    ones, but not with MeZO, which has proved nothing by then.
+    """
+    return LEAST_WORTH if first and method == "exact" else MAX_STEPS
 
 
 def chain_share(made: int, worth: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, won_by_morning
+from pocketllm.daemon.scheduling.night import NOT_KNOWN, Ahead, estimated_worth, fitting, most_steps, won_by_morning
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.engine.errors import BadRequest, DoesNotFit
 from pocketllm.engine.formats.model_folder import ModelFolder
@@ -115,7 +115,8 @@ def _for_the_night(planned: Planned, ahead: Ahead) -> Planned:
     """The plan with its number of steps."""
     a_step, steps = planned.prediction.seconds_per_step, planned.training.steps
     worth = estimated_worth(planned.plan, ahead.words) if steps == "auto" else steps
-    now = min(worth, fitting(ahead.seconds, a_step)) if steps == "auto" else steps
+    most = min(worth, most_steps(planned.plan.method, first=ahead.first))
+    now = min(most, fitting(ahead.seconds, a_step)) if steps == "auto" else steps
     return replace(
         planned,
         plan=replace(planned.plan, steps=now),

@@ -13,12 +13,14 @@ from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.engine.errors import EngineError, ModelFileError
 from pocketllm.storage.repositories.texts import NewText
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, Requester
+from pocketllm.storage.tables import CANDIDATE, Job, Requester
 
 log = logging.getLogger(__name__)
 
 #: This share of `training.new_words` is enough if the oldest of them have waited for so long.
 ENOUGH_SHARE, _ENOUGH_AFTER = 0.4, timedelta(days=7)
+#: A candidate is judged again in another night than before.
+_NEXT_LOOK_AFTER = timedelta(hours=12)
 #: Plans a job on the configured model. Raises EngineError where that is not possible.
 Planner = Callable[[TrainingSettings, Ahead], Planned]
 
@@ -46,7 +48,8 @@ class JobQueue:
         """
         if problem := self._model_problem():
             raise ModelNotReady(problem)
-        ahead = Ahead(words=self._store.texts.counts().new_words, seconds=self._usual_night())
+        first = self._store.adapters.serving(self.settings.model) is None
+        ahead = Ahead(words=self._store.texts.counts().new_words, seconds=self._usual_night(), first=first)
         try:
             return self._planner(with_request(self.settings.training, requested), ahead)
         except ModelFileError as error:
@@ -75,11 +78,27 @@ class JobQueue:
         return self._store.jobs.add(job, texts=texts, proceed=proceed, request_key=request_key)
 
     def add_if_due(self, failed: Job | None, now: datetime) -> Job | None:
-        """Queue a job where there is enough new text beside a failed job's, or the night has ended the last one."""
+        """Queue a job where there is enough new text beside a failed job's, or the night has ended the last one.
+
+        First a candidate that waits is judged again: it takes minutes, and a learning job trains on the evidence.
+        """
+        if self._model_problem() is not None:
+            return None
+        if self.look_is_due(now):
+            return self.add(now, method=CANDIDATE, start_from=CANDIDATE)
         due = self.enough(now, beside=failed.id if failed else "")
         if not due and not failed:
             due = self._store.jobs.to_follow(self._new_job(Requester.THRESHOLD, None, now)) is not None
-        return self.add(now) if due and self._model_problem() is None else None
+        return self.add(now) if due else None
+
+    def look_is_due(self, now: datetime) -> bool:
+        """Whether a candidate waits for evidence, and some has come in since it was judged in an earlier night."""
+        last = self._store.jobs.last_look()
+        if last is None or last.finished_at is None or now - last.finished_at < _NEXT_LOOK_AFTER:
+            return False
+        if {last.mode, self.settings.training.mode} != {"lora"}:
+            return False
+        return self._store.texts.counts(beside=last.id).new_words > 0
 
     def enough(self, now: datetime, *, beside: str = "") -> bool:
         """Whether there is enough new text for a job in the texts that this job does not have."""
@@ -89,13 +108,13 @@ class JobQueue:
             return words >= enough
         return counts(beside=beside, until=now - _ENOUGH_AFTER).new_words > 0
 
-    def add(self, now: datetime, request_key: str | None = None) -> Job:
-        """Queue a job on new text with the default settings, once for each key."""
+    def add(self, now: datetime, request_key: str | None = None, **more: Any) -> Job:
+        """Queue a job on new text with the default settings, once for each key. more: other columns."""
         try:
             planned: Planned | None = self.plan(JobRequest())
         except (ModelNotReady, EngineError):  # it is left to the worker to say why
             planned = None
-        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, planned, now), request_key=request_key)
+        job = self._store.jobs.add(self._new_job(Requester.THRESHOLD, planned, now, **more), request_key=request_key)
         log.info("job %s queued on new text", job.id)
         return job
 

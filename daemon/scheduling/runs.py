@@ -3,7 +3,7 @@
 from collections.abc import Callable, Set
 from datetime import date, datetime, timedelta
 
-from pocketllm.daemon.scheduling.night import UNKNOWN_NIGHT
+from pocketllm.daemon.scheduling.night import SURE_NIGHT, UNKNOWN_NIGHT
 from pocketllm.daemon.scheduling.nights import night_of
 from pocketllm.daemon.uptime import local_time
 from pocketllm.storage.repositories.runs import RunWindowStore, seconds_within
@@ -53,23 +53,26 @@ class RunRecorder:
         """The seconds of the usual night: of the last nights' longest times with an open gate, the lower quartile."""
         return self._left_after(0.0)
 
-    def night_left(self, now: datetime) -> float:
-        """The seconds that are probably left of this night.
+    def night_left(self, now: datetime, *, surely: bool = False) -> float:
+        """The seconds that are probably, or surely, left of this night.
 
-        The lower quartile of what was left in the last nights that lasted longer; where none did, as long again.
+        The lower quartile, or the least, of what was left in the last nights that lasted longer; where none did, as
+        long again.
         """
-        return self._left_after(max(0.0, (now - self._opened_at).total_seconds()) if self._opened_at else 0.0)
+        lasted = max(0.0, (now - self._opened_at).total_seconds()) if self._opened_at else 0.0
+        return self._left_after(lasted, surely=surely)
 
-    def _left_after(self, seconds: float) -> float:
+    def _left_after(self, seconds: float, *, surely: bool = False) -> float:
         longest: dict[date, float] = {}
         for window in self._store.idle_windows():
             lasted = (window.ended_at or window.began_at) - window.began_at
             if lasted >= _WORTHWHILE:
                 night = night_of(self._local(window.began_at))
                 longest[night] = max(lasted.total_seconds(), longest.get(night, 0.0))
-        last = [lasted for _, lasted in sorted(longest.items())[-_USUAL_NIGHTS:]] or [UNKNOWN_NIGHT]
+        last = [lasted for _, lasted in sorted(longest.items())[-_USUAL_NIGHTS:]]
+        last = last or [SURE_NIGHT if surely else UNKNOWN_NIGHT]
         left = sorted(lasted - seconds for lasted in last if lasted > seconds)
-        return left[len(left) // 4] if left else seconds
+        return left[0 if surely else len(left) // 4] if left else seconds
 
     def nights_of(self, job_id: str, now: datetime) -> int:
         """The number of nights before this one in which a job ran."""

@@ -319,6 +319,8 @@ class Scheduler:
         if not self.verdict.allowed:
             return self._pause_worker if running else self._explain, self.verdict.reasons
         if job.requested_by is Requester.THRESHOLD and job.started_at is None:
+            if job.judges and not self.queue.look_is_due(now):
+                return self._withdraw, ["no candidate waits for new text any more"]
             if self._store.texts.counts().new_words == 0 and not self._store.jobs.to_follow(job):
                 return self._withdraw, ["another job has trained on its texts meanwhile"]
             if self._scan(FRESH_SECONDS):
@@ -367,5 +369,6 @@ class Scheduler:
         if step and step != job.total_steps and self._runs.nights_of(job.id, now) >= MAX_NIGHTS:
             message = f"ends after step {step}, since {MAX_NIGHTS} nights did not finish it; another job goes on"
             self._store.jobs.cut(job.id, step=step, message=message, now=now)
-        seconds = min(self._runs.night_left(now), self.usual_night if self._settings.gate.minutes_per_day else inf)
+        left = self._runs.night_left(now, surely=self._store.adapters.serving(job.model) is None)
+        seconds = min(left, self.usual_night if self._settings.gate.minutes_per_day else inf)
         self._attempts.start(job, because=", ".join(why), seconds=seconds, now=now)

@@ -45,8 +45,8 @@ from pocketllm.mezo.activation_pca import PASSES, adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
+from pocketllm.storage.tables import BASE, CANDIDATE, Job, Outcome, Text
 from pocketllm.storage.tables import Adapter as AdapterRow
-from pocketllm.storage.tables import Job, Outcome, Text
 
 #: Blocks of the job's text for the activation PCA.
 PCA_BLOCKS = 32
@@ -113,7 +113,11 @@ class TrainingRun:
     def _learn(self) -> tuple[Adapter | FullWeights, EarlyStopping]:
         """Train; returns the parameters, and early stopping, which says what step they are of."""
         if self.job.judges:  # it makes no step: the adapter is evaluated as if one had made it of the serving one
-            adapter, self._worth = load_adapter(self.folder.added / self.job.id), 0
+            is_candidate = self.job.start_from == CANDIDATE
+            folder = self.folder.adapter(str(self.job.parent)) if is_candidate else self.folder.added / self.job.id
+            if base_sha256(folder) not in (None, self.model_folder.manifest.weights_sha256):
+                raise BadRequest(f"{folder.name} was trained on other weights of {self.job.model}. Import those again.")
+            adapter, self._worth = load_adapter(folder), 0
             for step in (0, 1):
                 self._measure(step, adapter)
             return adapter, EarlyStopping(best_step=1)
@@ -157,10 +161,15 @@ class TrainingRun:
         """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
         seconds = [row.seconds for row in self.store.step_log.steps(self.job.id)[1:]]
         a_step, left = sum(seconds) / len(seconds), self._ends_at - time.monotonic() - 2 * self._evaluation_seconds
-        total = min(self._worth, night.fitting(left, a_step, made=night.FIRST_STEPS))
+        total = min(self._most_steps, night.fitting(left, a_step, made=night.FIRST_STEPS))
         message = f"{total} steps of {a_step:.2g} s; the text is worth {self._worth}"
         self._say("planned", f"{message}, and {max(0, left) / 3600:.1f} h are probably left of the night")
         self.job = self.store.jobs.update(self.job.id, total_steps=total)
+
+    @property
+    def _most_steps(self) -> int:
+        """The steps that the text is worth; fewer while nothing is served."""
+        return min(self._worth, night.most_steps(self.plan.method, first=self.job.compared_with == BASE))
 
     def _samples(self) -> Batch | None:
         """Samples of the base model for rehearsal; None where there is none."""
@@ -241,7 +250,11 @@ class TrainingRun:
         ):
             self._say("chosen", f"rank {rank}, not {settings.rank}, since it continues {parent}")
             settings = settings.model_copy(update={"rank": rank})
-        ahead = night.Ahead(words=self.job.words or 0, seconds=max(1.0, self._ends_at - time.monotonic()))
+        ahead = night.Ahead(
+            words=self.job.words or 0,
+            seconds=max(1.0, self._ends_at - time.monotonic()),
+            first=self.job.compared_with == BASE,
+        )
         planned = plan_job(self.model_folder, settings, ahead)
         if not self.job.judges:
             self._say("chosen", method_message(planned))
@@ -336,9 +349,11 @@ class TrainingRun:
             repeats=self.evaluation.repeats,
             ordinary=self.evaluation.compare_ordinary(trainable),
             link=self.job.link,
+            again=(is_candidate := self.job.start_from == CANDIDATE),
         )
-        identity = adapter_id_of(self.job.id)
-        self._save(trainable, identity)
+        identity = str(self.job.parent) if is_candidate else adapter_id_of(self.job.id)
+        if not is_candidate:
+            self._save(trainable, identity)
         row = AdapterRow(
             id=identity,
             sha256=digest_of(self.folder.adapter(identity)),

@@ -16,7 +16,7 @@ from pocketllm.engine.errors import TrainingDiverged
 from pocketllm.engine.method import Method
 
 #: Since flash wears: the bytes of checkpoints that a run writes at its checks, at most, and in a second besides.
-CHECKPOINT_BYTES, CHECKPOINT_RATE = 10**9, 10**9 / (3 * 3600)
+CHECKPOINT_BYTES, CHECKPOINT_RATE = 10**9, 10**9 / 3600
 #: The time between checkpoints, at least.
 CHECKPOINT_SECONDS = 8.0
 
@@ -56,7 +56,7 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
     if stopping.validated_on != run.validated_on and not stopping.ended:
         stopping.begin(run.validated_on)
     verdict = _check(step, method, store, run, stopping)
-    saved = run.clock()
+    saved, seconds = run.clock(), 0.0  #: of the step so far
     while True:
         if verdict is Verdict.GO_BACK:
             store.go_back(stopping, step=step)
@@ -79,10 +79,18 @@ def train(method: Method, store: StoredRun, run: Run) -> EarlyStopping:
             _resume(method, store, stopping)
             verdict = stopping.go_back()
             continue
+        seconds += run.clock() - started
+        if record is None:
+            verdict = Verdict.GO_ON
+            if run.clock() - saved >= pause:
+                _save(step, method, store, stopping)
+                saved = run.clock()
+            continue
         step += 1
         if step > recorded:
-            store.append(record, seconds=run.clock() - started)
+            store.append(record, seconds=seconds)
             recorded = step
+        seconds = 0.0
         verdict = _check(step, method, store, run, stopping)
         late = run.clock() - saved >= pause
         if verdict is Verdict.GO_ON and not run.ends_at(step) and (late or step == halfway):

@@ -5,24 +5,36 @@ from datetime import datetime
 from math import inf
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, or_
 from sqlalchemy.dialects import sqlite
 from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.database import Database
 from pocketllm.storage.errors import Superseded, WrongState
-from pocketllm.storage.repositories.adapters import followed, rival_of, start_of
+from pocketllm.storage.repositories.adapters import followed, rival_of, start_of, undecided
 from pocketllm.storage.repositories.adapters import publish as serve_from_now_on
 from pocketllm.storage.repositories.base import Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import OWN, NewText, assign_to_job, give_to_job, mark_learned, new_words
-from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
+from pocketllm.storage.tables import (
+    ADDED,
+    BASE,
+    CANDIDATE,
+    OPEN_STATES,
+    Adapter,
+    Event,
+    Job,
+    JobState,
+    Outcome,
+    Report,
+    RequestKey,
+)
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
 _ASIDE = ": its request named the model to start from"
-_UNDECIDED = ": its texts stay new, and the next job on them starts from it"
+_UNDECIDED = ": its texts stay new; newer text judges it again, and the next job starts from it"
 _UNFINISHED = "; the text is worth more steps, which a job makes that follows"
 #: Why a job waits that the owner has resumed.
 _RESUMED = "resumed; the conditions are checked next"
@@ -142,15 +154,13 @@ class JobStore(Repository):
                 start = start_of(session, job)
                 # A full-parameter job cannot start from an adapter, nor the other way round.
                 job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
-                given, replay = job.texts is not None or job.judges, job.start_from is None
+                given, replay = job.texts is not None or job.start_from == ADDED, job.start_from in (None, CANDIDATE)
                 before = None if given or not replay else followed(session, start)
                 follows = before.id if before else None
-                job.texts, job.words = assign_to_job(
-                    session, job_id, given=given, replay=replay, follows=follows, judges=job.judges
-                )
+                job.texts, job.words = assign_to_job(session, job, given=given, replay=replay, follows=follows)
                 job.chain_words = new_words(session, job_id)
-                if before:
-                    _follow(job, before)
+                if before and start:
+                    _follow(job, before, start)
                 job.compared_with = rival_of(session, job)
                 what = "the base model" if job.compared_with == BASE else job.compared_with
                 _event(session, job_id, now, "compared with", what)
@@ -161,6 +171,16 @@ class JobStore(Repository):
         with self._database.write() as session:
             found(session, Job, job_id).total_steps = step
             _event(session, job_id, now, "cut short", message)
+
+    def last_look(self) -> Job | None:
+        """The last job that has judged, or was to judge, the candidate that waits for evidence; None where none does."""
+        with self._database.read() as session:
+            candidate = undecided(session, in_use(col(Job.model)))
+            if candidate is None:
+                return None
+            looks = select(Job).where(or_(col(Job.id) == candidate.job_id, col(Job.parent) == candidate.id))
+            ended = looks.where(col(Job.finished_at).is_not(None))
+            return session.exec(ended.order_by(col(Job.finished_at).desc())).first()
 
     def to_follow(self, following: Job) -> Job | None:
         """The job that made what this new one would start from, if the night ended it."""
@@ -248,21 +268,30 @@ class JobStore(Repository):
             outdated = job.compared_with not in (None, rival_of(session, job))
             served = publish and not aside and not outdated
             fate = "served" if served else "kept, not served"
-            undecided = job.start_from is None and adapter.outcome is Outcome.TOO_LITTLE
-            job.chain_steps, job.unfinished = chain_steps, unfinished and (served or undecided) and not outdated
+            undecided = job.start_from in (None, CANDIDATE) and adapter.outcome is Outcome.TOO_LITTLE
+            goes_on = (served or undecided) and not outdated
+            job.chain_steps, job.unfinished = chain_steps, unfinished and goes_on
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
             why += _UNFINISHED if job.unfinished else ""
             message = f"{adapter.outcome}; adapter {adapter.id} is {fate}{why}"
             transition(session, job_id, JobState.SUCCEEDED, [message], now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
-            adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
-            session.add(adapter)
+            made = job
+            if job.start_from == CANDIDATE:
+                verdict, adapter = adapter, found(session, Adapter, adapter.id)
+                adapter.held_out_loss_before = verdict.held_out_loss_before
+                adapter.held_out_loss_now = verdict.held_out_loss_now
+                adapter.outcome, made = verdict.outcome, found(session, Job, adapter.job_id)
+                made.link, made.unfinished = job.link, made.unfinished and goes_on
+            else:
+                adapter.serving, adapter.suffix = False, (job.tuning or {}).get("suffix")
+                session.add(adapter)
             if report is not None:
                 store_report(session, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
-            if not outdated and not undecided and not job.judges:
-                mark_learned(session, job_id)
+            if not outdated and not undecided and job.start_from != ADDED:
+                mark_learned(session, made.id)
 
     def update(self, job_id: str, **values: object) -> Job:
         """Store a job's values, such as its plan, whatever its state. Returns the job. Raises NotFound."""
@@ -301,12 +330,15 @@ def belongs_to(job_id: str, start: int) -> Callable[[Session], None]:
     return check
 
 
-def _follow(job: Job, before: Job) -> None:
-    """Note a job's place in its chain. As much more text as makes a job begins the count of links anew."""
-    if job.chain_words < before.chain_words + job.settings.get("new_words", inf):
-        job.link, job.chain_words = before.link + (before.outcome is not Outcome.LEARNED), before.chain_words
-    # New text that joins a finished job's has all of its steps ahead.
-    job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
+def _follow(job: Job, before: Job, start: Adapter) -> None:
+    """Note a job's place in its chain. As much more text as makes a job begins the count of links anew, but not where
+    the same candidate is judged again.
+    """
+    if job.judges or job.chain_words < before.chain_words + job.settings.get("new_words", inf):
+        job.link, job.chain_words = before.link + (start.outcome is not Outcome.LEARNED), before.chain_words
+    if not job.judges:
+        # New text that joins a finished job's has all of its steps ahead.
+        job.chain_steps, before.unfinished = before.chain_steps if before.unfinished else 0, False
 
 
 def transition(
@@ -333,7 +365,7 @@ def transition(
     if to not in OPEN_STATES:
         job.finished_at = now
         if job.texts is None:  # it never started: no job starts by itself on these
-            job.texts, job.words = assign_to_job(session, job_id, given=False, replay=False)
+            job.texts, job.words = assign_to_job(session, job, given=False, replay=False)
     _event(session, job_id, now, event or to, "; ".join(because))
     return job
 

@@ -6,14 +6,14 @@ from datetime import datetime
 from math import isfinite
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import func, or_
 from sqlmodel import Field, Session, SQLModel, col, delete, select
 
 from pocketllm.storage.repositories.base import Repository, among, found
 from pocketllm.storage.tables import Evaluation, Event, Job, Step
 
-#: The step number of the base model's evaluation.
-BASE_STEP = -1
+#: The step number of the base model's evaluation, and of a part of one, which a resumed job completes.
+BASE_STEP, PART_STEP = -1, -2
 #: Loss and speed are means over this many steps.
 RECENT_STEPS = 20
 #: The most points of a curve, and the steps that each is a mean of at most: not all rows of a long job are read.
@@ -150,9 +150,10 @@ def forget_steps(session: Session, job: Job) -> None:
 
 
 def _delete_after(session: Session, job_id: str, step: int) -> None:
-    """Delete all steps and evaluations after a step."""
+    """Delete all steps and evaluations after a step, and the part of one."""
     for table in (Step, Evaluation):
-        session.exec(delete(table).where(col(table.job_id) == job_id, col(table.step) > step))
+        gone = or_(col(table.step) > step, col(table.step) == PART_STEP)
+        session.exec(delete(table).where(col(table.job_id) == job_id, gone))
 
 
 def last_step(session: Session, job_id: str) -> int:

@@ -20,6 +20,7 @@ from pocketllm.storage.repositories.base import MODEL, Repository, found, in_use
 from pocketllm.storage.repositories.quotas import ROW_BYTES, Quota
 from pocketllm.storage.tables import (
     ADDED,
+    CANDIDATE,
     FILE,
     PERSON,
     DeletedText,
@@ -34,8 +35,8 @@ from pocketllm.storage.words import count_words
 
 #: One text in this many is held out of training.
 HELD_OUT_ONE_IN = 10
-#: Of little new text a job holds out more: this many texts, with at most this share of the words.
-MIN_HELD_OUT, MAX_HELD_OUT_SHARE = 12, 0.4
+#: Of little new text a job holds out more: this many texts, with at most this share of the words (bench.promotion).
+MIN_HELD_OUT, MAX_HELD_OUT_SHARE = 12, 0.5
 #: The least words of old text that a job replays, if there are as many.
 MIN_REPLAY_WORDS = 5000
 
@@ -221,16 +222,19 @@ def give_to_job(
 
 
 def assign_to_job(
-    session: Session, job_id: str, *, given: bool, replay: bool, follows: str | None = None, judges: bool = False
+    session: Session, job: Job, *, given: bool, replay: bool, follows: str | None = None
 ) -> tuple[int, int]:
     """Fix the job's texts and roles: all new ones, and as many words of old text, replayed against forgetting.
 
     The choice of old texts depends on the job's id; a tenth of them is held out, if there is as much, to detect
     forgetting. Texts that only withdrawn jobs have learned are excluded. Without new text it is all old text. given:
     the job has its own texts, which count as new. replay: False excludes old text. follows: a job whose new texts are
-    new to this one, too. judges: it judges an adapter that was trained elsewhere, on what is held out on every device,
-    5,000 words at most, and beside as many of the others. Returns the number of texts and of words.
+    new to this one, too. Returns the number of texts and of words.
+
+    An adapter that was trained elsewhere is judged on what is held out on every device, 5,000 words at most, and beside
+    as many of the others; a candidate on all new text that no adapter was trained on.
     """
+    job_id = job.id
     columns = select(Text.id, Text.words, Text.learned_in, Text.held_out).where(LEARNED_BY_JOBS)
     texts = [_Weighed(*row) for row in session.exec(columns).all()]
     of_chain = _ids_of(follows or "").where(col(JobText.learned_in).is_(None))
@@ -242,7 +246,7 @@ def assign_to_job(
     of_adapters = select(JobText.text_id).join(Job).where(col(Job.adapter).is_not(None), of_model, OWN)
     trained = set(session.exec(of_adapters.where(~col(JobText.held_out))))
     held_out = ({text.id for text in texts if text.held_out} | set(session.exec(of_adapters))) - trained
-    if judges:
+    if job.start_from == ADDED:
         by_role = ([text for text in sorted(texts) if text.held_out is role] for role in (True, False))
         new = [text for some in by_role for text in _first(some, MIN_REPLAY_WORDS)]
     if new:
@@ -250,7 +254,9 @@ def assign_to_job(
         kept = _first([text for text in old if text.id in held_out], words // HELD_OUT_ONE_IN)
         rest = [text for text in old if text not in kept and (text.id in trained or not text.held_out)]
         old = kept + _first(rest, words - sum(text.words for text in kept))
-        held_out = to_hold_out(new, trained, more=not given) | {text.id for text in kept}
+        unseen = {text.id for text in new} - trained
+        held_out = unseen if job.start_from == CANDIDATE else to_hold_out(new, trained, more=not given)
+        held_out |= {text.id for text in kept}
     session.exec(delete(JobText).where(col(JobText.job_id) == job_id))
     roles = [(text, None) for text in new] + [(text, text.learned_in) for text in old]
     session.add_all(
@@ -322,8 +328,8 @@ def alone(owner: str) -> SelectOfScalar[str]:
 
 #: A text with a label is an example for /classify, which needs no job.
 LEARNED_BY_JOBS = col(Text.label).is_(None)
-#: A job that learns here, and does not only judge what was learned elsewhere.
-OWN = col(Job.start_from).is_distinct_from(ADDED)
+#: A job that learns, and does not only judge.
+OWN = func.coalesce(col(Job.start_from), "").not_in((ADDED, CANDIDATE))
 #: The path of the watched file that an owner is. No app's name gives the path of one.
 FILE_PATH = func.substr(col(TextOwner.owner), len(FILE) + 1)
 #: Texts of which every owner has let go.

@@ -32,13 +32,22 @@ from tests.support.models.learning import equal, family, imported, mean_loss, ra
 from tests.support.models.tiny_architectures import ARCHITECTURES, MASKED
 
 PLAN = ExactPlan(seed=3, rate=1e-2)
-SIZE = PassSize(stored=64, micro_batch=32)
+SIZE = PassSize(stored=32, micro_batch=32)
 STEPS = 6
 TEXT = shuffled((some_blocks(), some_blocks(5, 8)), size=4, seed=3)
 
 
 def left(step: int) -> float:
     return 1 - (step - 1) / STEPS
+
+
+def whole_step(
+    exact: Exact, step: int, batch: Batch, *, remaining: float | None = None, share: float = 1.0
+) -> StepRecord:
+    remaining = left(step) if remaining is None else remaining
+    while (record := exact.step(step, batch, remaining=remaining, share=share)) is None:
+        pass
+    return record
 
 
 class Training:
@@ -60,7 +69,7 @@ class Training:
 
     @torch.no_grad()
     def run(self, first: int = 1, last: int = STEPS) -> list[StepRecord]:
-        return [self.exact.step(step, TEXT(step), remaining=left(step), share=1.0) for step in range(first, last + 1)]
+        return [whole_step(self.exact, step, TEXT(step)) for step in range(first, last + 1)]
 
 
 @pytest.mark.parametrize(("name", "samples_weight"), [("llama", 0.0), *((name, 0.25) for name in ARCHITECTURES)])
@@ -84,7 +93,7 @@ def test_equals_a_dense_reference(root: Path, name: str, samples_weight: float) 
     groups = [{"params": list(factors.values())} for factors in (expected.a, expected.b)]
     optimizer = torch.optim.NAdam(groups, betas=(BETA1, BETA2), momentum_decay=1e9)
     for step in range(1, 4):
-        record = exact.step(step, batch(step), remaining=left(step), share=0.5)
+        record = whole_step(exact, step, batch(step), share=0.5)
         for group, times in zip(optimizer.param_groups, (1, B_RATE), strict=True):
             group["lr"] = times * 0.5 * PLAN.rate * schedule(step, left(step))
         parts = [(batch(step), 1 - samples_weight), (samples(step), samples_weight)]
@@ -127,6 +136,21 @@ def test_restored_from_any_step_it_ends_alike_bit_for_bit(tiny_bf16: ModelFolder
             assert equal(training.adapter, undisturbed.adapter), step
 
 
+@torch.no_grad()
+def test_restored_in_the_middle_of_a_step_it_ends_alike_bit_for_bit(tiny_bf16: ModelFolder) -> None:
+    undisturbed, before, after = (Training(tiny_bf16, dtype=torch.bfloat16) for _ in range(3))
+    records = undisturbed.run()
+    before.run(last=4)
+    passes = 0
+    while before.exact.step(5, TEXT(5), remaining=left(5), share=1.0) is None:
+        passes += 1
+        state = {name: tensor.clone() for name, tensor in before.exact.state().items()}
+        after.exact.restore(state, ())
+        assert after.run(first=5) == records[4:]
+        assert equal(after.adapter, undisturbed.adapter)
+    assert passes and "passes" not in before.exact.state()
+
+
 def test_without_a_state_it_begins_anew(tiny: ModelFolder) -> None:
     training = Training(tiny)
     records = training.run()
@@ -140,7 +164,7 @@ def test_the_loss_falls(tiny_bf16: ModelFolder) -> None:
     with torch.no_grad():
         before = mean_loss(training.model, some_blocks())
         for step in range(1, 41):
-            training.exact.step(step, some_blocks(), remaining=1 - (step - 1) / 40, share=1.0)
+            whole_step(training.exact, step, some_blocks(), remaining=1 - (step - 1) / 40)
         after = mean_loss(training.model, some_blocks())
     assert after < before / 2
 
