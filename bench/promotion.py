@@ -100,10 +100,17 @@ class HeldOut:
         texts = [text for text, kept in zip(self.texts, there, strict=True) if kept]
         return replace(self, before=self.before[there], fell=self.fell[there], weights=weights, texts=texts)
 
-    def verdict(self, fell: Array, *, link: int = 1) -> EvaluationVerdict:
-        """The verdict on a job that lowers the losses by this."""
+    def verdict(self, fell: Array, *, link: int = 1, again: bool = False) -> EvaluationVerdict:
+        """The verdict on a job that lowers the losses by this. link, again: see `level_of`."""
         before, now = self.before.tolist(), (self.before - fell).tolist()
-        return evaluate(before, now, self.weights, texts=self.texts, old_blocks=self.old_blocks, link=link)
+        of_text, old = self.texts, self.old_blocks
+        return evaluate(before, now, self.weights, texts=of_text, old_blocks=old, link=link, again=again)
+
+
+def blocks_of(words: int) -> list[int]:
+    """The tokens of each block of a text."""
+    total = max(2, int(TOKENS_A_WORD * words))
+    return [min(BLOCK, total - first) for first in range(0, total, BLOCK)]
 
 
 def held_out(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *, gain: float) -> HeldOut:
@@ -115,9 +122,9 @@ def held_out(random: np.random.Generator, parts: Sequence[NDArray[np.int64]], *,
         own = effects(random, most)
         change = np.sqrt(BETWEEN_PARTS) * common + np.sqrt(1 - BETWEEN_PARTS) * own
         change = BETWEEN_TEXTS * change[: len(words)] + (0 if number else gain)
-        tokens = np.maximum(2, (TOKENS_A_WORD * words).astype(np.int64))
-        counts = [min(BLOCK, total - first) for total in tokens for first in range(0, total, BLOCK)]
-        owners = [text for text, total in enumerate(tokens) for _ in range(0, total, BLOCK)]
+        by_text = [blocks_of(int(count)) for count in words]
+        counts = [count for its in by_text for count in its]
+        owners = [text for text, its in enumerate(by_text) for _ in its]
         falls.append(change[owners] + PER_TOKEN / np.sqrt(counts) * effects(random, len(counts)))
         before.append(random.normal(4, 0.5, len(counts)))
         weights += counts

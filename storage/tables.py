@@ -209,6 +209,11 @@ class Job(SQLModel, table=True):
         return self.start_from in (ADDED, CANDIDATE)
 
     @property
+    def looks_again(self) -> bool:
+        """Whether that is a candidate, judged on what has come in since."""
+        return self.start_from == CANDIDATE
+
+    @property
     def owner(self) -> str:
         """PERSON, or the app that has asked for it as a fine-tuning job."""
         return str((self.tuning or {}).get("owner", PERSON))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -137,7 +138,8 @@ class Life:
             "memory": Sensor("memory", _PLENTY, "bytes"),
         }
         self._random = np.random.default_rng((owner.seed, 1))
-        self.worker = SimulatedWorker(device, self.store, self._folder, lambda: self.now, self._random)
+        luck = crc32(f"{device} {owner.seed}".encode())
+        self.worker = SimulatedWorker(device, self.store, self._folder, lambda: self.now, luck)
         self.scheduler = Scheduler(
             self.store,
             self._folder,
@@ -164,8 +166,8 @@ class Life:
         """Whether jobs may run, in truth."""
         return bool(self._sensors["power"].value) and self._sensors["memory"].value == _PLENTY
 
-    def live(self) -> list[Morning]:
-        """All nights."""
+    def live(self, *, until_served: bool = False) -> list[Morning]:
+        """All nights, or those until something is served."""
         happens = {"text": self._text, "edit": self._edit, "delete": self._delete, "noon": self._noon}
         for event in self.owner.events():
             self._pass(event.at)
@@ -176,6 +178,8 @@ class Life:
                 self._tick()
             else:
                 happens[event.kind](event.value)
+            if until_served and self.mornings and self.mornings[-1].served:
+                break
         return self.mornings
 
     def _pass(self, until: float) -> None:

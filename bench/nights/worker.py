@@ -15,13 +15,23 @@ import numpy as np
 import torch
 
 from bench.nights.device import Device, Known, Lesson
-from bench.promotion import held_out
+from bench.promotion import BETWEEN_TEXTS, PER_TOKEN, HeldOut, blocks_of, effects
+from pocketllm.daemon.evaluation.held_out import ORDINARY_BLOCKS
 from pocketllm.daemon.paths import DataFolder, adapter_id_of
-from pocketllm.daemon.scheduling.night import FIRST_STEPS, TOKENS_A_WORD, Ahead, fitting, goes_on, remaining, worth
+from pocketllm.daemon.scheduling.night import (
+    FIRST_STEPS,
+    TOKENS_A_WORD,
+    Ahead,
+    fitting,
+    goes_on,
+    most_steps,
+    remaining,
+    worth,
+)
 from pocketllm.daemon.scheduling.worker_process import Exit, WorkerProcess
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import Checkpoint
-from pocketllm.daemon.training.data_split import _by_job
+from pocketllm.daemon.training.data_split import _by_job, for_first_verdict
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import CHECK_SHARE, MAX_BLOCKS, MIN_INTERVAL, ONE_IN
@@ -34,8 +44,7 @@ from pocketllm.storage.tables import BASE, Adapter, Job, Outcome, Step, Text
 
 #: The base model's loss, in nats per token.
 _BASE_LOSS = 4.5
-#: Blocks of ordinary text, on which a first job is measured with and without its adapter.
-_ORDINARY_BLOCKS = 48
+_ORDINARY_BLOCKS = 2 * ORDINARY_BLOCKS  # with and without the adapter
 _NO_BATCH: Any = None
 
 
@@ -46,9 +55,10 @@ class Saved:
     plan: JobPlan
     total_steps: int | None = None
     records: int = 0
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: Mapping[int, int] = field(default_factory=dict)  #: by their steps: passes made of the next one
     stopping: EarlyStopping | None = None
     measured: tuple[int, ...] = ()  #: the steps with an evaluation
+    part: int = 0  #: blocks of the next evaluation
 
 
 class Moment(NamedTuple):
@@ -68,13 +78,13 @@ class Attempt:
     ) -> None:
         """known: by the adapter that it starts from. saved: None at the first start. samples: parts that are drawn."""
         self._device, self._job, self.samples = device, job, samples
-        self.saved, self.at, self._safe_at, self.step_now = saved, 0.0, 0.0, 0
+        self.saved, self.at, self._safe_at, self.step_now, self.passes = saved, 0.0, 0.0, 0, 0
         self.log: list[Moment] = []
         training = [(text.id, text.words) for text in texts if not text.held_out]
         #: In the order of its batches.
         order = np.random.default_rng(job.seed).permutation(len(training))
-        held_out = [text for text in texts if text.held_out]
-        new = [text for text in held_out if text.learned_in is None]
+        held_out = [text for text in for_first_verdict(job, device.plan(Ahead()).plan.method, texts) if text.held_out]
+        new = [text for text in held_out if text.learned_in is None] or list(texts[:1])
         self.parts = [new, *_by_job([text for text in held_out if text.learned_in is not None])]
         plan = device.plan(Ahead()).plan
         self._block = plan.block_tokens
@@ -82,16 +92,21 @@ class Attempt:
         self._blocks = max(2, ceil(sum(words for _, words in training) * TOKENS_A_WORD / self._block))
         one_in = max(2, min(ONE_IN, self._blocks), ceil(self._blocks / MAX_BLOCKS))
         self._validation = self._blocks // one_in
-        tokens = sum(ceil(TOKENS_A_WORD * text.words / self._block) for text in held_out)
-        self._evaluation_seconds = self._passes(max(1, tokens))
+        self._held_out_blocks = max(1, sum(ceil(TOKENS_A_WORD * text.words / self._block) for text in held_out))
 
     def work(self, seconds: float) -> EarlyStopping:
         """Work to the end. seconds: what is probably left of the night."""
         device, job = self._device, self._job
         self.at, self._ends_at, self._measuring = device.load_seconds, seconds, 0.0
         if self.saved is None:
-            self._keep(plan=device.plan(Ahead(words=job.words or 0, seconds=max(1.0, seconds - self.at))).plan)
+            ahead = Ahead(words=job.words or 0, seconds=max(1.0, seconds - self.at), first=job.compared_with == BASE)
+            self._keep(plan=device.plan(ahead).plan)
         assert self.saved is not None
+        if job.judges:
+            self.worth = 0
+            self._measure(0)
+            self._measure(1)
+            return EarlyStopping(best_step=1)
         while self.samples < ceil(
             min(device.rehearsed * self.saved.plan.steps, rehearsal.MAX_SAMPLES) / rehearsal.AT_ONCE
         ):
@@ -131,16 +146,20 @@ class Attempt:
         assert self.saved is not None
         if step > FIRST_STEPS and self.saved.total_steps is None:
             left = self._ends_at - self.at - 2 * self._measuring
-            self._keep(total_steps=min(self.worth, fitting(left, self._device.step_seconds, made=FIRST_STEPS)))
+            most = min(self.worth, most_steps(self.saved.plan.method, first=self._job.compared_with == BASE))
+            self._keep(total_steps=min(most, fitting(left, self._device.step_seconds, made=FIRST_STEPS)))
         return remaining(step, self.saved.total_steps)
 
     def _measure(self, step: int) -> None:
         assert self.saved is not None
         if step not in self.saved.measured:
             compared = 2 if step == 0 and self._job.compared_with not in (None, BASE) else 1
-            self.at += compared * self._evaluation_seconds
-            self._measuring = max(self._measuring, compared * self._evaluation_seconds)
-            self._keep(measured=(*self.saved.measured, step))
+            blocks, at_once = compared * self._held_out_blocks, self.saved.plan.micro_batch
+            self._measuring = max(self._measuring, self._passes(blocks))
+            for done in range(self.saved.part, blocks, at_once):
+                self.at += self._passes(min(at_once, blocks - done))
+                self._keep(part=done + at_once)
+            self._keep(measured=(*self.saved.measured, step), part=0)
 
     def _validation_loss(self) -> float:
         self.at += self._passes(self._validation)
@@ -148,9 +167,14 @@ class Attempt:
 
     # The method.
 
-    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord | None:
         """See Method."""
-        self.at += self._device.step_seconds
+        assert self.saved is not None
+        count = ceil(self.saved.plan.batch / self.saved.plan.pass_blocks)
+        self.at += self._device.step_seconds / count
+        self.passes = (self.passes + 1) % count
+        if self.passes:
+            return None
         self.step_now = number
         return StepRecord(step=number, seed=0, scalars=(1.0,), loss=1.0, learning_rate=1.0, tokens=1)
 
@@ -161,13 +185,13 @@ class Attempt:
     def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method. `load` has said which step that is."""
         if not state:
-            self.step_now = 0
+            self.step_now = self.passes = 0
 
     # The store of the run, see StoredRun.
 
     def _keep(self, **changes: Any) -> None:
         self.saved = replace(self.saved, **changes) if self.saved else Saved(**changes)
-        if not changes or changes.keys() & {"checkpoints", "measured"}:
+        if not changes or changes.keys() & {"checkpoints", "measured", "part"}:
             self._safe_at = self.at
         self.log.append(Moment(self.at, self.saved, self.samples, self._safe_at))
 
@@ -198,14 +222,15 @@ class Attempt:
         """See StoredRun."""
         assert self.saved is not None
         best = stopping.best_step
-        kept = self.saved.checkpoints if checkpoint.step == best else (best,) * (best in self.saved.checkpoints)
-        self._keep(checkpoints=(*kept, checkpoint.step))
+        kept = {step: made for step, made in self.saved.checkpoints.items() if best in (step, checkpoint.step)}
+        self._keep(checkpoints=kept | {checkpoint.step: self.passes})
 
     def load(self, stopping: EarlyStopping) -> Checkpoint | None:
         """See StoredRun."""
         assert self.saved is not None
         there = [step for step in self.saved.checkpoints if step <= self.saved.records]
         self.step_now = max([stopping.best_step, *there])
+        self.passes = self.saved.checkpoints.get(self.step_now, 0)
         return Checkpoint(step=self.step_now, state=self.state()) if self.step_now else None
 
 
@@ -217,11 +242,12 @@ class SimulatedWorker(WorkerProcess):
     store: Store
     folder: DataFolder
     now: Callable[[], datetime]
-    random: np.random.Generator
+    seed: int
     job_id: str | None = None
     known: dict[str | None, Known] = field(default_factory=lambda: {None: Known()})  #: by the adapter
     lost_seconds: float = 0.0
     samples: int = 0
+    served: int = 0  #: adapters so far
     _saved: dict[str, Saved] = field(default_factory=dict)
 
     @property
@@ -297,18 +323,20 @@ class SimulatedWorker(WorkerProcess):
 
     def _finish(self, job: Job) -> None:
         """As TrainingRun does."""
-        attempt, stopping, identity = self._attempt, self._stopping, adapter_id_of(job.id)
-        learned = attempt.lesson.after(stopping.best_step)
+        attempt, stopping, again = self._attempt, self._stopping, job.judges
+        identity = str(job.parent) if again else adapter_id_of(job.id)
+        learned = self.known[identity] if again else attempt.lesson.after(stopping.best_step)
         rival = self.known[None if job.compared_with in (None, BASE) else job.compared_with]
-        words = [np.array([text.words for text in part] or [3]) for part in attempt.parts]
-        measured = held_out(self.random, words, gain=learned.won - rival.won)
-        found = measured.verdict(measured.fell, link=job.link)
+        measured = self._measured(attempt.parts, learned.won - rival.won)
+        found = measured.verdict(measured.fell, link=job.link, again=again)
+        self.served += found.outcome is Outcome.LEARNED
         made = job.total_steps or attempt.worth
-        self.known[identity] = learned
-        files = self.folder.adapter(identity)
-        files.mkdir(parents=True)
-        (files / CONFIG_NAME).write_text("{}")
-        (files / WEIGHTS_NAME).write_text("")
+        if not again:
+            self.known[identity] = learned
+            files = self.folder.adapter(identity)
+            files.mkdir(parents=True)
+            (files / CONFIG_NAME).write_text("{}")
+            (files / WEIGHTS_NAME).write_text("")
         row: Any = {
             "id": identity,
             "job_id": job.id,
@@ -324,3 +352,22 @@ class SimulatedWorker(WorkerProcess):
             unfinished=goes_on(attempt.worth, made, ended_early=stopping.ended_early, outcome=found.outcome),
             now=self.now(),
         )
+
+    def _measured(self, parts: Sequence[Sequence[Text]], gain: float) -> HeldOut:
+        """A text's luck is the device's own, and the same in each verdict until another adapter is served."""
+        falls: list[np.ndarray] = []
+        weights: list[int] = []
+        texts: list[tuple[int, int]] = []
+        blocks: list[int] = []
+        for number, part in enumerate(parts):
+            before = len(weights)
+            for text in part:
+                random = np.random.default_rng((self.seed, self.served, int(text.id[-8:], 16)))
+                counts = blocks_of(text.words)
+                change = BETWEEN_TEXTS * effects(random, 1) + (0 if number else gain)
+                falls.append(change + PER_TOKEN / np.sqrt(counts) * effects(random, len(counts)))
+                weights += counts
+                texts += [(number, text.number)] * len(counts)
+            blocks.append(len(weights) - before)
+        fell = np.concatenate(falls)
+        return HeldOut(before=fell + _BASE_LOSS, fell=fell, weights=weights, texts=texts, old_blocks=blocks[1:])

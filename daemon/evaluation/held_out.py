@@ -27,7 +27,7 @@ from pocketllm.storage.store import Store
 from pocketllm.storage.tables import BASE, Evaluation, Job
 
 #: Ordinary text for a first job: at most this many blocks of this many tokens.
-ORDINARY_BLOCKS, ORDINARY_TOKENS = 24, 64
+ORDINARY_BLOCKS, ORDINARY_TOKENS = 8, 64
 #: How often a part of an evaluation is stored, at most.
 PART_SECONDS = 8.0
 

@@ -7,12 +7,14 @@ from pocketllm.engine.data.batches import Batch, Batches
 from pocketllm.engine.data.examples import Example
 from pocketllm.engine.errors import BadRequest
 from pocketllm.storage.repositories.texts import HELD_OUT_ONE_IN, MAX_HELD_OUT_SHARE, MIN_HELD_OUT
-from pocketllm.storage.tables import Text
+from pocketllm.storage.tables import BASE, Job, Text
 
 #: Held-out text of an earlier job is evaluated on its own from this number of words, and of texts, on.
 PART_WORDS, PART_TEXTS = 200, 4
 #: A single text is evaluated by this many stretches at most.
 STRETCHES = 10
+#: A first job of exact gradients gains so much that these many held-out texts show it, in minutes on a slow device.
+FIRST_HELD_OUT = 12
 #: Encodes texts as blocks. apart: no block holds more than one plain text.
 Encode = Callable[..., Batches]
 #: Held-out blocks, and the text that each is of: the id of the first with this content, or the number of a stretch of
@@ -64,6 +66,14 @@ def apart(texts: Sequence[Text], encoded: Encode) -> HeldOut:
 def stretches(count: int) -> list[str]:
     """Group blocks that follow each other: neighbours are alike, so a stretch of them is one observation."""
     return [str(place * min(count, STRETCHES) // count) for place in range(count)]
+
+
+def for_first_verdict(job: Job, method: str | None, texts: Sequence[Text]) -> list[Text]:
+    """The job's texts; while nothing is served, without the held-out ones that its first verdict need not wait for."""
+    if method != "exact" or job.compared_with != BASE or job.link > 1:
+        return list(texts)
+    first = sorted(text.id for text in texts if text.held_out)[:FIRST_HELD_OUT]
+    return [text for text in texts if not text.held_out or text.id in first]
 
 
 def with_replay(texts: Sequence[Text], encoded: Encode) -> tuple[Batches, HeldOut, tuple[int, ...]]:

@@ -24,7 +24,7 @@ from pocketllm.daemon.scheduling.planning import method_message, plan_job
 from pocketllm.daemon.settings import TrainingSettings
 from pocketllm.daemon.training import rehearsal
 from pocketllm.daemon.training.checkpoints import StoredRun
-from pocketllm.daemon.training.data_split import HeldOut, blocks_between, example_of, with_replay
+from pocketllm.daemon.training.data_split import HeldOut, blocks_between, example_of, for_first_verdict, with_replay
 from pocketllm.daemon.training.early_stopping import EarlyStopping
 from pocketllm.daemon.training.trainer import Run, train
 from pocketllm.daemon.training.validation_split import split, validation_interval
@@ -45,7 +45,7 @@ from pocketllm.mezo.activation_pca import PASSES, adapter_along_activations
 from pocketllm.mezo.method import MeZO, MeZOPlan
 from pocketllm.storage.repositories.step_log import BASE_STEP
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import BASE, CANDIDATE, Job, Outcome, Text
+from pocketllm.storage.tables import BASE, Job, Outcome, Text
 from pocketllm.storage.tables import Adapter as AdapterRow
 
 #: Blocks of the job's text for the activation PCA.
@@ -113,8 +113,8 @@ class TrainingRun:
     def _learn(self) -> tuple[Adapter | FullWeights, EarlyStopping]:
         """Train; returns the parameters, and early stopping, which says what step they are of."""
         if self.job.judges:  # it makes no step: the adapter is evaluated as if one had made it of the serving one
-            is_candidate = self.job.start_from == CANDIDATE
-            folder = self.folder.adapter(str(self.job.parent)) if is_candidate else self.folder.added / self.job.id
+            again, added = self.job.looks_again, self.folder.added / self.job.id
+            folder = self.folder.adapter(str(self.job.parent)) if again else added
             if base_sha256(folder) not in (None, self.model_folder.manifest.weights_sha256):
                 raise BadRequest(f"{folder.name} was trained on other weights of {self.job.model}. Import those again.")
             adapter, self._worth = load_adapter(folder), 0
@@ -282,7 +282,7 @@ class TrainingRun:
         texts = self.store.texts.of_job(self.job.id)
         if self.job.judges and not any(text.held_out for text in texts):
             raise BadRequest("No text on this device is held out, so no adapter can be judged. Add more text first.")
-        return with_replay(texts, encoded)
+        return with_replay(for_first_verdict(self.job, self.plan.method, texts), encoded)
 
     def _start(self) -> Adapter | FullWeights:
         """The initial parameters, the same at each start: the first start saves a new adapter."""
@@ -349,10 +349,10 @@ class TrainingRun:
             repeats=self.evaluation.repeats,
             ordinary=self.evaluation.compare_ordinary(trainable),
             link=self.job.link,
-            again=(is_candidate := self.job.start_from == CANDIDATE),
+            again=self.job.looks_again,
         )
-        identity = str(self.job.parent) if is_candidate else adapter_id_of(self.job.id)
-        if not is_candidate:
+        identity = str(self.job.parent) if self.job.looks_again else adapter_id_of(self.job.id)
+        if not self.job.looks_again:
             self._save(trainable, identity)
         row = AdapterRow(
             id=identity,

@@ -14,20 +14,7 @@ from sqlmodel import Session, col, select, update
 
 from pocketllm.storage.errors import HasDeletedText, WrongState
 from pocketllm.storage.repositories.base import Repository, found
-from pocketllm.storage.tables import (
-    ADDED,
-    BASE,
-    CANDIDATE,
-    OPEN_STATES,
-    Adapter,
-    Deletion,
-    Event,
-    Job,
-    JobState,
-    JobText,
-    Outcome,
-    Text,
-)
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Deletion, Event, Job, JobState, JobText, Outcome, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +138,10 @@ def start_of(session: Session, job: Job) -> Adapter | None:
     """The adapter that a job starts from: the requested one, else the last job's that could not tell yet, else the
     serving one; None is the base model. Raises NotFound.
     """
-    if job.start_from in (None, CANDIDATE):
+    if job.start_from is None or job.looks_again:
         last = undecided(session, col(Job.model) == job.model)
         return last if last is not None and last.mode == job.mode else serving_adapter(session, job.model)
-    if job.start_from == ADDED:  # a rollback serves it again
+    if job.judges:  # a rollback serves it again
         return serving_adapter(session, job.model)
     return None if job.start_from == BASE else found(session, Adapter, job.start_from)
 
@@ -170,9 +157,8 @@ def rival_of(session: Session, job: Job) -> str:
 def followed(session: Session, start: Adapter | None) -> Job | None:
     """The job that made an adapter, if the next one goes on with its text: it could not tell, or the night ended it."""
     made = session.get(Job, start.job_id) if start else None
-    if start is None or made is None or made.start_from is not None:
-        return None
-    return made if made.unfinished or start.outcome is Outcome.TOO_LITTLE else None
+    goes_on = made and start and (made.unfinished or start.outcome is Outcome.TOO_LITTLE)
+    return made if made and goes_on and made.start_from is None else None
 
 
 def undecided(session: Session, of_model: ColumnElement[bool]) -> Adapter | None:
@@ -183,15 +169,15 @@ def undecided(session: Session, of_model: ColumnElement[bool]) -> Adapter | None
     """
     ended = select(Job).where(col(Job.adapter).is_not(None), col(Job.start_from).is_(None), of_model)
     last = session.exec(ended.order_by(col(Job.finished_at).desc())).first()
-    candidate = session.get(Adapter, last.adapter) if last else None
-    if last is None or last.withdrawn or candidate is None or candidate.outcome is not Outcome.TOO_LITTLE:
+    made = session.get(Adapter, last.adapter) if last else None
+    if last is None or last.withdrawn or made is None or made.outcome is not Outcome.TOO_LITTLE:
         return None
     serving = serving_adapter(session, last.model)
     spoiled = {one for receipt in session.exec(select(Deletion.adapters)) for one in receipt}
     spoiled |= set(session.exec(select(Job.parent).where(Job.state == JobState.FAILED)))
     if last.adapter in spoiled or last.compared_with != (serving.id if serving else BASE):
         return None
-    return candidate
+    return made
 
 
 def publish(session: Session, model: str, adapter: Adapter | None) -> None:

@@ -17,19 +17,7 @@ from pocketllm.storage.repositories.base import Repository, found, in_use, page
 from pocketllm.storage.repositories.quotas import Quota
 from pocketllm.storage.repositories.reports import store_report
 from pocketllm.storage.repositories.texts import OWN, NewText, assign_to_job, give_to_job, mark_learned, new_words
-from pocketllm.storage.tables import (
-    ADDED,
-    BASE,
-    CANDIDATE,
-    OPEN_STATES,
-    Adapter,
-    Event,
-    Job,
-    JobState,
-    Outcome,
-    Report,
-    RequestKey,
-)
+from pocketllm.storage.tables import BASE, OPEN_STATES, Adapter, Event, Job, JobState, Outcome, Report, RequestKey
 
 #: Why a succeeded job's adapter is not served, whatever was proved.
 _OUTDATED = ": the serving adapter changed since the job started; its texts stay new"
@@ -154,7 +142,8 @@ class JobStore(Repository):
                 start = start_of(session, job)
                 # A full-parameter job cannot start from an adapter, nor the other way round.
                 job.started_at, job.parent = now, start.id if start and start.mode == job.mode else None
-                given, replay = job.texts is not None or job.start_from == ADDED, job.start_from in (None, CANDIDATE)
+                replay = job.start_from is None or job.looks_again
+                given = job.texts is not None or (job.judges and not replay)
                 before = None if given or not replay else followed(session, start)
                 follows = before.id if before else None
                 job.texts, job.words = assign_to_job(session, job, given=given, replay=replay, follows=follows)
@@ -173,7 +162,7 @@ class JobStore(Repository):
             _event(session, job_id, now, "cut short", message)
 
     def last_look(self) -> Job | None:
-        """The last job that has judged, or was to judge, the candidate that waits for evidence; None where none does."""
+        """The last job that has judged, or was to judge, the candidate that waits; None where none does."""
         with self._database.read() as session:
             candidate = undecided(session, in_use(col(Job.model)))
             if candidate is None:
@@ -268,7 +257,8 @@ class JobStore(Repository):
             outdated = job.compared_with not in (None, rival_of(session, job))
             served = publish and not aside and not outdated
             fate = "served" if served else "kept, not served"
-            undecided = job.start_from in (None, CANDIDATE) and adapter.outcome is Outcome.TOO_LITTLE
+            learns = job.start_from is None or job.looks_again  # and not beside, or elsewhere
+            undecided = learns and adapter.outcome is Outcome.TOO_LITTLE
             goes_on = (served or undecided) and not outdated
             job.chain_steps, job.unfinished = chain_steps, unfinished and goes_on
             why = _ASIDE if aside else _OUTDATED if outdated else _UNDECIDED if undecided else ""
@@ -277,7 +267,7 @@ class JobStore(Repository):
             transition(session, job_id, JobState.SUCCEEDED, [message], now, of=(JobState.RUNNING,))
             job.adapter, job.outcome = adapter.id, adapter.outcome
             made = job
-            if job.start_from == CANDIDATE:
+            if job.looks_again:
                 verdict, adapter = adapter, found(session, Adapter, adapter.id)
                 adapter.held_out_loss_before = verdict.held_out_loss_before
                 adapter.held_out_loss_now = verdict.held_out_loss_now
@@ -290,7 +280,7 @@ class JobStore(Repository):
                 store_report(session, report)
             if served:
                 serve_from_now_on(session, adapter.model, adapter)
-            if not outdated and not undecided and job.start_from != ADDED:
+            if not outdated and not undecided and (learns or aside):
                 mark_learned(session, made.id)
 
     def update(self, job_id: str, **values: object) -> Job:

@@ -255,7 +255,7 @@ def assign_to_job(
         rest = [text for text in old if text not in kept and (text.id in trained or not text.held_out)]
         old = kept + _first(rest, words - sum(text.words for text in kept))
         unseen = {text.id for text in new} - trained
-        held_out = unseen if job.start_from == CANDIDATE else to_hold_out(new, trained, more=not given)
+        held_out = unseen if job.looks_again else to_hold_out(new, trained, more=not given)
         held_out |= {text.id for text in kept}
     session.exec(delete(JobText).where(col(JobText.job_id) == job_id))
     roles = [(text, None) for text in new] + [(text, text.learned_in) for text in old]

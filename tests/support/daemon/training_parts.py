@@ -32,7 +32,7 @@ class Momentum:
         self._rate, self._loss = rate, loss
         self.taken: list[int] = []  #: steps, also those taken again
 
-    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord:
+    def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord | None:
         loss = self._loss(self.b)
         if not isfinite(loss):
             raise TrainingDiverged("no number")
