@@ -20,7 +20,7 @@ The list of committed results whose bench has changed since, by the commits that
 
 Without committed results a figure is "(not measured)". `python -m bench.NAME`, and then this command, renew both.
 
-A table that a bench keeps among its raw results:
+A table that a bench keeps in its results:
 
     <!-- table: nights mornings -->
     <!-- end -->
@@ -96,7 +96,7 @@ def filled_in(text: str, results: Path = RESULTS) -> str:
             else:
                 limits_of(name)  # there is such a bench
             if kind == "table":
-                table = markdown_table(**summary["raw"]["tables"][words[0]]) if summary else _NOT_MEASURED
+                table = markdown_table(**summary["tables"][words[0]]) if summary else _NOT_MEASURED
                 return f"{opening}\n{table}\n{closing}"
             if text[: found.start()].rpartition("\n")[2].strip() == "":
                 raise ValueError("it begins a line")

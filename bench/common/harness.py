@@ -151,7 +151,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     """The options that all benches share."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     made.add_argument("--quick", action="store_true", help="tiny models, one round: does the bench work?")
-    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the raw results (bench/results)")
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder for the results (bench/results)")
     made.set_defaults(commit=_commit())  # now: by the end of a long run the checkout may be another one
     return made
 
@@ -185,7 +185,7 @@ def finish(
 
 
 def keep(name: str, *, values: Values, limits: Limits, raw: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Write the results to NAME.json, a quick run's to NAME-quick.json; returns them without `raw`."""
+    """Write raw/NAME.json with all of `raw`, and NAME.json with its tables; returns what both have besides."""
     summary: dict[str, Any] = {
         "bench": name,
         **provenance(options),
@@ -196,30 +196,33 @@ def keep(name: str, *, values: Values, limits: Limits, raw: Any, options: argpar
         },
         "limits": {key: limit.bound for key, limit in limits.items()},
         "ok": is_ok(values, limits, quick=options.quick),
+        **({"quick": True} if options.quick else {}),
     }
     if floors := [key for key, limit in limits.items() if limit.at_most is None]:
         summary["at_least"] = floors  # the other limits are upper ones
-    if options.quick:
-        summary["quick"] = True
-    options.results.mkdir(parents=True, exist_ok=True)
-    results_file(name, options).write_text(json.dumps(summary | {"raw": raw}, indent=1) + "\n", encoding="utf-8")
+    kept = whole = {"raw": raw}  # of a list of rows, which are shown, nothing goes
+    if isinstance(raw, dict):  # git ignores raw/; what is committed still says of which products the runs were
+        commits = {run["commit"] for run in raw.get("runs", ()) if "commit" in run}
+        kept = {"tables": raw.get("tables", {}), "commits": sorted(commits)}
+    for file, more in ((results_file(name, options), kept), (results_file(f"raw/{name}", options), whole)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(summary | more, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
 def results_file(name: str, options: argparse.Namespace) -> Path:
-    """Where `keep` writes."""
-    folder: Path = options.results
-    return folder / f"{name}{'-quick' if options.quick else ''}.json"
+    """Where `keep` writes; a quick run has files of its own."""
+    return Path(options.results, f"{name}{'-quick' if options.quick else ''}.json")
 
 
-def stored_runs(name: str, options: argparse.Namespace, *, seconds: float) -> dict[str, Any] | None:
-    """Return `raw` of the results that `keep` wrote; None where there are none. seconds: the length of a run.
+def stored_runs(name: str, options: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
+    """Return the `raw` to go on with: with --resume what `keep` wrote. seconds: the length of a run.
 
     Raises SystemExit if they are of other runs, or if the product has changed since: all that is compared is of one.
     """
-    file = results_file(name, options)
-    if not file.exists():
-        return None
+    file = results_file(f"raw/{name}", options)
+    if not (options.resume and file.exists()):
+        return {"seconds": seconds, "runs": []}
     stored = json.loads(file.read_text(encoding="utf-8"))
     raw: dict[str, Any] = stored["raw"]
     if raw["seconds"] != seconds or not same_product(stored["commit"], options.commit):

@@ -213,8 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if len({text.stem for text in options.text or ()}) < len(options.text or ()):
         raise SystemExit("--text: each file needs a name of its own, which is its writer's in the results.")
-    found = stored_runs("learn", options, seconds=options.seconds) if options.resume else None
-    raw = {"seconds": options.seconds, "sizes": {}, "runs": []} | (found or {})
+    raw: dict[str, Any] = {"sizes": {}} | stored_runs("learn", options, seconds=options.seconds)
     runs, sizes = raw["runs"], raw["sizes"]
 
     def save() -> None:
@@ -281,7 +280,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--text", type=Path, nargs="+", help="a writer's text each (UTF-8); by default the sample notes")
     made.add_argument("--seconds", type=float, default=120, help="for each run")
     made.add_argument("--seeds", type=int, default=3, help="runs of a method; its rate is chosen with the first")
-    made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
+    made.add_argument("--resume", action="store_true", help="run what the raw results do not have yet")
     made.add_argument("--batch", type=int, default=8, help="blocks a step, of 64 tokens each")
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")

@@ -98,7 +98,7 @@ def options_of(module: str, description: str) -> argparse.ArgumentParser:
     made = parser(module, description)
     made.add_argument("--text", type=Path, nargs="+", help="a writer's text each (UTF-8); by default the sample notes")
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
+    made.add_argument("--resume", action="store_true", help="run what the raw results do not have yet")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made
 
@@ -109,8 +109,7 @@ class Runs:
     def __init__(self, name: str, options: argparse.Namespace, writers: Sequence[Writer], learner: Learner) -> None:
         self.options, self.writers = options, writers
         self._name, self._learner = name, learner
-        stored = stored_runs(name, options, seconds=0.0) if options.resume else None
-        self.raw: dict[str, Any] = stored or {"seconds": 0.0, "runs": []}
+        self.raw = stored_runs(name, options, seconds=0.0)
         self.all: list[Run] = self.raw["runs"]
 
     def run(self, writer: Writer, text: Batch, words: int, jobs: Sequence[int], seed: int, **how: Any) -> None:

@@ -76,8 +76,7 @@ def run_task(data: Path, folder: Path, options: argparse.Namespace) -> int:
     name = name_of(data)
     limits = LIMITS if name == "sst2" else {key: limit for key, limit in LIMITS.items() if key != "mezo"}
     seconds = 1.0 if options.quick else 60 * options.minutes
-    raw = stored_runs(name, options, seconds=seconds) if options.resume else None
-    raw = raw or {"seconds": seconds, "runs": []}
+    raw = stored_runs(name, options, seconds=seconds)
     runs: Runs = raw["runs"]
 
     def accuracy(method: str, rate: float | None, seed: int) -> float:
@@ -186,7 +185,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--data", type=Path, nargs="+", help="folders of tasks: sst2, rte, cb, boolq")
     made.add_argument("--minutes", type=float, default=5, help="for each run")
     made.add_argument("--seeds", type=int, default=3, help="runs of a method at its best rate")
-    made.add_argument("--resume", action="store_true", help="run what the results file does not have yet")
+    made.add_argument("--resume", action="store_true", help="run what the raw results do not have yet")
     made.add_argument("--model", type=Path, help="a model folder stored as floats, in place of SmolLM2-135M")
     made.add_argument("--models", type=Path, help="keep SmolLM2 in this folder, and use what is there")
     return made.parse_args(arguments)

@@ -76,12 +76,15 @@ def test_a_rate_that_was_lucky_with_one_seed_gives_way() -> None:
 
 def test_runs_of_two_products_are_not_compared(tmp_path: Path) -> None:
     options = parser("bench.learn", "").parse_args(["--results", str(tmp_path)])
-    assert stored_runs("learn", options, seconds=120) is None
-    (tmp_path / "learn.json").write_text(f'{{"commit": "{options.commit}", "raw": {{"seconds": 120, "runs": []}}}}')
+    options.resume = True
     assert stored_runs("learn", options, seconds=120) == {"seconds": 120, "runs": []}
+    file = tmp_path / "raw/learn.json"
+    file.parent.mkdir()
+    file.write_text(f'{{"commit": "{options.commit}", "raw": {{"seconds": 120, "runs": [{{}}]}}}}')
+    assert stored_runs("learn", options, seconds=120) == {"seconds": 120, "runs": [{}]}
     options.commit = "HEAD"  # another name, the same product
-    (tmp_path / "learn.json").write_text('{"commit": "HEAD~0", "raw": {"seconds": 120, "runs": []}}')
-    assert stored_runs("learn", options, seconds=120) is not None
+    file.write_text('{"commit": "HEAD~0", "raw": {"seconds": 120, "runs": [{}]}}')
+    assert stored_runs("learn", options, seconds=120)["runs"]
     options.commit = "of tomorrow"
     with pytest.raises(SystemExit, match="commit"):
         stored_runs("learn", options, seconds=120)

@@ -74,7 +74,7 @@ def test_it_measures_all_that_it_has_limits_for(bench: str, arguments: list[str]
 
 
 def test_an_interrupted_bench_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    options, file = ["--quick", "--seeds", "2", "--results", str(tmp_path)], tmp_path / "learn-quick.json"
+    options, file = ["--quick", "--seeds", "2", "--results", str(tmp_path)], tmp_path / "raw/learn-quick.json"
     assert learn.main(options) == 0
     whole = json.loads(file.read_text())
     runs = whole["raw"]["runs"]

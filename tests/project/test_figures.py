@@ -65,13 +65,15 @@ def test_what_is_compared_was_measured_of_one_product(subtests: pytest.Subtests)
     """Each run at its own commit, without changes. The rows of bench.memory are not compared with each other."""
     for file in COMMITTED:
         summary = read(file)
-        runs = summary["raw"] if file.stem == "memory" else summary["raw"].get("runs")
-        if isinstance(runs, list):
-            with subtests.test(result=file.stem):
-                commits = {run.get("commit", summary["commit"]) for run in runs}
-                assert all(len(commit) == 40 for commit in commits)
-                known = [commit for commit in commits | {summary["commit"]} if in_history(commit)]
-                assert file.stem == "memory" or all(same_product(commit, known[0]) for commit in known)
+        with subtests.test(result=file.stem):
+            commits = {row["commit"] for row in summary["raw"]} if file.stem == "memory" else set(summary["commits"])
+            assert all(len(commit) == 40 for commit in commits)
+            known = [commit for commit in commits | {summary["commit"]} if in_history(commit)]
+            assert file.stem == "memory" or all(same_product(commit, known[0]) for commit in known)
+
+
+def test_raw_runs_are_not_committed() -> None:
+    assert not [file.name for file in RESULTS.glob("*.*") if file.stat().st_size > 40_000]
 
 
 def in_history(commit: str) -> bool:
