@@ -175,7 +175,7 @@ class JobOut(JobProgressOut):
     predicted_bytes: int | None = Field(description="Predicted peak memory.")
     peak_memory_bytes: int | None = Field(description="Peak resident memory of its worker, including file pages.")
     model: str
-    method: str = Field(description="`exact` or `mezo` (until the first start, too), or `added`: see `adapters add`.")
+    method: str = Field(description="`exact` or `mezo` (until the first start, too); `added`, `candidate`: it judges.")
     mode: str = Field(description="What is trained: `lora` an adapter, `full` all parameters.")
     seed: int
     texts: int | None

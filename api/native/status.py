@@ -46,6 +46,7 @@ class ModelStatus(BaseModel):
     message: str | None
     adapter: str | None
     withdrawn: Literal["deletion", "rollback", "damage"] | None = Field(description="Why no proven adapter is served.")
+    candidate: str | None = Field(description="How an adapter did that is not yet certain; when it is judged again.")
 
 
 class TrainingStatus(BaseModel):
@@ -244,4 +245,5 @@ def _model(services: Services) -> ModelStatus:
         message=" ".join(filter(None, (problem, services.scheduler.adapter_files.notice, left))) or None,
         adapter=serving.id if serving else None,
         withdrawn=services.store.adapters.withdrawn(services.settings.model),
+        candidate=services.scheduler.nights.candidate(services.now()),
     )

@@ -89,6 +89,23 @@ class Nights:
         parts += [f"{_WORDS.get(one.name, one.name)} ({_hours(one.seconds)})" for one in held[:3]]
         return "; ".join(parts) or "no job ran, and none was held back"
 
+    def candidate(self, now: datetime) -> str | None:
+        """The adapter that waits for evidence, in a sentence without the owner's words; None where none waits."""
+        look = self._store.jobs.last_look()
+        if look is None or look.finished_at is None or look.mode != "lora":  # a whole model is not judged again
+            return None
+        done, ended = "judged" if look.judges else "learned", self._local(look.finished_at)
+        at = "last night" if night_of(ended) == self._local(now).date() else f"on {ended.date()}"
+        parts = [f"{done if look.outcome else look.state} {at}"]
+        report = self._store.reports.find(look.id)
+        overall = report.numbers["verdict"]["overall"] if report else {}
+        if texts := overall.get("texts"):  # an older report does not say
+            say, than = "text says" if texts == 1 else "texts say", "worse" if overall["reduction"] < 0 else "better"
+            parts.append(f"{texts} {say} {abs(overall['reduction']):.2f} nats per token {than}, not yet certain")
+        newer = self._store.texts.counts(beside=look.id).new_words > 0
+        parts.append("judged again " + ("tonight" if newer else "once newer text has come in"))
+        return "; ".join(parts)
+
     def _noon(self, now: datetime) -> datetime:
         return self._local(now).replace(hour=12, minute=0, second=0, microsecond=0)
 

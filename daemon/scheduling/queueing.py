@@ -129,7 +129,7 @@ class JobQueue:
             mode=training.mode,
             seed=secrets.randbits(31) if seed is None else seed,
             settings=training.model_dump(mode="json"),
-            total_steps=None if training.steps == "auto" else training.steps,
+            total_steps=None if training.steps == "auto" or "method" in more else training.steps,  # judging has none
             predicted_bytes=planned.prediction.peak_bytes if planned else None,
             created_at=now,
             **more,

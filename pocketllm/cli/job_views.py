@@ -81,7 +81,8 @@ def waits_for(job: Document) -> list[str]:
     """Return what a job waits for, or what it does before its first step, which can take minutes."""
     if job["state"] == "running" and not job["step"]:
         said = [event["message"] for event in job.get("events", ())][-1:]
-        return [": ".join(["before the first step", *said])]
+        does = "judging an adapter" if job["method"] in ("added", "candidate") else "before the first step"
+        return [": ".join([does, *said])]
     return list(job["reasons"])
 
 
@@ -106,14 +107,16 @@ def outcome(job: Document) -> RenderableType:
     return Group(details(fields), *[Text(note, style="yellow")] * kept)
 
 
-def jobs_table(page: Document) -> RenderableType:
-    """Return a page of jobs, newest first."""
+def jobs_table(page: Document, candidate: str | None = None) -> RenderableType:
+    """Return a page of jobs, newest first, and below it what the status says of a candidate."""
     empty = (
         "No jobs yet. Add texts with `pocketllm add`, then run `pocketllm train`. "
         "The daemon also starts a job by itself once there are enough new words."
     )
     names = ("id", "state", "outcome", "step", "held_out_loss", "created_at")
-    return paged(table([with_progress(job) for job in page["data"]], names, empty=empty), page, "pocketllm jobs")
+    made = table([with_progress(job) for job in page["data"]], names, empty=empty)
+    said = [Text(f"A candidate waits: {candidate}.")] if candidate else []
+    return paged(Group(made, *said), page, "pocketllm jobs")
 
 
 def job_details(job: Document) -> RenderableType:
@@ -136,6 +139,7 @@ def status_panel(status: Document) -> RenderableType:
         ("model", f"{model['name']}, {'ready' if model['ready'] else 'not ready'}"),
         ("", model["message"]),
         ("adapter", model["adapter"] or WITHDRAWN.get(model["withdrawn"], "none yet; the base model answers")),
+        ("candidate", model["candidate"]),
         ("texts", f"{texts['count']:,} stored, {texts['new_words']:,} new words"),
         ("", f"a job starts at {texts['threshold_words']:,}, or at {texts['waited_threshold_words']:,} after a week"),
         ("jobs", ", ".join(f"{count} {state}" for state, count in status["jobs"].items() if count) or "none yet"),

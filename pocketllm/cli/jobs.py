@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -203,9 +203,12 @@ def jobs(
     """
     from pocketllm.cli.job_views import jobs_table
 
+    candidate = None
     with connected(options) as client:
         page = client.get("jobs", limit=limit, after=after)
-    show(options, page, jobs_table(page))
+        with suppress(DaemonRefused):  # the list is open to everybody, the status is not
+            candidate = client.get("status")["model"]["candidate"]
+    show(options, page, jobs_table(page, candidate))
 
 
 @jobs.command("pocketllm jobs show ID", "pocketllm jobs ID", "pocketllm jobs ID --json", name="show")

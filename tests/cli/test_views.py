@@ -122,7 +122,9 @@ CHAT = COMPLETION | {
 
 
 def jobs(*found: Document) -> RenderableType:
-    return jobs_table({"data": found, "next": "job-1" if found else None})
+    return jobs_table(
+        {"data": found, "next": "job-1" if found else None}, STATUS["model"]["candidate"] if found else None
+    )
 
 
 WORSE_REPORT = REPORT | {
@@ -255,6 +257,8 @@ def test_a_line_of_progress_says_what_is_known_and_what_takes_so_long() -> None:
     events = [{"at": "2026-05-01T10:00:05Z", "kind": "preparing", "message": "activation PCA: pass 1 of 3"}]
     assert progress_line(JOB | {"state": "running"}).endswith("before the first step")
     assert progress_line(JOB | {"state": "running", "events": events}).endswith("pass 1 of 3")
+    judging = JOB | {"state": "running", "method": "candidate", "events": events}
+    assert progress_line(judging).endswith("judging an adapter: activation PCA: pass 1 of 3")
     assert "pass 1 of 3" not in progress_line(JOB | RUNNING | {"events": events})
 
 

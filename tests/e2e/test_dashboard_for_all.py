@@ -72,6 +72,7 @@ def _waits(status: dict[str, Any]) -> None:
     power = {"name": "power", "value": False, "threshold": None, "unit": None, "message": "not on power"}
     status["training"]["blockers"] = [power | {"since": since, "until": None}, idle | {"until": None}]
     status["texts"] |= {"new_words": 1630, "threshold_words": 400}
+    status["model"]["candidate"] = "learned last night; judged again tonight"
 
 
 def _modelless(status: dict[str, Any]) -> None:
@@ -93,7 +94,9 @@ def test_each_state_is_one_sentence(
     visit.sign_in()
     expect(visit.page.locator("#now-line")).to_contain_text(line)
     if change is _waits:
-        expect(visit.page.locator("#now-next")).to_contain_text("It waits for the charger and 10 minutes without you.")
+        said = visit.page.locator("#now-next")
+        expect(said).to_contain_text("It waits for the charger and 10 minutes without you.")
+        expect(said).to_contain_text("A new version waits: learned last night; judged again tonight.")
     check(visit.page, line)
     visit.end()
 

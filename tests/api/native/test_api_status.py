@@ -10,7 +10,7 @@ import pytest
 
 from pocketllm import __version__
 from pocketllm.storage.errors import NotFound
-from pocketllm.storage.tables import Deletion
+from pocketllm.storage.tables import CANDIDATE, Deletion, Outcome, Report
 from tests.support.daemon.daemon_documents import STATUS
 from tests.support.daemon.in_process_app import InProcessApp, assert_problem
 from tests.support.models.tiny_models import edit_json, tiny_model_folder
@@ -35,7 +35,14 @@ def test_the_status_of_a_daemon_at_rest(api: InProcessApp) -> None:
     assert api.ask("GET", "/status") == {
         "version": __version__,
         "uptime_seconds": 90.0,
-        "model": {"name": "tiny", "ready": True, "message": None, "adapter": None, "withdrawn": None},
+        "model": {
+            "name": "tiny",
+            "ready": True,
+            "message": None,
+            "adapter": None,
+            "withdrawn": None,
+            "candidate": None,
+        },
         "training": {
             "allowed": True,
             "blockers": [],
@@ -142,11 +149,47 @@ def test_the_last_nights(api: InProcessApp) -> None:
     assert len(set(days)) == 30 and days == sorted(days, reverse=True)
 
 
+@pytest.mark.parametrize("settings", [{"training": {"steps": 40}}])
+def test_a_candidate_is_named_until_it_is_served(api: InProcessApp) -> None:
+    def judged(job: str, reduction: float, texts: int, outcome: Outcome = Outcome.TOO_LITTLE) -> str:
+        overall = {"before": 3.5, "now": 3.5 - reduction, "reduction": reduction, "standard_error": 0.2, "texts": texts}
+        report = Report(job_id=job, numbers={"verdict": {"overall": overall}})
+        api.succeed(job, "candidate", outcome=outcome, report=report)
+        return str(api.ask("GET", "/status")["model"]["candidate"])
+
+    def judge_again() -> str:
+        [job] = api.services.store.jobs.open()
+        assert (job.method, job.total_steps, api.runner.job_id) == (CANDIDATE, None, job.id)
+        return job.id
+
+    api.add("one two three")
+    job = api.post("/jobs").json()["id"]
+    api.tick(60)
+    waits = "0.31 nats per token better, not yet certain; judged again once newer text has come in"
+    assert judged(job, 0.312, 12) == f"learned on 2026-03-01; 12 texts say {waits}"
+    api.add("four five")
+    api.clock.advance(13 * 3600)
+    waits = waits.replace("once newer text has come in", "tonight")
+    assert api.ask("GET", "/status")["model"]["candidate"] == f"learned last night; 12 texts say {waits}"
+    api.tick()
+    worse = "1 text says 0.20 nats per token worse, not yet certain; judged again once newer text has come in"
+    assert judged(judge_again(), -0.2, 1) == f"judged last night; {worse}"
+    api.add("six seven")
+    api.tick(13 * 3600)
+    api.post(f"/jobs/{judge_again()}/cancel")
+    said = api.ask("GET", "/status")["model"]["candidate"]
+    assert said == "cancelled on 2026-03-02; judged again once newer text has come in"
+    api.add("eight nine")
+    api.tick(13 * 3600)
+    assert judged(judge_again(), 0.3, 30, Outcome.LEARNED) == "None"
+
+
 def test_a_model_is_switched_and_back_and_each_has_its_adapter(api: InProcessApp, config: Path) -> None:
     tiny_model_folder(api.services.folder.models, name="other")
     api.learn("a")
     switched = api.post("/models/other/use")
-    assert switched.json() == {"name": "other", "ready": True, "message": None, "adapter": None, "withdrawn": None}
+    assert switched.json() == api.ask("GET", "/status")["model"]
+    assert (switched.json()["name"], switched.json()["adapter"]) == ("other", None)
     assert config.read_text() == 'model = "other"\n'
     now = api.ask("GET", "/status")
     assert (now["model"]["name"], now["texts"]["new_words"]) == ("other", 3)
