@@ -17,8 +17,9 @@ from pocketllm.engine.streamed.context import Scratch
 from pocketllm.engine.streamed.layers import LayerCall
 from pocketllm.engine.streamed.model import LanguageModel
 
-#: Path of a linear map -> dLoss/dA (rank, in) and dLoss/dB (out, rank), fp32.
-Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
+#: What the passes of a batch have summed: for each linear map "a.PATH", dLoss/dA (rank, in), and "b.PATH", dLoss/dB
+#: (out, rank), fp32; "losses", (parts,) float64, in nats; and "passes", their number.
+Sums = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,6 @@ class _MicroBatch:
         self.calls, self.states, self.slots, self.activations, self.error = [], [], [], {}, None
 
 
-@dataclass(kw_only=True)
-class Sums:
-    """What the passes of a batch have summed so far."""
-
-    losses: torch.Tensor  #: (parts,) float64, nats
-    gradients: Gradients = field(default_factory=dict)
-    passes: int = 0
-
-
 class LayerwiseGradients:
     """Computes the gradients of one adapter, which must be the model's current parameters."""
 
@@ -70,34 +62,26 @@ class LayerwiseGradients:
         self._layers = choose_layers(model, adapter)
         self._lowest = min(number for number, layer in enumerate(self._layers) if layer.paths)
 
-    def __call__(self, batch: Sequence[tuple[Batch, float]]) -> tuple[list[float], Gradients]:
-        """Each part's mean loss in nats per target, and the gradients of their weighted sum.
+    def __call__(self, batch: Sequence[tuple[Batch, float]], sums: Sums) -> bool:
+        """Add the next pass of a batch to its sums, which are empty before the first; returns whether it was the last.
 
-        batch: parts and their weights. Raises TrainingDiverged if a loss is not finite.
+        The gradients are of the parts' weighted mean losses. batch: parts and their weights. Raises TrainingDiverged if
+        a loss is not finite.
         """
-        sums = Sums(losses=torch.zeros(len(batch), dtype=torch.float64))
-        while not self.add_pass(batch, sums):
-            pass
-        return [
-            float(loss) / max(1, of.tokens) for loss, (of, _) in zip(sums.losses, batch, strict=True)
-        ], sums.gradients
-
-    def add_pass(self, batch: Sequence[tuple[Batch, float]], sums: Sums) -> bool:
-        """Add the next pass of the batch to its sums; returns whether it was the last. Raises TrainingDiverged."""
         targets = [max(1, blocks.tokens) for blocks, _ in batch]
         unit = targets[0] / batch[0][1]  # scales the first part's errors to 1, so that they fit fp16
         of_target = torch.tensor(
             [weight * unit / count for (_, weight), count in zip(batch, targets, strict=True)], dtype=torch.float64
         )
-        passes = list(self._passes([blocks for blocks, _ in batch]))
-        micro_batches = passes[sums.passes]
-        for micro, found in zip(micro_batches, self._forward(micro_batches, of_target), strict=True):
-            sums.losses.index_add_(0, micro.parts, found)
-        if not isfinite(total := float(sums.losses.sum())):
+        passes, done = list(self._passes([blocks for blocks, _ in batch])), int(sums.get("passes", 0))
+        losses = sums.setdefault("losses", torch.zeros(len(batch), dtype=torch.float64))
+        for micro, found in zip(passes[done], self._forward(passes[done], of_target), strict=True):
+            losses.index_add_(0, micro.parts, found)
+        if not isfinite(total := float(losses.sum())):
             raise TrainingDiverged(f"The loss is {total}. Start again with a smaller training.rate.")
-        self._backward(micro_batches, unit, sums.gradients)
-        sums.passes += 1
-        return sums.passes == len(passes)
+        self._backward(passes[done], unit, sums)
+        sums["passes"] = torch.tensor(done + 1)
+        return done + 1 == len(passes)
 
     def _passes(self, batch: Sequence[Batch]) -> Iterator[list[_MicroBatch]]:
         """Split the batch into passes, whose states fit in memory, and those into micro-batches.
@@ -190,8 +174,8 @@ class LayerwiseGradients:
             self._model.head.weight.release()
         return torch.zeros(len(blocks), dtype=torch.float64).index_add_(0, places[0], losses.double())
 
-    def _backward(self, micro_batches: Sequence[_MicroBatch], unit: float, gradients: Gradients) -> None:
-        """From the top to the lowest adapted layer: add to `gradients`."""
+    def _backward(self, micro_batches: Sequence[_MicroBatch], unit: float, sums: Sums) -> None:
+        """From the top to the lowest adapted layer: add to the sums."""
         for number in reversed(range(self._lowest, self._stack.count)):
             layer, found = self._layers[number], []
             with self._stack.held(number, number - 1, DENSE_LAYER_BYTES):
@@ -202,19 +186,16 @@ class LayerwiseGradients:
                     micro.error, of_maps = layer.vjp(micro.states.pop(), micro.calls[number], micro.error, kept)
                     found.append(of_maps)
             if layer.paths:
-                self._add(found, layer.paths, unit, gradients)
+                self._add(found, layer.paths, unit, sums)
         for micro in micro_batches:
             micro.free()
 
-    def _add(
-        self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, gradients: Gradients
-    ) -> None:
+    def _add(self, found: Sequence[Sequence[torch.Tensor]], paths: Sequence[str], unit: float, sums: Sums) -> None:
         """Add the micro-batches' gradients in order, since a sum of floats depends on it."""
         totals = [gradient.float() if gradient.dtype.itemsize < 4 else gradient for gradient in found[0]]
         for of_maps in found[1:]:
             torch._foreach_add_(totals, [g.to(t.dtype) for g, t in zip(of_maps, totals, strict=True)])
         torch._foreach_mul_(totals[::2], 1 / unit)
         torch._foreach_mul_(totals[1::2], self._adapter.scaling / unit)
-        for path, grad_a, grad_b in zip(paths, totals[::2], totals[1::2], strict=True):
-            before = gradients.get(path)
-            gradients[path] = (grad_a, grad_b) if before is None else (before[0].add_(grad_a), before[1].add_(grad_b))
+        for name, gradient in zip((f"{factor}.{path}" for path in paths for factor in "ab"), totals, strict=True):
+            sums[name] = sums[name].add_(gradient) if name in sums else gradient

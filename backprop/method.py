@@ -88,7 +88,7 @@ class Exact:
         self._parameters = {f"a.{path}": a for path, a in adapter.a.items()}
         self._parameters |= {f"b.{path}": b for path, b in adapter.b.items()}
         self._optimizer = NAdam(self._parameters)
-        self._sums: Sums | None = None  #: of the passes of a step that is not complete
+        self._sums: Sums = {}  #: of the passes of a step that is not complete
 
     def step(self, number: int, batch: Batch, *, remaining: float, share: float) -> StepRecord | None:
         """See Method: a part is a pass."""
@@ -97,25 +97,23 @@ class Exact:
         parts = [(batch, 1 - weight)]
         if self._samples and weight:
             parts.append((self._samples(number), weight))
-        sums, self._sums = self._sums or Sums(losses=torch.zeros(len(parts), dtype=torch.float64)), None
+        sums, self._sums = self._sums, {}
         with self._as_learned():
-            if not self._gradients.add_pass(parts, sums):
+            if not self._gradients(parts, sums):
                 self._sums = sums
                 return None
-        gradients = {path: sums.gradients[path] for path in self._adapter.a}
-        norms = torch._foreach_norm([gradient for both in gradients.values() for gradient in both])
-        square = sum(float(norm) ** 2 for norm in norms)
+        gradients = {name: sums[name] for name in self._parameters}
+        square = sum(float(norm) ** 2 for norm in torch._foreach_norm(list(gradients.values())))
         if not isfinite(square):
             raise TrainingDiverged("A gradient is not finite. Start again with a smaller training.rate.")
-        of_a = {f"a.{path}": grad_a for path, (grad_a, _) in gradients.items()}
-        of_b = {f"b.{path}": grad_b for path, (_, grad_b) in gradients.items()}
-        self._optimizer.update(of_a, step=number, rate=rate)
-        self._optimizer.update(of_b, step=number, rate=rate * B_RATE)
+        for factor, its_rate in (("a.", rate), ("b.", rate * B_RATE)):
+            of_factor = {name: gradient for name, gradient in gradients.items() if name.startswith(factor)}
+            self._optimizer.update(of_factor, step=number, rate=its_rate)
         return StepRecord(
             step=number,
             seed=self._plan.seed,
             scalars=(float(np.float32(sqrt(square))),),
-            loss=float(sums.losses[0]) / max(1, batch.tokens),
+            loss=float(sums["losses"][0]) / max(1, batch.tokens),
             learning_rate=float(np.float32(rate)),
             tokens=batch.tokens,
         )
@@ -134,24 +132,18 @@ class Exact:
         found = dict(self._parameters)
         found |= {f"mean.{name}": mean for name, mean in self._optimizer.means.items()}
         found |= {f"square.{name}": square for name, square in self._optimizer.squares.items()}
-        if (sums := self._sums) is not None:
-            found |= {"passes": torch.tensor(sums.passes), "losses": sums.losses}
-            for path, (of_a, of_b) in sums.gradients.items():
-                found |= {f"sum.a.{path}": of_a, f"sum.b.{path}": of_b}
-        return found
+        return found | {f"sum.{name}": tensor for name, tensor in self._sums.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor], records: Sequence[StepRecord]) -> None:
         """See Method: the records are not needed."""
-        self._sums = None
+        self._sums = {}
         if not state:
             self._to_start()
             self._optimizer.reset()
             return
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
-        if "passes" in state:
-            gradients = {path: (state[f"sum.a.{path}"], state[f"sum.b.{path}"]) for path in self._adapter.a}
-            self._sums = Sums(losses=state["losses"], gradients=gradients, passes=int(state["passes"]))
+        self._sums = {name.removeprefix("sum."): state[name] for name in state if name.startswith("sum.")}
 
 
 def schedule(step: int, remaining: float) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.common import peers
-from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.gradients import LayerwiseGradients, PassSize, Sums
 from pocketllm.backprop.method import fresh_adapter
 from pocketllm.engine.data.batches import Batch
 from pocketllm.engine.formats.model_folder import open_model_folder
@@ -34,13 +34,16 @@ def worst_cosine(folder: Path, inputs: torch.Tensor, targets: torch.Tensor, dtyp
         b.normal_(0, _DEVIATION, generator=generator)
     model.set_parameters(adapter)
     size = PassSize(stored=inputs.numel(), micro_batch=inputs.numel(), kept=model.stack.count)
-    _, found = LayerwiseGradients(model, adapter, size)([(blocks, 1.0)])
+    found: Sums = {}
+    LayerwiseGradients(model, adapter, size)([(blocks, 1.0)], found)
     expected = _autograd(folder, adapter, blocks)
-    pairs = [pair for path in expected for pair in zip(found[path], expected[path], strict=True)]
+    pairs = [
+        pair for path in expected for pair in zip((found[f"a.{path}"], found[f"b.{path}"]), expected[path], strict=True)
+    ]
     return min(float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) for one, other in pairs)
 
 
-def _autograd(folder: Path, adapter: Adapter, blocks: Batch) -> Gradients:
+def _autograd(folder: Path, adapter: Adapter, blocks: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     model = peers.build(folder).float().eval()
     model.requires_grad_(False)
     factors = []

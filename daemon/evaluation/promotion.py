@@ -212,9 +212,10 @@ def level_of(link: int, *, again: bool = False) -> float:
 
     again: the job judges a candidate again, on more text. Then most of the evidence is that of the look before, and
     levels may fall more slowly: a group-sequential test by nominal levels (Lan and DeMets, "Discrete sequential
-    boundaries for clinical trials", 1983). Squares keep all looks together below 0.05 (bench.promotion).
+    boundaries for clinical trials", 1983). The exponent is the least that keeps all looks together below 0.05, up to
+    the next job (bench.promotion).
     """
-    return SIGNIFICANCE / link ** (2 if again else 3)
+    return SIGNIFICANCE / link ** (1.75 if again else 3)
 
 
 def cutoff_of(chances: Sequence[float], level: float = SIGNIFICANCE) -> float:

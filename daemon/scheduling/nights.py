@@ -92,7 +92,7 @@ class Nights:
     def candidate(self, now: datetime) -> str | None:
         """The adapter that waits for evidence, in a sentence without the owner's words; None where none waits."""
         look = self._store.jobs.last_look()
-        if look is None or look.finished_at is None or look.mode != "lora":  # a whole model is not judged again
+        if look is None or look.finished_at is None:
             return None
         done, ended = "judged" if look.judges else "learned", self._local(look.finished_at)
         at = "last night" if night_of(ended) == self._local(now).date() else f"on {ended.date()}"

@@ -93,10 +93,8 @@ class JobQueue:
 
     def look_is_due(self, now: datetime) -> bool:
         """Whether a candidate waits for evidence, and some has come in since it was judged in an earlier night."""
-        last = self._store.jobs.last_look()
+        last = self._store.jobs.last_look() if self.settings.training.mode == "lora" else None
         if last is None or last.finished_at is None or now - last.finished_at < _NEXT_LOOK_AFTER:
-            return False
-        if {last.mode, self.settings.training.mode} != {"lora"}:
             return False
         return self._store.texts.counts(beside=last.id).new_words > 0
 

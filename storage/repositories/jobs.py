@@ -165,9 +165,9 @@ class JobStore(Repository):
         """The last job that has judged, or was to judge, the candidate that waits; None where none does."""
         with self._database.read() as session:
             candidate = undecided(session, in_use(col(Job.model)))
-            if candidate is None:
+            if candidate is None or candidate.mode != "lora":  # a whole model is not judged alone
                 return None
-            looks = select(Job).where(or_(col(Job.id) == candidate.job_id, col(Job.parent) == candidate.id))
+            looks = select(Job).where(or_(col(Job.id) == candidate.job_id, (col(Job.parent) == candidate.id) & ~OWN))
             ended = looks.where(col(Job.finished_at).is_not(None))
             return session.exec(ended.order_by(col(Job.finished_at).desc())).first()
 

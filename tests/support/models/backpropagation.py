@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketllm.backprop.gradients import Gradients, LayerwiseGradients, PassSize
+from pocketllm.backprop.gradients import LayerwiseGradients, PassSize, Sums
 from pocketllm.backprop.method import adapted_paths
 from pocketllm.engine.data.batches import IGNORE_INDEX, Batch
 from pocketllm.engine.data.examples import Example, Row, bucketed, encode
@@ -18,6 +18,8 @@ from tests.support.models.tiny_architectures import masking_tokenizer
 from tests.support.models.tiny_models import byte_tokenizer
 
 #: Blocks with their weight in the objective.
+#: Path of a linear map -> dLoss/dA and dLoss/dB.
+Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
 Parts = Sequence[tuple[Batch, float]]
 
 #: The words of two labels: the softmax of a labelled text runs over these alone.
@@ -102,7 +104,11 @@ def whole_gradients(network: Any, adapter: Adapter, parts: Parts) -> tuple[list[
 def layerwise(model: LanguageModel, adapter: Adapter, size: PassSize, parts: Parts) -> tuple[list[float], Gradients]:
     """The same by LayerwiseGradients."""
     model.set_parameters(adapter)
-    return LayerwiseGradients(model, adapter, size)(parts)
+    gradients, sums = LayerwiseGradients(model, adapter, size), Sums()
+    while not gradients(parts, sums):
+        pass
+    losses = [float(loss) / max(1, blocks.tokens) for loss, (blocks, _) in zip(sums["losses"], parts, strict=True)]
+    return losses, {path: (sums[f"a.{path}"], sums[f"b.{path}"]) for path in adapter.a}
 
 
 def worst_error(found: Gradients, expected: Gradients) -> float:
