@@ -14,7 +14,13 @@ the text grows by as much as makes a job in every three jobs, the part of these 
 
 power_1000_by_2 and power_1000_by_3: how often a chain on 1,000 words, whose first job gains 0.3 nats and each further
 one 0.1 more, has been called 'learned' by its second and its third job; power_1000_more: how often a job that gains 0.1
-nats after one that was called 'learned' is. All that is random comes from a fixed seed.
+nats after one that was called 'learned' is.
+
+false_learned_waiting: of candidates that changed nothing, and wait for evidence, the part that is ever called 'learned'
+before the next job is due, of the worst number of texts at first, over 1 to 12 texts a night. power_by_2, power_by_3:
+how often a gain of 0.3 nats is found by the second and the third night, of who writes 350 words a day. The tables show
+the first verdict's power by the part that is held out, where what is won follows the curve of bench.nights; and after
+how many nights something is served, by the words that make a job. All that is random comes from a fixed seed.
 """
 
 from __future__ import annotations
@@ -22,13 +28,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.common.harness import Limit, finish, parser, start
+from bench.common.harness import Limit, finish, parser, start, table
+from bench.nights.device import Known, Lesson
 from pocketllm.daemon.evaluation.promotion import EvaluationVerdict, evaluate
-from pocketllm.storage.repositories.texts import NewText, _Weighed, is_held_out, to_hold_out
+from pocketllm.daemon.scheduling.night import LEAST_WORTH
+from pocketllm.storage.repositories.texts import MAX_HELD_OUT_SHARE, NewText, _Weighed, is_held_out, to_hold_out
 from pocketllm.storage.tables import Outcome
 
 LIMITS = {
@@ -39,6 +49,9 @@ LIMITS = {
     "false_forgets_chain": Limit(at_most=0.05),
     "false_learned_growing": Limit(at_most=0.05),
     "false_forgets_growing": Limit(at_most=0.05),
+    "false_learned_waiting": Limit(at_most=0.05),
+    "power_by_2": Limit(at_least=0.95),
+    "power_by_3": Limit(at_least=0.99),
 }
 TEXTS, PARTS = (2, 3, 5, 10, 20, 40), (1, 5, 20)
 WORDS = (400, 1000, 4000)
@@ -46,6 +59,9 @@ GAIN, MORE = 0.3, 0.1
 CHAIN, CHAIN_PARTS = 10, 5
 #: Jobs of a chain whose text grows.
 GROWN = 9
+#: New texts a night, and those that make a job; words a day; the settings that the tables compare.
+A_NIGHT, A_JOB, A_DAY = (1, 4, 12), 18, 350
+SHARES, FIRST_WORDS, TRIGGERS = (0.3, 0.4, 0.5, 0.6), (600, 1000, 1500), (500, 700, 1000, 1300)
 
 #: How a text's change differs from the mean change, in nats per token: by something of the text's own, and by noise
 #: that falls with the root of its tokens. Measured with SmolLM2 and an exact job of 40 steps on 15 short notes of a
@@ -202,14 +218,20 @@ def false_growing(texts: int, *, trials: int, seed: int = 0) -> Counts:
     return Counts(trials=trials * GROWN // 3, learned=learned, worse=worse)
 
 
-def first_job(random: np.random.Generator, words: int) -> NDArray[np.int64]:
-    """The words of the texts that a first job on this number of words holds out."""
+def written(random: np.random.Generator, words: int) -> NDArray[np.int64]:
+    """The words of notes that have so many together."""
     night = lengths(random, 3 + 2 * words // MEDIAN_WORDS)
-    night = night[: int(np.searchsorted(night.cumsum(), words)) + 1]
+    return night[: int(np.searchsorted(night.cumsum(), words)) + 1]
+
+
+def first_job(
+    random: np.random.Generator, night: NDArray[np.int64], *, share: float = MAX_HELD_OUT_SHARE
+) -> NDArray[np.int64]:
+    """The words of the texts that a first job on these holds out."""
     ids = [f"text-{random.integers(2**63):016x}" for _ in night]
     kept = [is_held_out(NewText(text=one, source="")) for one in ids]
     new = [_Weighed(one, words, None, out) for one, words, out in zip(ids, night.tolist(), kept, strict=True)]
-    chosen = to_hold_out(new, trained=())
+    chosen = to_hold_out(new, trained=(), share=share)
     return np.array([text.words for text in new if text.id in chosen], dtype=np.int64)
 
 
@@ -218,7 +240,7 @@ def power(words: int, *, trials: int, seed: int = 0, gain: float = GAIN) -> floa
     random = np.random.default_rng((seed, words))
     learned = 0
     for _ in range(trials):
-        kept = first_job(random, words)
+        kept = first_job(random, written(random, words))
         learned += len(kept) > 0 and outcome(random, [kept], gain=gain) is Outcome.LEARNED
     return learned / trials
 
@@ -226,12 +248,85 @@ def power(words: int, *, trials: int, seed: int = 0, gain: float = GAIN) -> floa
 def chain_power(words: int, *, trials: int, seed: int = 0) -> dict[str, float | None]:
     """How often a chain on so many words is called 'learned' by its second and third job, and again by its second."""
     random = np.random.default_rng((seed, words, CHAIN))
-    kept = (first_job(random, words) for _ in range(trials))
+    kept = (first_job(random, written(random, words)) for _ in range(trials))
     found = [chain(random, [one], (GAIN, MORE, MORE)) for one in kept if len(one)]
     by_2, by_3 = (sum(Outcome.LEARNED in one[:number] for one in found) / trials for number in (2, 3))
     again = [one[1] is Outcome.LEARNED for one in found if one[0] is Outcome.LEARNED]
     more = sum(again) / len(again) if again else None
     return {f"power_{words}_by_2": by_2, f"power_{words}_by_3": by_3, f"power_{words}_more": more}
+
+
+def looks(
+    random: np.random.Generator, kept: NDArray[np.int64], nights: Sequence[NDArray[np.int64]], *, gain: float
+) -> list[bool]:
+    """Whether a candidate is called 'learned' by what its job has held out, and again with each night's texts."""
+    found = held_out(random, [np.concatenate([kept, *nights])], gain=gain)
+    counts = np.cumsum([len(kept), *map(len, nights)])
+    verdicts = (
+        found.first(count).verdict(found.fell[found.of_first(count)], link=link, again=link > 1)
+        for link, count in enumerate(counts, 1)
+        if count
+    )
+    return [verdict.outcome is Outcome.LEARNED for verdict in verdicts]
+
+
+def false_waiting(texts: int, *, trials: int) -> float:
+    """How often a candidate that changed nothing is called 'learned', at first by this number of texts."""
+    random = np.random.default_rng((1, texts))
+    nights = [[a_night] * ceil(A_JOB / a_night) for a_night in A_NIGHT]
+    found = [
+        any(looks(random, lengths(random, texts), [lengths(random, one) for one in nights[trial % 3]], gain=0.0))
+        for trial in range(3 * trials)
+    ]
+    return sum(found) / len(found)
+
+
+def won_by(there: NDArray[np.int64], kept: NDArray[np.int64]) -> float:
+    """What a job of 40 steps wins on the texts that are there, without those that are kept out."""
+    words = int(there.sum() - kept.sum())
+    return Lesson(Known(), [("", words)], words / 4).won(LEAST_WORTH)
+
+
+def first_served(trigger: int, share: float, *, trials: int, gain: float | None = None) -> list[int]:
+    """The number of the night after which something is served, where so many words make a job; 3 later at most.
+
+    gain: None: what the text that is trained on wins.
+    """
+    random = np.random.default_rng((2, trigger, int(100 * share)))
+    served = []
+    for _ in range(trials):
+        days = [written(random, A_DAY) for _ in range(ceil(trigger / A_DAY))]
+        there = np.concatenate(days)
+        kept = first_job(random, there, share=share)
+        wins = won_by(there, kept) if gain is None else gain
+        found = looks(random, kept, [written(random, A_DAY) for _ in range(2)], gain=wins)
+        served.append(len(days) + (found.index(True) if True in found else 3))
+    return served
+
+
+def tables(trials: int) -> dict[str, Any]:
+    """How much to hold out of a first job's text, and how much text makes one."""
+
+    def power_and_gain(words: int, share: float) -> str:
+        random = np.random.default_rng((3, words, int(100 * share)))
+        wins, found = [], 0
+        for _ in range(trials):
+            there = written(random, words)
+            kept = first_job(random, there, share=share)
+            wins.append(won_by(there, kept))
+            found += len(kept) > 0 and outcome(random, [kept], gain=wins[-1]) is Outcome.LEARNED
+        return f"{found / trials:.2f}, {np.mean(wins):.2f}"
+
+    shares = [[f"{share:.0%}", *(power_and_gain(words, share) for words in FIRST_WORDS)] for share in SHARES]
+    triggers = []
+    for trigger in TRIGGERS:
+        nights = first_served(trigger, MAX_HELD_OUT_SHARE, trials=trials)
+        first = nights.count(ceil(trigger / A_DAY)) / trials
+        triggers.append([f"{trigger:,}", f"{first:.2f}", f"{np.mean(nights):.2f}", f"{np.percentile(nights, 95):g}"])
+    return {
+        "shares": {"columns": ["held out at most", *(f"{words:,} words" for words in FIRST_WORDS)], "rows": shares},
+        "triggers": {"columns": ["words", "served at once", "mean night", "19 of 20 by"], "rows": triggers},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -251,12 +346,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     values |= {f"power_{words}": power(words, trials=5 * trials) for words in WORDS}
     values |= chain_power(1000, trials=5 * trials)
+    values["false_learned_waiting"] = max(false_waiting(texts, trials=3 * trials) for texts in TEXTS)
+    nights = first_served(1000, MAX_HELD_OUT_SHARE, trials=10 * trials, gain=GAIN)
+    first = ceil(1000 / A_DAY)
+    values |= {f"power_by_{by}": sum(night < first + by for night in nights) / len(nights) for by in (2, 3)}
+    shown = tables(5 * trials)
     raw = {
+        "tables": shown,
         "grid": {texts: [vars(one) for one in found] for texts, found in grid.items()},
         "chains": {texts: vars(one) for texts, one in chains.items()},
         "growing": {texts: vars(one) for texts, one in growing.items()},
     }
-    return finish("promotion", [], values=values, limits=LIMITS, raw=raw, options=options)
+    titles = {"shares": "Power of the first verdict, and nats won", "triggers": "Nights at 350 words a day"}
+    printed = [table(titles[name], **one) for name, one in shown.items()]
+    return finish("promotion", printed, values=values, limits=LIMITS, raw=raw, options=options)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def level_of(link: int, *, again: bool = False) -> float:
     boundaries for clinical trials", 1983). The exponent is the least that keeps all looks together below 0.05, up to
     the next job (bench.promotion).
     """
-    return SIGNIFICANCE / link ** (1.75 if again else 3)
+    return float(SIGNIFICANCE / link ** (1.75 if again else 3))
 
 
 def cutoff_of(chances: Sequence[float], level: float = SIGNIFICANCE) -> float:

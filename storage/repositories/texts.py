@@ -279,13 +279,15 @@ class _Weighed(NamedTuple):
     held_out: bool
 
 
-def to_hold_out(new: Sequence[_Weighed], trained: Collection[str], *, more: bool = True) -> set[str]:
+def to_hold_out(
+    new: Sequence[_Weighed], trained: Collection[str], *, more: bool = True, share: float = MAX_HELD_OUT_SHARE
+) -> set[str]:
     """The new texts to measure with: those that always are, and of little text `more`, by their ids.
 
-    trained: the texts that a job has trained on, which prove nothing.
+    share: of the words, at most, by `more`. trained: the texts that a job has trained on, which prove nothing.
     """
     kept = {text.id: text.words for text in new if text.held_out and text.id not in trained}
-    most = MAX_HELD_OUT_SHARE * sum(text.words for text in new)
+    most = share * sum(text.words for text in new)
     for text in sorted(new) if more else ():  # by their ids, which are hashes
         if len(kept) < MIN_HELD_OUT and sum(kept.values()) + text.words <= most and text.id not in trained:
             kept[text.id] = text.words
