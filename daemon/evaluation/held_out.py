@@ -69,6 +69,7 @@ class HeldOutEvaluation:
     ordinary: Batch | None  #: see `ordinary_text`; None where there is old text
     dtype: torch.dtype
     micro_batch: int  #: the most blocks that pass through the layers together
+    part_seconds: float = PART_SECONDS
 
     @property
     def weights(self) -> list[int]:
@@ -131,7 +132,7 @@ class HeldOutEvaluation:
             done += len(batch)
             if done > len(losses):
                 losses[done - len(batch) :] = model.block_losses(batch, self.micro_batch)
-                if time.monotonic() - stored >= PART_SECONDS:
+                if time.monotonic() - stored >= self.part_seconds:
                     by_key, stored = dict(zip(keys, losses, strict=False)), time.monotonic()
                     log.evaluate(job.id, step=PART_STEP, block_losses=by_key, loss=0.0, now=datetime.now(UTC))
         return losses

@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from pocketllm.daemon.scheduling.night import LEAST_WORTH, MAX_STEPS, MIN_STEPS, UNKNOWN_NIGHT, fitting, worth
+from pocketllm.daemon.scheduling.night import (
+    LEAST_WORTH,
+    MAX_STEPS,
+    MIN_STEPS,
+    SURE_NIGHT,
+    UNKNOWN_NIGHT,
+    fitting,
+    most_steps,
+    worth,
+)
 from pocketllm.daemon.scheduling.runs import RunRecorder
 from pocketllm.storage.store import Store
-from pocketllm.storage.tables import Job, JobState, Outcome
+from pocketllm.storage.tables import CANDIDATE, Job, JobState, Outcome
 from tests.support.daemon.in_process_app import NOON
 from tests.support.daemon.scheduler_world import SchedulerWorld, scheduler_world
-from tests.support.stored import roll_back, words_of
+from tests.support.stored import roll_back, serve, words_of
 
 HOUR = 3600.0
 
@@ -54,6 +63,11 @@ class TestUsualNight:
         assert runs.usual_night() == 3 * HOUR
 
 
+def test_a_first_job_of_exact_gradients_is_short() -> None:
+    assert most_steps("exact", first=True) == LEAST_WORTH
+    assert most_steps("mezo", first=True) == most_steps("exact", first=False) == MAX_STEPS
+
+
 class TestWhatIsLeftOfANight:
     def left_after(self, hours: float, runs: RunRecorder) -> float:
         evening = NOON + timedelta(days=20, hours=10)
@@ -63,6 +77,11 @@ class TestWhatIsLeftOfANight:
     def test_it_is_that_of_the_nights_that_lasted_longer(self, store: Store) -> None:
         runs = nights(store, 2, 5, 6, 7, 8)
         assert [self.left_after(hours, runs) for hours in (0, 3, 6.5, 7.5)] == [5, 3, 0.5, 0.5]
+
+    def test_surely_left_is_the_least(self, store: Store) -> None:
+        now = NOON + timedelta(days=20)
+        assert nights(store).night_left(now, surely=True) == SURE_NIGHT
+        assert nights(store, 8, 2, 7, 5).night_left(now, surely=True) == 2 * HOUR
 
     def test_a_night_that_outlasts_all_others_lasts_as_long_again(self, store: Store) -> None:
         assert self.left_after(9, nights(store, 5)) == 9
@@ -95,7 +114,7 @@ def next_night(world: SchedulerWorld) -> Job:
 def test_the_number_of_steps_is_open_and_the_worker_is_told_what_the_night_has_left(world: SchedulerWorld) -> None:
     job = world.only_job()
     assert (job.total_steps, job.state) == (None, JobState.RUNNING)
-    assert world.runner.seconds == [pytest.approx(UNKNOWN_NIGHT)]
+    assert world.runner.seconds == [pytest.approx(SURE_NIGHT)]  # while nothing is served
 
 
 def test_a_job_that_two_nights_did_not_finish_ends_at_its_last_step_in_the_third(world: SchedulerWorld) -> None:
@@ -129,6 +148,44 @@ def test_where_a_number_of_steps_was_set_the_job_is_not_cut_short(tmp_path: Path
             assert next_night(world).total_steps == 30
 
 
+class TestCandidate:
+    def test_it_is_judged_again_in_a_later_night_with_newer_text(self, world: SchedulerWorld) -> None:
+        first = world.only_job()
+        world.finish(first.id, Outcome.TOO_LITTLE)
+        world.add(1, "newer")
+        world.tick()
+        assert world.store.jobs.open() == []  # in the same night
+        world.tick(12 * HOUR)
+        [look] = world.store.jobs.open()
+        assert (look.start_from, look.parent, look.state) == (CANDIDATE, f"of-{first.id}", JobState.RUNNING)
+        row = world.store.adapters.get(f"of-{first.id}")
+        world.store.jobs.succeed(look.id, adapter=row, publish=False, now=world.clock.now)
+        world.worker_ends(0)
+        world.tick(24 * HOUR)
+        assert world.store.jobs.open() == []  # without newer text
+
+    def test_a_look_waits_no_longer_than_its_candidate(self, world: SchedulerWorld) -> None:
+        first = world.only_job()
+        world.finish(first.id, Outcome.TOO_LITTLE)
+        world.unplug()
+        world.add(1, "newer")
+        world.tick(12 * HOUR)
+        [look] = world.store.jobs.open()
+        serve(world.store, f"of-{first.id}", now=world.clock.now)
+        world.plug_in()
+        world.tick(60)
+        assert world.job(look.id).state is JobState.CANCELLED
+
+    def test_the_owner_who_cancels_a_look_ends_it_for_the_night(self, world: SchedulerWorld) -> None:
+        world.finish(world.only_job().id, Outcome.TOO_LITTLE)
+        world.add(1, "newer")
+        world.tick(12 * HOUR)
+        [look] = world.store.jobs.open()
+        world.scheduler.cancel(look.id, world.clock.now)
+        world.tick()
+        assert world.store.jobs.open() == []
+
+
 class TestFollowUp:
     def test_another_job_goes_on_with_the_same_text(self, world: SchedulerWorld) -> None:
         first = world.only_job()
@@ -146,7 +203,7 @@ class TestFollowUp:
         [job] = world.store.jobs.open()
         assert (job.link, job.parent) == (2, f"of-{first.id}")
 
-    @pytest.mark.parametrize(("newer", "link"), [(10, 3), (19, 1)])
+    @pytest.mark.parametrize(("newer", "link"), [(10, 4), (19, 1)])
     def test_newer_words_have_all_steps_ahead(self, world: SchedulerWorld, newer: int, link: int) -> None:
         """A job is 20 new words; so many more than its chain began with are tested as a first job's are."""
         world.succeed(world.only_job().id, Outcome.TOO_LITTLE, chain_steps=25, unfinished=True)
@@ -156,6 +213,12 @@ class TestFollowUp:
         world.succeed(job.id, Outcome.TOO_LITTLE, chain_steps=40)
         world.add(newer, "newest")
         world.tick(8 * 24 * HOUR)
+        [look] = world.store.jobs.open()  # first: the job trains on the evidence
+        assert (look.start_from, look.link) == (CANDIDATE, 3)
+        row = world.store.adapters.get(str(look.parent))
+        world.store.jobs.succeed(look.id, adapter=row, publish=False, now=world.clock.now)
+        world.worker_ends(0)
+        world.tick()
         [job] = world.store.jobs.open()
         assert (job.link, job.chain_steps) == (link, 0)
 

@@ -1,8 +1,10 @@
 """An adapter that was trained elsewhere is judged on this device's held-out text, and served if it is better."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,11 @@ from pocketllm.daemon.settings import Settings, TrainingSettings
 from pocketllm.engine.errors import BadRequest, TrainingDiverged
 from pocketllm.engine.formats.lora_folder import base_sha256
 from pocketllm.engine.params.lora import load_adapter
-from pocketllm.storage.tables import ADDED, BASE, Job, Outcome, Requester
+from pocketllm.storage.tables import ADDED, BASE, CANDIDATE, Job, Outcome, Requester
 from tests.support.daemon.workers import NOW, Device, delete_text, new_device
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import taught_folder, unknown_notes
-from tests.support.stored import roll_back, serve, start_job
+from tests.support.stored import roll_back, serve, start_job, succeed
 
 pytestmark = pytest.mark.smoke
 
@@ -131,3 +133,20 @@ def test_a_real_worker_judges_it_again_after_a_deletion(phone: Phone, learned: P
     done = phone.work(phone.store.jobs.start(job.id, now=NOW))
     assert (done.outcome, phone.serving) == (Outcome.LEARNED, done.adapter)
     assert ids[0] not in {text.id for text in phone.store.texts.of_job(job.id)}
+
+
+def test_a_real_worker_judges_a_candidate_again_on_newer_text(phone: Phone, learned: Path) -> None:
+    """The same adapter proves better, without a step."""
+    phone.add(["few words"])
+    first = start_job(phone.store)
+    candidate = succeed(phone.store, first, outcome=Outcome.TOO_LITTLE)
+    shutil.copytree(learned, phone.folder.adapter(candidate.id))
+    newer = phone.add(unknown_notes(), source="phone")
+    given: dict[str, Any] = {"method": CANDIDATE, "start_from": CANDIDATE, "requested_by": Requester.THRESHOLD}
+    settings, tomorrow = TRAINING.model_dump(mode="json"), NOW + timedelta(days=1)
+    done = phone.work(start_job(phone.store, settings=settings, now=tomorrow, **given))
+    assert done.outcome is Outcome.LEARNED, phone.said(done, "evaluated")
+    assert done.adapter == done.parent == candidate.id == phone.serving
+    assert phone.store.step_log.steps(done.id) == []
+    assert equal(load_adapter(phone.folder.adapter(candidate.id)), load_adapter(learned))
+    assert {phone.store.texts.get(name).learned_in for name in newer} == {None}

@@ -130,7 +130,7 @@ def test_the_last_blocks_are_held_out_where_no_text_or_every_text_is(held_out: b
 def test_of_little_text_more_blocks_are_held_out() -> None:
     rows = texts(*[False] * 5)
     training, (measured, owners) = split(rows, packed)
-    assert (count(training), count(measured), len(set(owners))) == (8, 5, 5)
+    assert (count(training), count(measured), len(set(owners))) == (7, 6, 6)
 
 
 def test_a_single_long_text_that_is_held_out_is_measured_by_its_stretches() -> None:
