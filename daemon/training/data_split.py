@@ -70,7 +70,8 @@ def stretches(count: int) -> list[str]:
 
 def for_first_verdict(job: Job, method: str | None, texts: Sequence[Text]) -> list[Text]:
     """The job's texts; while nothing is served, without the held-out ones that its first verdict need not wait for."""
-    if method != "exact" or job.compared_with != BASE or job.link > 1:
+    is_first = job.compared_with == BASE and job.link == 1 and job.start_from is None and job.tuning is None
+    if method != "exact" or not is_first:
         return list(texts)
     first = sorted(text.id for text in texts if text.held_out)[:FIRST_HELD_OUT]
     return [text for text in texts if not text.held_out or text.id in first]

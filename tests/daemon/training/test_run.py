@@ -3,19 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pocketllm.daemon.scheduling.planning import plan_job
 from pocketllm.daemon.settings import TrainingSettings
-from pocketllm.daemon.training.data_split import PART_WORDS, STRETCHES, blocks_between, split, with_replay
+from pocketllm.daemon.training.data_split import (
+    FIRST_HELD_OUT,
+    PART_WORDS,
+    STRETCHES,
+    blocks_between,
+    for_first_verdict,
+    split,
+    with_replay,
+)
 from pocketllm.engine.data.batches import Batches, pack
 from pocketllm.engine.errors import BadRequest
 from pocketllm.engine.formats.model_folder import open_model_folder
 from pocketllm.storage.repositories.texts import NewText
-from pocketllm.storage.tables import JobState, Outcome, Text
-from tests.support.daemon.workers import NOW, Device, changed, new_device, notes
+from pocketllm.storage.tables import ADDED, BASE, JobState, Outcome, Text
+from tests.support.daemon.workers import NOW, Device, changed, new_device, new_job, notes
 from tests.support.models.tiny_architectures import MASKED, architecture_folder
 
 COMPLETIONS = [
@@ -196,3 +205,14 @@ def test_held_out_text_is_never_learned_from_even_when_it_is_all_the_old_text_th
     rows = [*learned_in("a", True, True), *learned_in(None, False, True)]
     training, _, (old,) = with_replay(rows, packed)
     assert (count(training), old) == (count(packed(texts(False))), 2 * 3)
+
+
+def test_a_first_verdict_is_on_few_texts_but_not_where_somebody_asked_for_one() -> None:
+    rows = texts(*[True] * 30, *[False] * 5)
+    first = new_job(compared_with=BASE)
+    kept = for_first_verdict(first, "exact", rows)
+    assert len([text for text in kept if text.held_out]) == FIRST_HELD_OUT and len(kept) == FIRST_HELD_OUT + 5
+    others: list[dict[str, Any]] = [{"compared_with": "one"}, {"link": 2}, {"start_from": ADDED}, {"tuning": {}}]
+    jobs = [new_job(**{"compared_with": BASE} | other) for other in others]
+    assert all(for_first_verdict(job, "exact", rows) == rows for job in jobs)
+    assert for_first_verdict(first, "mezo", rows) == rows
