@@ -161,15 +161,11 @@ class TrainingRun:
         """Fix the number of steps, by the time of the first ones, so that a resumed run computes the same."""
         seconds = [row.seconds for row in self.store.step_log.steps(self.job.id)[1:]]
         a_step, left = sum(seconds) / len(seconds), self._ends_at - time.monotonic() - 2 * self._evaluation_seconds
-        total = min(self._most_steps, night.fitting(left, a_step, made=night.FIRST_STEPS))
+        most = night.most_steps(self.plan.method, first=self.job.compared_with == BASE)
+        total = min(self._worth, most, night.fitting(left, a_step, made=night.FIRST_STEPS))
         message = f"{total} steps of {a_step:.2g} s; the text is worth {self._worth}"
         self._say("planned", f"{message}, and {max(0, left) / 3600:.1f} h are probably left of the night")
         self.job = self.store.jobs.update(self.job.id, total_steps=total)
-
-    @property
-    def _most_steps(self) -> int:
-        """The steps that the text is worth; fewer while nothing is served."""
-        return min(self._worth, night.most_steps(self.plan.method, first=self.job.compared_with == BASE))
 
     def _samples(self) -> Batch | None:
         """Samples of the base model for rehearsal; None where there is none."""
