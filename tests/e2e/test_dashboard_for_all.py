@@ -96,7 +96,7 @@ def test_each_state_is_one_sentence(
     if change is _waits:
         said = visit.page.locator("#now-next")
         expect(said).to_contain_text("It waits for the charger and 10 minutes without you.")
-        expect(said).to_contain_text("A new version waits: learned last night; judged again tonight.")
+        expect(said).to_contain_text("learned last night; judged again tonight")
     check(visit.page, line)
     visit.end()
 

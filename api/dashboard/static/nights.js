@@ -1,13 +1,13 @@
 // The last nights: when it could learn, when it did, and what held it back. Under details, the jobs.
 import { call } from "./call.js";
 import { $, button, clock, count, day, duration, during, fill, h, later, onClick, put, size, waiting, when } from "./dom.js";
-import { judges, noon, snooze } from "./now.js";
+import { noon, snooze } from "./now.js";
 import { plot } from "./plot.js";
 
 const MOST_JOBS = 200, MORE_JOBS = 40, OPEN = ["queued", "running", "paused"], REFRESH_MS = 6e5;
 const SMOOTH = 0.8; // how much of the training line's last point is kept in the next
 const HELD = { power: "not on the charger", idle: "in use", screen: "the screen was on", battery: "the battery was low", heat: "too warm", memory: "too little memory" };
-let look = async () => {}, known = "", shown = 20, nights = [], listed = new Map(), drawn = null; // the job whose loss is drawn
+let look = async () => {}, known = "", shown = 20, nights = [], words = new Map(), drawn = null; // the job whose loss is drawn
 
 // ---- The strip: a house for each night, whose window is lit while it learned; hours count from the noon before
 const hours = (night, time) => (new Date(time) - new Date(`${night}T12:00`)) / 36e5 + 24;
@@ -16,8 +16,8 @@ function nightOf({ night, open, runs, held_back: held, jobs }, expected) {
   const now = new Date().toISOString(), span = (one) => [hours(night, one.began_at), hours(night, one.ended_at ?? one.seen_at ?? now)];
   const could = open.map(span), ran = runs.map(span), job = jobs.findLast((one) => one.outcome === "learned") ?? jobs.at(-1), why = held.filter((one) => one.seconds >= 600).map((one) => HELD[one.name] ?? one.name);
   const long = duration(runs.reduce((sum, one) => sum + (new Date(one.ended_at ?? one.seen_at) - new Date(one.began_at)) / 1000, 0));
-  const own = listed.get(job?.id), did = own && judges(own) ? "Judged a new version" : `Learned from ${own?.words ? count(own.words, "word") : "your words"}`;
-  const [kind, said] = job?.outcome === "learned" ? ["learned", `${did}, in ${long}.`] : job?.outcome ? ["aside", `${did} in ${long}, but ${job.outcome.startsWith("too") ? "it is too little to tell" : "it was no better"}. Kept aside.`]
+  const many = job && words.get(job.id) ? `${count(words.get(job.id), "word")}` : "your words";
+  const [kind, said] = job?.outcome === "learned" ? ["learned", `Learned from ${many}, in ${long}.`] : job?.outcome ? ["aside", `Learned from ${many} in ${long}, but ${job.outcome.startsWith("too") ? "it is too little to tell" : "was no better for it"}. Kept aside.`]
     : job ? ["not", `${job.state === "failed" ? "It failed" : "It was cancelled"}.`] : runs.length ? ["going", `Learned for ${long}, and goes on.`]
     : why.length && !could.length ? ["not", `Could not: ${why.slice(0, 2).join(", then ")}.`] : expected ? ["soon", `Probably at ${clock(expected)}.`] : ["rest", could.length ? "Nothing to do." : "Nothing waited to be learned."];
   return { date: new Date(new Date(`${night}T12:00`) - 864e5), could, ran, kind, said, soon: expected ? [hours(night, expected), hours(night, expected) + 1] : null };
@@ -53,7 +53,7 @@ export async function showNights(status, jobs) {
   const key = JSON.stringify([jobs.map((job) => [job.id, job.outcome ?? job.state]), status.training.expected_at, Math.floor(Date.now() / REFRESH_MS)]);
   if (key !== known) {
     const { data } = await call("GET", "/nights?days=14");
-    listed = new Map(jobs.map((job) => [job.id, job]));
+    words = new Map(jobs.map((job) => [job.id, job.words]));
     const last = data.findLastIndex((one) => one.open.length || one.runs.length || one.jobs.length || one.held_back.length);
     nights = data.slice(0, Math.max(7, last + 1)).map((one, place) => nightOf(one, place || !status.open_job ? null : status.training.expected_at)).reverse();
     known = key;
@@ -64,7 +64,7 @@ export async function showNights(status, jobs) {
 }
 
 // ---- Details: jobs, and the loss of one
-const titleOf = (job) => [judges(job) && "Judging", job.words !== null && `${count(job.words, "word")} in ${count(job.texts, "text")}`].filter(Boolean).join(", ") || "Job";
+const titleOf = (job) => (job.words === null ? "Job" : `${count(job.words, "word")} in ${count(job.texts, "text")}`);
 const loss = (value) => (value === null ? "–" : value.toFixed(4));
 
 async function showJobs() {
@@ -81,7 +81,7 @@ function jobRow(job) {
   const about = `job of ${when(job.created_at)}`, left = job.eta_seconds === null ? "" : `, ${duration(job.eta_seconds)} left`;
   const change = job.held_out_loss_now === null ? "" : `; held-out loss ${loss(job.held_out_loss_before)} to ${loss(job.held_out_loss_now)}`, row = h("li");
   const post = (name) => async () => { await call("POST", `/jobs/${job.id}/${name}`); await look(); };
-  row.append(h("div.what", h("p", h("b", `${job.state}${job.outcome ? `: ${job.outcome}` : ""}`), ` ${titleOf(job)}`), h("small", `${when(job.created_at)}${judges(job) ? "" : `, step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ""}`}${left}${change}${job.peak_memory_bytes ? `, ${size(job.peak_memory_bytes)} of memory` : ""}`),
+  row.append(h("div.what", h("p", h("b", `${job.state}${job.outcome ? `: ${job.outcome}` : ""}`), ` ${titleOf(job)}`), h("small", `${when(job.created_at)}, step ${job.step}${job.total_steps ? ` of ${job.total_steps}` : ""}${left}${change}${job.peak_memory_bytes ? `, ${size(job.peak_memory_bytes)} of memory` : ""}`),
     job.reasons.map((reason) => h("small", reason)), job.error && h("p.trouble", job.error)));
   row.append(button("Loss", "quiet", () => { drawn = job.id; return showCurve(drawn); }, about));
   if (OPEN.includes(job.state)) row.append(job.paused_by_owner ? button("Resume", "plain", post("resume"), about) : button("Pause", "plain", post("pause"), about),

@@ -10,9 +10,8 @@ let look = async () => {};
 const go = (hash) => async () => { location.hash = hash; };
 const post = (path, body) => async () => { await call("POST", path, body); await look(); };
 const learn = ["Learn now", post("/jobs", {})];
-export const judges = (job) => ["added", "candidate"].includes(job.method); // it makes no step
 
-// until: a Date; null ends the snooze.
+// until: a Date or null
 export const snooze = (until) => post("/status/snooze", until ? { until: until.toISOString() } : {})();
 
 // The next noon: a night ends there.
@@ -27,12 +26,12 @@ export function noon() {
 function stateOf({ model, training, worker, texts, open_job: open }, jobs, choices) {
   const fresh = count(texts.new_words, "new word"), running = jobs.find((job) => job.state === "running"), [last] = jobs;
   const gone = GONE[model.withdrawn] ?? "", isWithdrawn = model.withdrawn === "deletion", until = training.snoozed_until;
-  const state = (kind, line, next, ...acts) => ({ kind, line, next: [model.ready && model.message, next, model.candidate && `A new version waits: ${model.candidate}.`].filter(Boolean).join(" "), acts });
+  const state = (kind, line, next, ...acts) => ({ kind, line, next: `${(model.ready && model.message) || ""} ${next} ${model.candidate ?? ""}`.trim(), acts });
   const soon = texts.new_words >= texts.threshold_words ? "" : `It learns by itself from ${number(texts.threshold_words)} new words on, or after a week with ${number(texts.waited_threshold_words)}.`;
   if (!model.ready) return state("error", "There is no model to work with yet.", model.message);
   if (running) {
     const words = running.words === null ? "your words" : count(running.words, "word"), since = running.started_at ? `Started ${when(running.started_at)}${running.requested_by === "owner" ? ", because you asked" : ""}. ` : "";
-    return state("learning", judges(running) ? "Judging a new version." : `${running.step ? "Learning from" : "Getting ready to learn from"} ${words}.`, `${since}You can go on writing.`, ["Pause", post(`/jobs/${running.id}/pause`)]);
+    return state("learning", `${running.step ? "Learning from" : "Getting ready to learn from"} ${words}.`, `${since}You can go on writing.`, ["Pause", post(`/jobs/${running.id}/pause`)]);
   }
   if (worker.running) return state("learning", "Looking at what it has learned.", "You can go on writing.");
   if (until) return state("snoozed", `Snoozed until ${when(until)}.`, `${texts.new_words ? `Then it learns ${fresh}, once the device rests and charges. ` : ""}${gone}`, ["End the snooze", () => snooze(null)]);
@@ -42,15 +41,15 @@ function stateOf({ model, training, worker, texts, open_job: open }, jobs, choic
   if (open || !soon) return waits();
   if (isWithdrawn) return state("waiting", WITHDRAWN, `${SINCE} ${soon}`, texts.new_words ? learn : null);
   if (last?.outcome === "learned" && model.adapter === last.adapter && Date.now() - new Date(last.finished_at) < RECENT_MS)
-    return state("learned", `${judges(last) ? "A new version has proved better" : `It learned from ${count(last.words ?? 0, "word")}`} ${when(last.finished_at)}.`, `${choices ?? ""} ${soon}`, ["See what changed", go("#/learned")], texts.new_words ? learn : null);
-  if (!texts.new_words) return state("rest", model.candidate ? "It is not certain yet what it has learned." : "It has learned all your texts.", gone || "What you add next, it learns next.", ["Add a text", go("#/texts")]);
+    return state("learned", `It learned from ${count(last.words ?? 0, "word")} ${when(last.finished_at)}.`, `${choices ?? ""} ${soon}`, ["See what changed", go("#/learned")], texts.new_words ? learn : null);
+  if (!texts.new_words) return state("rest", "It has learned all your texts.", gone || "What you add next, it learns next.", ["Add a text", go("#/texts")]);
   return state("waiting", `Has ${fresh}.`, `${soon} ${gone}`, learn);
 
   function waits() {
     const things = [...new Set(training.blockers.map(told))], expected = training.expected_at;
     const at = !things.length ? "in a moment" : expected ? `${new Date(expected) < noon() ? "" : `${day(expected)}, `}probably at ${clock(expected)}` : "when the device charges and rests";
     const now = things.length ? `It waits for ${[things.slice(0, -1).join(", "), things.at(-1)].filter(Boolean).join(" and ")}. ` : "";
-    const line = `${open && judges(open) ? "Judges a new version" : `${open?.step ? "Goes on learning" : "Learns"} ${fresh}`}, ${at}.`;
+    const line = `${open?.step ? "Goes on learning" : "Learns"} ${fresh}, ${at}.`;
     return state("waiting", isWithdrawn ? WITHDRAWN : line, isWithdrawn ? `${SINCE} ${line}` : `${now}${done(open)}${gone}`, open && !open.reasons.length ? null : learn, ["Not tonight", () => snooze(noon())]);
   }
 }
