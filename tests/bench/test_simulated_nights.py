@@ -42,8 +42,8 @@ def test_a_start_after_a_kill_ends_as_one_without() -> None:
     job = Job(requested_by=Requester.OWNER, model="m", seed=1, settings={"steps": "auto"}, words=5000, created_at=NOW)
     whole = Attempt(device, job, texts, Known(), None, 0)
     ended = whole.work(4 * 3600.0)
-    killed = [moment for moment in whole.log if moment.at <= whole.at / 2][-1]
+    killed = [moment for moment in whole.log if moment.safe_at < moment.at <= whole.at / 2][-1]
     again = Attempt(device, job, texts, Known(), killed.saved, killed.samples)
-    assert killed.safe_at <= killed.at < whole.at
+    assert killed.safe_at < killed.at < whole.at
     assert again.work(1.0) == ended and again.at < whole.at
     assert whole.saved and again.saved and replace(again.saved, checkpoints=whole.saved.checkpoints) == whole.saved

@@ -8,7 +8,7 @@ from pocketllm.storage.tables import JobState, Outcome, Requester
 from tests.support.daemon.workers import NOW, Device, notes
 from tests.support.models.learning import equal
 from tests.support.models.taught_model import sample_notes
-from tests.support.stored import start_job
+from tests.support.stored import serve, start_job
 
 pytestmark = pytest.mark.smoke
 
@@ -26,6 +26,15 @@ def test_a_first_job_is_short_in_a_long_night(device_fp32: Device) -> None:
     assert job.chain_steps == LEAST_WORTH
     rates = [row.learning_rate for row in device_fp32.store.step_log.steps(job.id)]
     assert rates[-1] < 0.5 * max(rates)  # the schedule ends with the job
+
+
+def test_a_long_night_makes_the_steps_that_the_text_is_worth(device_fp32: Device) -> None:
+    device_fp32.add(notes(100))
+    serve(device_fp32.store, device_fp32.run(AUTO.model_copy(update={"steps": 1})).adapter or "")
+    job = device_fp32.run(AUTO)
+    [message] = device_fp32.said(job, "planned")
+    assert message.startswith(f"{job.chain_steps} steps of ") and f"the text is worth {job.chain_steps}," in message
+    assert job.chain_steps > LEAST_WORTH and not job.unfinished
 
 
 def test_a_short_night_ends_it_early_and_the_next_job_makes_what_is_left_and_starts_from_its_adapter(

@@ -17,9 +17,9 @@ from tests.support.models.learning import reference_token_losses, some_adapter
 from tests.support.models.tiny_architectures import masking_tokenizer
 from tests.support.models.tiny_models import byte_tokenizer
 
-#: Blocks with their weight in the objective.
 #: Path of a linear map -> dLoss/dA and dLoss/dB.
 Gradients = dict[str, tuple[torch.Tensor, torch.Tensor]]
+#: Blocks with their weight in the objective.
 Parts = Sequence[tuple[Batch, float]]
 
 #: The words of two labels: the softmax of a labelled text runs over these alone.
